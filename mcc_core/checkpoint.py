@@ -1,0 +1,110 @@
+"""One checkpoint format, loadable with `weights_only=True`, and the reading of published MCC and ToCo checkpoints."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcc_core.config import Experiment, validate
+from mcc_core.errors import UsageError
+from mcc_core.model import MCCNet
+
+FORMAT = 1
+
+# Published name prefixes and ours, the longer first.
+_PUBLISHED = (
+    ("proj_head_t.last_layer.weight_v", "momentum_projector.last.direction"),
+    ("proj_head_t.last_layer.weight_g", "momentum_projector.last.gain"),
+    ("proj_head_t.", "momentum_projector."),
+    ("proj_head.last_layer.weight_v", "projector.last.direction"),
+    ("proj_head.last_layer.weight_g", "projector.last.gain"),
+    ("proj_head.", "projector."),
+    ("encoder.", "encoder.vit."),
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained or half-trained network and what it takes to use it or go on."""
+
+    experiment: Experiment
+    classes: tuple[str, ...]  # foreground names
+    iteration: int  # finished iterations
+    seed: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any] | None
+    metrics: dict[str, float]
+
+    def network(self) -> MCCNet:
+        """The network with the checkpoint's weights, on the CPU, in evaluation mode."""
+        config = self.experiment.model.model_copy(update={"weights": "random"})
+        network = MCCNet(config, len(self.classes))
+        network.load_state_dict(self.model)
+        return network.eval()
+
+
+def save(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a checkpoint; the file appears whole or not at all."""
+    content = {
+        "format": FORMAT,
+        "experiment": checkpoint.experiment.model_dump(mode="json"),
+        "classes": list(checkpoint.classes),
+        "iteration": checkpoint.iteration,
+        "seed": checkpoint.seed,
+        "model": checkpoint.model,
+        "optimizer": checkpoint.optimizer,
+        "metrics": checkpoint.metrics,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        torch.save(content, partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint. Raises UsageError when the file is missing, cut short or of another kind."""
+    if not path.is_file():
+        raise UsageError(f"{path}: no such checkpoint file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError(f"{path}: not a readable checkpoint: {detail[:160]}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UsageError(f"{path}: not an mcc checkpoint of format {FORMAT}")
+    return Checkpoint(
+        experiment=validate(Experiment, content["experiment"], str(path)),
+        classes=tuple(content["classes"]),
+        iteration=content["iteration"],
+        seed=content["seed"],
+        model=content["model"],
+        optimizer=content["optimizer"],
+        metrics=content["metrics"],
+    )
+
+
+def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of an MCCNet from a published one, with or without `module.` before each name.
+
+    The ImageNet head, which MCC does not use, is left out.
+    """
+    ours: dict[str, Tensor] = {}
+    for published, tensor in state.items():
+        name = published.removeprefix("module.")
+        if name.startswith("encoder.head."):
+            continue
+        for old, new in _PUBLISHED:
+            if name.startswith(old):
+                name = new + name.removeprefix(old)
+                break
+        ours[name] = tensor
+    return ours

@@ -1,0 +1,342 @@
+"""The experiment schema: everything that can change a trial's numbers, validated once, here.
+
+Names of the paper are in the descriptions. Defaults are the published VOC recipe; presets under
+`mcc_core/presets` change what differs. Every model forbids unknown keys and is immutable.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mcc_core.errors import UsageError
+from mcc_core.schedules import Scheduled, extremes, value_at
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def _bounded(low: float, high: float = float("inf"), *, open_high: bool = False) -> AfterValidator:
+    def check(value: Scheduled) -> Scheduled:
+        for v in extremes(value):
+            if not (low <= v < high if open_high else low <= v <= high):
+                upper = "" if high == float("inf") else f" and {'below' if open_high else 'at most'} {high:g}"
+                raise ValueError(f"{v:g} is out of range: must be at least {low:g}{upper}")
+        return value
+
+    return AfterValidator(check)
+
+
+Weight = Annotated[Scheduled, _bounded(0.0)]
+Fraction = Annotated[Scheduled, _bounded(0.0, 1.0)]
+
+
+class DataConfig(Strict):
+    """Which images and image-level labels to train on, and which masks to evaluate on."""
+
+    name: Literal["shapes", "voc"] = Field("voc", description="shapes: generated scenes; voc: a folder in VOC layout")
+    root: Path | None = Field(None, description="dataset folder; shapes are generated into the MCC home when not set")
+    classes: Path | tuple[str, ...] | None = Field(
+        None, description="foreground class names, or a file with one name a line; default: the 20 of VOC, or shapes'"
+    )
+    train_split: str = Field("train_aug", description="ImageSets/Segmentation/<split>.txt with the training ids")
+    val_split: str = Field("val", description="split that evaluation during training scores")
+    on_corrupt: Literal["stop", "skip"] = Field("stop", description="an image that cannot be read: stop, or skip it")
+    shapes_train: int = Field(800, ge=8, description="shapes: number of training scenes")
+    shapes_val: int = Field(100, ge=4, description="shapes: number of validation scenes")
+    shapes_size: int = Field(128, ge=32, description="shapes: side of a scene in pixels")
+    shapes_seed: int = Field(0, ge=0, description="shapes: seed of the generator")
+
+
+class AugmentConfig(Strict):
+    """Augmentation of the three views (PAPER_NOTES rows 11 and 21)."""
+
+    scale: tuple[float, float] = Field((0.5, 2.0), description="range of the random rescaling before the crop")
+    global_crop: tuple[float, float] = Field((0.4, 1.0), description="area range of view 2's RandomResizedCrop")
+    align_local_flip: bool = Field(False, description="give the local view view 1's flip (published: its own flip)")
+    published_box: bool = Field(False, description="reproduce the published code's unflipped image box (a bug)")
+
+
+class ProjectorConfig(Strict):
+    """Projection of class tokens for the contrast: D to hidden, hidden, bottleneck, then weight-normalised to out."""
+
+    hidden: int = Field(2048, ge=1)
+    bottleneck: int = Field(256, ge=1)
+    out: int = Field(1024, ge=1)
+
+
+class ModelConfig(Strict):
+    """Encoder and heads."""
+
+    backbone: str = Field("deit_base_patch16_224", description="a timm vision transformer")
+    backbone_args: dict[str, Any] = Field(default_factory=dict, description="overrides for timm.create_model")
+    weights: Literal["timm", "random"] | Path = Field(
+        "timm", description="timm: its download; random; or a local .safetensors/.pth file in timm naming"
+    )
+    aux_block: int = Field(10, ge=1, description="block (1-based) whose output feeds the auxiliary classifier")
+    decoder_channels: int = Field(512, ge=1)
+    decoder_dilation: int = Field(5, ge=1)
+    projector: ProjectorConfig = ProjectorConfig()
+
+
+class ThresholdConfig(Strict):
+    """Thresholds on min-max normalised CAMs and on positiveness."""
+
+    background: Fraction = Field(0.25, description="beta_bg of Eq. 8: at or below is background")
+    foreground: Fraction = Field(0.70, description="beta_fg of Eq. 8: above is foreground")
+    positiveness: Annotated[Scheduled, _bounded(0.0, 2.0)] = Field(0.2, description="mu of Eq. 6")
+    score: float = Field(0.50, gt=0, lt=1, description="background threshold when CAMs are scored as segmentations")
+
+
+class MaskConfig(Strict):
+    """Key masks of the local views (section 3.3, Figure 4)."""
+
+    ratio: Fraction = Field(0.95, description="probability p that a key is masked")
+    scale: Annotated[Scheduled, _bounded(1.0)] = Field(4, description="side, in tokens, of the squares masked together")
+    views: int = Field(8, ge=1, description="local views per image")
+    drop_tokens: bool = Field(True, description="drop masked tokens (exact) instead of masking attention over all")
+
+
+class ContrastConfig(Strict):
+    """InfoNCE over global and local class tokens (Eq. 7)."""
+
+    temperature: Annotated[Scheduled, _bounded(1e-3)] = Field(0.5, description="tau")
+    momentum: Fraction = Field(0.9, description="m of the projector's moving average")
+    epsilon: float = Field(1e-4, gt=0)
+    empty_term: bool = Field(True, description="the published code's extra log(1 + negatives) term per query")
+
+
+class CamConfig(Strict):
+    """Multi-scale class activation maps and which of them decides what (PAPER_NOTES rows 5, 16, 18)."""
+
+    scales: tuple[float, ...] = Field((1.0, 0.5, 1.5), min_length=1)
+    positiveness_aux_until: int | None = Field(
+        12_000, ge=0, description="positiveness reads the auxiliary CAM before this iteration (null: always)"
+    )
+    pseudo_label_aux_until: int | None = Field(
+        0, ge=0, description="the pseudo-label reads the auxiliary CAM before this iteration (null: always)"
+    )
+
+
+class ParConfig(Strict):
+    """Pixel-adaptive refinement of the pseudo-label."""
+
+    iterations: int = Field(10, ge=0)
+    dilations: tuple[int, ...] = Field((1, 2, 4, 8, 12, 24), min_length=1)
+    color_weight: float = Field(0.3, gt=0, description="w1: width of the colour kernel, in local standard deviations")
+    position_weight: float = Field(0.01, ge=0, description="w2: weight of the position kernel")
+    downscale: int = Field(2, ge=1)
+
+
+class EnergyConfig(Strict):
+    """Dense energy regularisation."""
+
+    sigma_rgb: float = Field(15.0, gt=0, description="grey levels of 255")
+    sigma_xy: float = Field(100.0, gt=0, description="pixels at full resolution")
+    scale: float = Field(0.5, gt=0, le=1)
+    weight: float = Field(1e-7, ge=0, description="applied before the loss weight")
+
+
+class LossConfig(Strict):
+    """Weights of Eq. 5."""
+
+    cls: Weight = 1.0
+    cls_aux: Weight = 1.0
+    aff: Weight = Field(0.2, description="lambda 1, affinity")
+    mcc: Weight = Field(0.5, description="lambda 2, masked collaborative contrast")
+    seg: Weight = Field(0.1, description="lambda 3, segmentation")
+    reg: Weight = Field(0.05, description="lambda 4, dense energy")
+    seg_start: int = Field(2000, ge=0, description="seg and reg count after this iteration")
+
+
+class OptimConfig(Strict):
+    """AdamW with a polynomial decay after a linear warm-up."""
+
+    lr: float = Field(6e-5, gt=0)
+    head_lr_scale: float = Field(10.0, gt=0, description="factor for classifiers, projector and decoder")
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    power: float = Field(0.9, gt=0)
+    warmup: int = Field(1500, ge=0, description="iterations")
+    warmup_start: float = Field(1e-6, ge=0)
+    warmup_start_is: Literal["ratio", "rate"] = Field(
+        "ratio", description="ratio: of the base rate, as the published code reads 1e-6; rate: absolute, as the text"
+    )
+    freeze_pos_embed: bool = True
+
+
+class TrainConfig(Strict):
+    iterations: int = Field(20_000, ge=1)
+    batch_size: int = Field(4, ge=1, description="images per worker; losses are normalised per worker")
+    workers: int = Field(1, ge=1, description="data-parallel workers; the global batch is workers x batch_size")
+    crop: int = Field(448, ge=16)
+    log_every: int = Field(10, ge=1)
+    eval_every: int = Field(2000, ge=1, description="iterations between evaluations with a checkpoint; also at the end")
+    eval_images: int | None = Field(None, ge=1, description="score only the first N images of the split")
+    eval_batch: int = Field(8, ge=1)
+    panels: int = Field(4, ge=0, description="images shown as CAM panels at each evaluation")
+    loader_workers: int = Field(4, ge=0, description="data-loading processes per worker")
+
+
+class Experiment(Strict):
+    """One validated configuration. With a seed it is a trial."""
+
+    description: str = ""
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = ModelConfig()
+    thresholds: ThresholdConfig = ThresholdConfig()
+    mask: MaskConfig = MaskConfig()
+    contrast: ContrastConfig = ContrastConfig()
+    cam: CamConfig = CamConfig()
+    par: ParConfig = ParConfig()
+    energy: EnergyConfig = EnergyConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _threshold_order(self) -> Experiment:
+        total = self.train.iterations
+        for i in range(0, total, max(1, total // 1000)):
+            low = value_at(self.thresholds.background, i, total)
+            high = value_at(self.thresholds.foreground, i, total)
+            if not low < high:
+                raise ValueError(
+                    f"thresholds.background ({low:g}) must be below thresholds.foreground ({high:g})"
+                    + (f" at iteration {i}" if i else "")
+                )
+        return self
+
+
+# --- presets, overrides, and validation errors as one line each ---------------------------------------------------
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+def preset_names() -> list[str]:
+    """Names of the experiments that ship with the package."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping from a file. Raises UsageError when it cannot be read, parsed, or is not a mapping."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UsageError(f"{path}:{where} not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: expected a mapping of fields, found {type(content).__name__}")
+    return content
+
+
+def load_base(base: str | Path) -> dict[str, Any]:
+    """The raw fields of a preset (by name) or of an experiment file (by path)."""
+    shipped = PRESETS / f"{base}.yaml"
+    if str(base) in preset_names():
+        return read_yaml(shipped)
+    if Path(base).suffix in {".yaml", ".yml"}:
+        return read_yaml(Path(base))
+    raise UsageError(f"{base}: neither a preset ({', '.join(preset_names())}) nor a .yaml file")
+
+
+def merge(base: Mapping[str, Any], overrides: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """A copy of nested `base` with dotted `overrides` put in. Raises UsageError for a key below a non-section."""
+    merged = copy.deepcopy(dict(base))
+    for key, value in overrides.items():
+        node = merged
+        *sections, last = key.split(".")
+        for section in sections:
+            node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise UsageError(f"{source}: {key}: {section} is not a section")
+        node[last] = value
+    return merged
+
+
+def resolve(base: str | Path, overrides: Mapping[str, Any] | None = None, source: str = "--set") -> Experiment:
+    """The validated experiment of a preset or file with dotted overrides. Raises UsageError, one line per mistake."""
+    fields = merge(load_base(base), overrides or {}, source)
+    return validate(Experiment, fields, f"{base}" if not overrides else f"{base} with {source}")
+
+
+def flatten(experiment: Experiment) -> dict[str, str]:
+    """Dotted field names to values as text; a schedule is one value."""
+    flat: dict[str, str] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, Strict):
+            for name in type(value).model_fields:
+                walk(f"{prefix}{name}.", getattr(value, name))
+        elif isinstance(value, tuple):
+            flat[prefix[:-1]] = ", ".join(str(v) for v in value)
+        else:
+            flat[prefix[:-1]] = str(value)
+
+    walk("", experiment)
+    return flat
+
+
+def field_names(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every dotted field name of a schema."""
+    names: list[str] = []
+    for name, field in model.model_fields.items():
+        names.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += field_names(field.annotation, f"{prefix}{name}.")
+    return names
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def validate(model: type[M], fields: Mapping[str, Any], source: str) -> M:
+    """`fields` as a `model`. Raises UsageError with one line per mistake: source, field, value, what would be right."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise UsageError("\n".join(_explain(model, error, source))) from None
+
+
+def _explain(model: type[BaseModel], error: ValidationError, source: str) -> list[str]:
+    lines: dict[str, str] = {}
+    known = field_names(model)
+    for problem in error.errors(include_url=False):
+        where, schedule_error = _location(problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(where, known, n=1) or difflib.get_close_matches(
+                where.rsplit(".", 1)[-1], [k.rsplit(".", 1)[-1] for k in known], n=1
+            )
+            message = "unknown field" + (f", did you mean {close[0]}?" if close else "")
+        elif problem["type"] == "float_type" and isinstance(problem["input"], dict):
+            continue  # a schedule: the other branch of the union says what is wrong with it
+        elif where and isinstance(problem["input"], str | int | float | bool | None):
+            message = f"{problem['input']!r}: {message}"
+        if schedule_error and not isinstance(problem["input"], dict) and problem["type"] == "model_attributes_type":
+            continue  # a plain number's other branch
+        lines.setdefault(where, f"{source}: {where + ': ' if where else ''}{message}")
+    return list(lines.values()) or [f"{source}: {error}"]
+
+
+def _location(loc: tuple[int | str, ...]) -> tuple[str, bool]:
+    """Dotted field name of a pydantic location, without the names of union branches, and whether it was a schedule."""
+    branches = {"float", "constant", "linear", "cosine", "step"}
+    parts = [str(part) for part in loc]
+    kept = [p for p in parts if p not in branches and "tagged-union" not in p and "function-" not in p]
+    return ".".join(kept), any("tagged-union" in p for p in parts)

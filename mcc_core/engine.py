@@ -1,0 +1,304 @@
+"""The training loop of one trial, on one process or as one of several data-parallel ranks.
+
+Everything random is a function of (seed, rank, iteration), so a run resumed from a checkpoint sees the batches, masks
+and augmentations that an undisturbed run would have seen.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from mcc_core import checkpoint as checkpoints
+from mcc_core.checkpoint import Checkpoint
+from mcc_core.config import Experiment
+from mcc_core.data.datasets import TrainingBatches, TrainingSet
+from mcc_core.data.index import DataIndex, supervision_certificate
+from mcc_core.errors import TrainingFault
+from mcc_core.evaluation import EvaluationRecord, evaluate
+from mcc_core.masking import sample_masks
+from mcc_core.model import MCCNet
+from mcc_core.objective import Batch, Objective, Step
+from mcc_core.optim import build_optimizer, set_learning_rate
+from mcc_core.schedules import value_at
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """Means over the iterations since the last record, after `iteration` finished iterations."""
+
+    iteration: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, with its last evaluation."""
+
+    status: Literal["finished", "stopped"]
+    iteration: int
+    metrics: dict[str, float]
+
+
+class Callbacks:
+    """What a caller may hear of a run; every method may be left as it is.
+
+    After the iterations that evaluate come, in this order: on_step, on_checkpoint, on_evaluation. Only rank 0 hears
+    on_step and on_checkpoint; every rank hears on_evaluation, with equal metrics.
+    """
+
+    def on_start(self, iteration: int, info: dict[str, Any]) -> None:
+        """Before the first step; `iteration` iterations were finished before."""
+
+    def on_step(self, record: StepRecord) -> None:
+        """Every `train.log_every` iterations and at each evaluation."""
+
+    def on_checkpoint(self, iteration: int, file: Path) -> None:
+        """A complete checkpoint file, which the callee may move away."""
+
+    def on_evaluation(self, record: EvaluationRecord) -> None:
+        """Metrics and pictures of an evaluation."""
+
+
+def train(
+    experiment: Experiment,
+    seed: int,
+    index: DataIndex,
+    *,
+    device: torch.device,
+    workdir: Path,
+    callbacks: Callbacks | None = None,
+    resume: Path | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Train one trial to its last iteration, or until `should_stop` says so at a log record.
+
+    Uses torch.distributed when it is initialised. Raises TrainingFault when a loss is not finite, DataError when an
+    image cannot be read.
+    """
+    run = _Run(experiment, seed, index, device, workdir, callbacks or Callbacks())
+    if resume is not None:
+        run.restore(checkpoints.load(resume))
+    return run.go(should_stop)
+
+
+def probe(experiment: Experiment, index: DataIndex, device: torch.device, steps: int = 3) -> float:
+    """Seconds per iteration with every loss on, measured over a few steps after a warm-up step."""
+    busy = experiment.model_copy(update={"loss": experiment.loss.model_copy(update={"seg_start": 0})})
+    run = _Run(busy, 0, index, device, Path("."), Callbacks())
+    batches = iter(run.batches(1, steps + 2))
+    run.step(1, next(batches))
+    start = time.perf_counter()
+    for iteration, batch in enumerate(batches, start=2):
+        run.step(iteration, batch).total.item()
+    return (time.perf_counter() - start) / steps
+
+
+class _Run:
+    """State of a run in progress."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        seed: int,
+        index: DataIndex,
+        device: torch.device,
+        workdir: Path,
+        callbacks: Callbacks,
+    ) -> None:
+        self.experiment, self.seed, self.index = experiment, seed, index
+        self.device, self.workdir, self.callbacks = device, workdir, callbacks
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = MCCNet(experiment.model, len(index.classes)).to(device)
+        self.optimizer = build_optimizer(self.model, experiment.optim)
+        self.objective = Objective(self.model, experiment)
+        self.parallel: torch.nn.Module = self.objective
+        if self.world > 1:
+            self.parallel = DistributedDataParallel(self.objective)
+        self.done = 0
+        self.metrics: dict[str, float] = {}
+        self.window = _Window(experiment.train.batch_size * self.world)
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Take up where a checkpoint of the same trial stopped."""
+        self.model.load_state_dict(saved.model)
+        if saved.optimizer is not None:
+            self.optimizer.load_state_dict(saved.optimizer)
+        self.done, self.metrics = saved.iteration, saved.metrics
+
+    def go(self, should_stop: Callable[[], bool]) -> Outcome:
+        total = self.experiment.train.iterations
+        self.callbacks.on_start(self.done, self._info())
+        self.window.restart()
+        batches = self.batches(self.done, total)
+        for iteration, batch in zip(range(self.done, total), batches, strict=True):
+            step = self.step(iteration, batch)
+            self.window.add(step, self._state(iteration, step))
+            self.done = iteration + 1
+            evaluating = self.done % self.experiment.train.eval_every == 0 or self.done == total
+            logging = self.done % self.experiment.train.log_every == 0
+            if evaluating or logging:
+                self._log()
+            if evaluating:
+                self._evaluate()
+            elif logging and self._agreed(should_stop):
+                self._save()
+                return Outcome("stopped", self.done, self.metrics)
+        return Outcome("finished", self.done, self.metrics)
+
+    def batches(self, start: int, end: int) -> Iterator[dict[str, Any]]:
+        """Collated batches of iterations `start` to `end` for this rank."""
+        config = self.experiment.train
+        dataset = TrainingSet(
+            self.index.train, len(self.index.classes), self.experiment.augment, config.crop, self.seed
+        )
+        sampler = TrainingBatches(
+            len(dataset), config.batch_size, self.seed, start=start, end=end, rank=self.rank, world_size=self.world
+        )
+        loader = DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=config.loader_workers,
+            pin_memory=self.device.type == "cuda",
+            persistent_workers=config.loader_workers > 0,
+        )
+        return iter(loader)
+
+    def step(self, iteration: int, collated: dict[str, Any]) -> Step:
+        """One optimiser step at a 0-based iteration."""
+        e = self.experiment
+        self.model.train()
+        batch = Batch(
+            images=self._moved(collated["view1"]),
+            view2=self._moved(collated["view2"]),
+            local=self._moved(collated["local"]),
+            labels=self._moved(collated["labels"]),
+            boxes=self._moved(collated["box"]),
+        )
+        total = e.train.iterations
+        masks = sample_masks(
+            len(batch.images),
+            e.mask.views,
+            self.model.encoder.grid(*batch.images.shape[-2:]),
+            value_at(e.mask.ratio, iteration, total),
+            round(value_at(e.mask.scale, iteration, total)),
+            torch.Generator().manual_seed(_mix(self.seed, self.rank, iteration)),
+        ).to(self.device)
+        self.rate = set_learning_rate(self.optimizer, e.optim, iteration, total)
+        step: Step = self.parallel(batch, masks, iteration)
+        self.optimizer.zero_grad(set_to_none=True)
+        step.total.backward()
+        self.optimizer.step()
+        return step
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+    def _state(self, iteration: int, step: Step) -> dict[str, float | Tensor]:
+        """What is worth a curve beside the losses: the learning rate, scheduled values, positive local views."""
+        e, total = self.experiment, self.experiment.train.iterations
+        state: dict[str, float | Tensor] = {
+            "lr": self.rate,
+            "mask/ratio": value_at(e.mask.ratio, iteration, total),
+            "mask/scale": value_at(e.mask.scale, iteration, total),
+        }
+        state |= {f"weight/{name}": weight for name, weight in self.objective.weights(iteration).items()}
+        if step.contrast is not None:
+            state["mask/positive_views"] = step.contrast.flags[:, 2:].mean()
+        return state
+
+    def _log(self) -> None:
+        """Close the window of iterations. The mean is over ranks too, so that every rank sees the same fault."""
+        metrics = self.window.close(self.device, self.world)
+        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if bad:
+            raise TrainingFault(f"{', '.join(bad)} not finite at iteration {self.done}; the last checkpoint is kept")
+        if self.rank == 0:
+            self.callbacks.on_step(StepRecord(self.done, metrics))
+        self.window.restart()
+
+    def _evaluate(self) -> None:
+        config = self.experiment.train
+        record = evaluate(self.model, self.index, self.experiment, self.device, self.done, panels=config.panels)
+        self.metrics = {metric.key: metric.value for metric in record.metrics}
+        self._save()
+        self.callbacks.on_evaluation(record)
+        self.window.restart()
+
+    def _save(self) -> None:
+        if self.rank:
+            return
+        file = self.workdir / f"{self.done:07d}.pt"
+        model = {name: tensor.cpu() for name, tensor in self.model.state_dict().items()}
+        saved = Checkpoint(
+            self.experiment, self.index.classes, self.done, self.seed, model, self.optimizer.state_dict(), self.metrics
+        )
+        checkpoints.save(saved, file)
+        self.callbacks.on_checkpoint(self.done, file)
+
+    def _agreed(self, should_stop: Callable[[], bool]) -> bool:
+        """Whether any rank is asked to stop. Asked only after a record, so that a resumed run logs the same means."""
+        wish = torch.tensor(float(should_stop()), device=self.device)
+        if self.world > 1:
+            dist.all_reduce(wish, op=dist.ReduceOp.MAX)
+        return bool(wish)
+
+    def _info(self) -> dict[str, Any]:
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        return {
+            "device": str(self.device),
+            "world_size": self.world,
+            "parameters": trained,
+            "certificate": supervision_certificate(self.index),
+        }
+
+
+class _Window:
+    """Running means between two log records, kept as tensors so that a GPU is not waited for at each step."""
+
+    def __init__(self, images_per_step: int) -> None:
+        self.images_per_step = images_per_step
+        self.restart()
+
+    def restart(self) -> None:
+        self.sums: dict[str, Any] = defaultdict(float)
+        self.counts: dict[str, int] = defaultdict(int)
+        self.steps = 0
+        self.began = time.perf_counter()
+
+    def add(self, step: Step, state: dict[str, float | Tensor]) -> None:
+        losses = {f"loss/{name}": term.detach() for name, term in step.terms.items()}
+        for name, value in (losses | {"loss/total": step.total.detach()} | state).items():
+            self.sums[name] = self.sums[name] + value
+            self.counts[name] += 1
+        self.steps += 1
+
+    def close(self, device: torch.device, world: int) -> dict[str, float]:
+        names = sorted(self.sums)
+        means = torch.stack([torch.as_tensor(self.sums[n] / self.counts[n], device=device).double() for n in names])
+        if world > 1:
+            dist.all_reduce(means)
+            means /= world
+        metrics = dict(zip(names, means.tolist(), strict=True))
+        metrics["images_per_second"] = self.steps * self.images_per_step / (time.perf_counter() - self.began)
+        return metrics
+
+
+def _mix(seed: int, rank: int, iteration: int) -> int:
+    """One 63-bit generator seed of three numbers; every rank draws its own masks (PAPER_NOTES row 22)."""
+    mixed = (seed * 1_000_003 + rank) * 1_000_003 + iteration
+    return (mixed * 0x9E3779B97F4A7C15) % (1 << 63)

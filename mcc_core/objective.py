@@ -1,0 +1,178 @@
+"""One training step's losses (Eq. 5): batch, key masks and iteration in; named losses out. Draws nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mcc_core import losses
+from mcc_core.cam import CamPair, multi_scale_cams
+from mcc_core.config import Experiment
+from mcc_core.encoder import Features
+from mcc_core.masking import positiveness
+from mcc_core.model import MCCNet, Output
+from mcc_core.pseudo_label import affinity_label, refined_label
+from mcc_core.schedules import always_zero, value_at
+
+TERMS = ("cls", "cls_aux", "aff", "mcc", "seg", "reg")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one step, ImageNet-normalised, and what is known of them."""
+
+    images: Tensor  # B,3,S,S view 1, also the classification image
+    view2: Tensor  # B,3,S,S
+    local: Tensor  # B,3,S,S
+    labels: Tensor  # B,C 0/1
+    boxes: Tensor  # B,4 valid area of `images`: top, bottom, left, right
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """What the contrastive loss compared."""
+
+    queries: Tensor  # 2B,E view-major
+    keys: Tensor  # (2+V)B,E view-major
+    flags: Tensor  # B,2+V
+
+
+@dataclass(frozen=True)
+class Step:
+    """The losses of a step and what they were computed from. Maps are of the classes `classes` only."""
+
+    total: Tensor
+    terms: dict[str, Tensor]  # unweighted; a term whose weight is 0 at this iteration is absent
+    output: Output
+    classes: Tensor  # K class indices present in the batch
+    cams: CamPair  # final and auxiliary, B,K,S,S, all classes of `classes` for every image
+    affinity_label: Tensor | None  # B,h,w
+    contrast: Contrast | None
+    refined: Tensor | None  # B,S,S
+
+
+class Objective(nn.Module):
+    """Eq. 5 for a network. Wrap it (not the network) in DistributedDataParallel.
+
+    A term whose weight is 0 at an iteration is not computed: it would add exact zeros to every gradient. Parameters
+    only such a term reaches keep a gradient of zero, so that weight decay applies as published (PAPER_NOTES row 14).
+    """
+
+    def __init__(self, model: MCCNet, experiment: Experiment) -> None:
+        super().__init__()
+        self.model = model
+        self.experiment = experiment
+        if always_zero(experiment.loss.mcc):
+            model.projector.requires_grad_(False)
+
+    def weights(self, iteration: int) -> dict[str, float]:
+        """Weight of each term at a 0-based iteration."""
+        config = self.experiment.loss
+        weights = {term: value_at(getattr(config, term), iteration, self.total_iterations) for term in TERMS}
+        if iteration <= config.seg_start:
+            weights["seg"] = weights["reg"] = 0.0
+        return weights
+
+    @property
+    def total_iterations(self) -> int:
+        return self.experiment.train.iterations
+
+    def forward(self, batch: Batch, masks: Tensor, iteration: int, all_classes: bool = False) -> Step:
+        """Losses of one step.
+
+        Args:
+            masks: B,V,h,w key masks, 1 = masked.
+            iteration: 0-based.
+            all_classes: compute the maps of every class, not only of those present; the losses are the same.
+        """
+        e = self.experiment
+        weights = self.weights(iteration)
+        output = self.model(batch.images)
+        classes = torch.arange(batch.labels.shape[1], device=batch.labels.device)
+        classes = classes if all_classes else _present(batch.labels)
+        cams = multi_scale_cams(self.model, batch.images, e.cam.scales, _detached(output), classes)
+        present = batch.labels[:, classes]
+        final, aux = (cam * present[:, :, None, None] for cam in cams)
+        background, foreground = self._at("background", iteration), self._at("foreground", iteration)
+
+        terms: dict[str, Tensor] = {
+            "cls": losses.classification(output.cls, batch.labels),
+            "cls_aux": losses.classification(output.cls_aux, batch.labels),
+        }
+        grid = output.features.patches.shape[-2:]
+        token_label = None
+        if weights["aff"]:
+            token_label = affinity_label(aux, batch.boxes, grid, background, foreground)
+            terms["aff"] = losses.affinity(output.features.patches, token_label)
+        compared = None
+        if weights["mcc"]:
+            guide = aux if _before(iteration, e.cam.positiveness_aux_until) else final
+            flags = positiveness(guide, masks, background, foreground, self._at("positiveness", iteration))
+            compared = self._contrast(batch, output.features.cls, masks, flags, iteration)
+            temperature = value_at(e.contrast.temperature, iteration, self.total_iterations)
+            terms["mcc"] = losses.contrast(
+                compared.queries, compared.keys, flags, temperature, e.contrast.epsilon, e.contrast.empty_term
+            )
+        refined = None
+        if weights["seg"] or weights["reg"]:
+            source = aux if _before(iteration, e.cam.pseudo_label_aux_until) else final
+            refined = refined_label(batch.images, source, present, batch.boxes, background, foreground, e.par)
+            refined = _class_ids(refined, classes)
+            logits = F.interpolate(output.seg, size=refined.shape[-2:], mode="bilinear", align_corners=False)
+            if weights["seg"]:
+                terms["seg"] = losses.segmentation(logits, refined)
+            if weights["reg"]:
+                terms["reg"] = losses.dense_energy(batch.images, logits, refined, batch.boxes, e.energy)
+
+        total = sum((weights[name] * term for name, term in terms.items()), start=output.cls.new_zeros(()))
+        total = total + self._untouched(terms, output)
+        return Step(total, terms, output, classes, cams, token_label, compared, refined)
+
+    def _contrast(self, batch: Batch, cls: Tensor, masks: Tensor, flags: Tensor, iteration: int) -> Contrast:
+        """Queries are the two global class tokens, detached, through the momentum projector; keys are the student's."""
+        model, e = self.model, self.experiment
+        model.update_momentum_projector(value_at(e.contrast.momentum, iteration, self.total_iterations))
+        global_tokens = torch.cat([cls, model.encoder(batch.view2).cls])
+        local_tokens = model.encoder.masked_cls(batch.local, masks, drop=e.mask.drop_tokens)
+        with torch.no_grad():
+            queries = model.momentum_projector(global_tokens.detach())
+        keys = model.projector(torch.cat([global_tokens, local_tokens]))
+        return Contrast(queries, keys, flags)
+
+    def _untouched(self, terms: Mapping[str, Tensor], output: Output) -> Tensor:
+        """Zero, connected to the trained parameters that no computed term reaches."""
+        zero = output.cls.new_zeros(())
+        if "seg" not in terms and "reg" not in terms:
+            zero = zero + 0 * output.seg.sum()
+        if "mcc" not in terms:
+            zero = zero + sum(0 * p.sum() for p in self.model.projector.parameters() if p.requires_grad)
+        return zero
+
+    def _at(self, threshold: str, iteration: int) -> float:
+        return value_at(getattr(self.experiment.thresholds, threshold), iteration, self.total_iterations)
+
+
+def _before(iteration: int, until: int | None) -> bool:
+    return until is None or iteration < until
+
+
+def _present(labels: Tensor) -> Tensor:
+    """Indices of the classes that any image of the batch has; class 0 stands in when there is none."""
+    present = labels.any(0).nonzero()[:, 0]
+    return present if len(present) else present.new_zeros(1)
+
+
+def _class_ids(label: Tensor, classes: Tensor) -> Tensor:
+    """Labels that count 1..K within `classes` as labels 1..C; 0 and IGNORE stay."""
+    table = torch.arange(256, device=label.device)
+    table[1 : len(classes) + 1] = classes + 1
+    return table[label]
+
+
+def _detached(output: Output) -> Features:
+    features = output.features
+    return type(features)(features.cls.detach(), features.patches.detach(), features.aux.detach())
