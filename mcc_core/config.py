@@ -317,7 +317,7 @@ def _explain(model: type[BaseModel], error: ValidationError, source: str) -> lis
     lines: dict[str, str] = {}
     known = field_names(model)
     for problem in error.errors(include_url=False):
-        where, schedule_error = _location(problem["loc"])
+        where = _location(problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             close = difflib.get_close_matches(where, known, n=1) or difflib.get_close_matches(
@@ -326,17 +326,16 @@ def _explain(model: type[BaseModel], error: ValidationError, source: str) -> lis
             message = "unknown field" + (f", did you mean {close[0]}?" if close else "")
         elif problem["type"] == "float_type" and isinstance(problem["input"], dict):
             continue  # a schedule: the other branch of the union says what is wrong with it
+        elif problem["type"] == "union_tag_not_found":
+            message = "expected a number, or a mapping with schedule: constant, linear, cosine or step"
         elif where and isinstance(problem["input"], str | int | float | bool | None):
             message = f"{problem['input']!r}: {message}"
-        if schedule_error and not isinstance(problem["input"], dict) and problem["type"] == "model_attributes_type":
-            continue  # a plain number's other branch
         lines.setdefault(where, f"{source}: {where + ': ' if where else ''}{message}")
     return list(lines.values()) or [f"{source}: {error}"]
 
 
-def _location(loc: tuple[int | str, ...]) -> tuple[str, bool]:
-    """Dotted field name of a pydantic location, without the names of union branches, and whether it was a schedule."""
+def _location(loc: tuple[int | str, ...]) -> str:
+    """Dotted field name of a pydantic location, without the names of union branches."""
     branches = {"float", "constant", "linear", "cosine", "step"}
     parts = [str(part) for part in loc]
-    kept = [p for p in parts if p not in branches and "tagged-union" not in p and "function-" not in p]
-    return ".".join(kept), any("tagged-union" in p for p in parts)
+    return ".".join(p for p in parts if p not in branches and "tagged-union" not in p and "function-" not in p)

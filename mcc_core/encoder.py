@@ -7,6 +7,7 @@ T tokens of several sequences packed behind each other.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,9 @@ class Encoder(nn.Module):
     Raises UsageError when the backbone has no class token or fewer blocks than `aux_block`.
     """
 
-    def __init__(self, vit: nn.Module, aux_block: int) -> None:
+    vit: Any  # a timm VisionTransformer
+
+    def __init__(self, vit: Any, aux_block: int) -> None:
         super().__init__()
         if getattr(vit, "cls_token", None) is None or not hasattr(vit, "blocks"):
             raise UsageError(f"model.backbone: {type(vit).__name__} is not a vision transformer with a class token")
@@ -138,7 +141,7 @@ class _Layout:
     key_mask: Tensor | None  # sequences,1,1,longest, True = a real key; None when nothing is padded
 
 
-def _packed_attention(attn: nn.Module, packed: Tensor, layout: _Layout) -> Tensor:
+def _packed_attention(attn: Any, packed: Tensor, layout: _Layout) -> Tensor:
     """Self-attention of a timm `Attention` within each packed sequence: T,D to T,D."""
     qkv = attn.qkv(packed)
     padded = qkv.new_zeros(layout.sequences * layout.longest, qkv.shape[1]).index_copy(0, layout.slots, qkv)

@@ -90,7 +90,7 @@ class _DenseEnergy(torch.autograd.Function):
         return -(probabilities * filtered).sum() / len(pixels)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (filtered,) = ctx.saved_tensors
         return -2 * grad * filtered / len(filtered), None, None, None, None
 
@@ -109,9 +109,9 @@ def dense_energy(images: Tensor, logits: Tensor, labels: Tensor, boxes: Tensor, 
     pixels = denormalise(images, quantise=False)
     label_map = labels.to(logits.dtype)[:, None]
     if config.scale != 1:
-        shrink = {"scale_factor": config.scale, "recompute_scale_factor": True}
-        pixels, inside, label_map = (F.interpolate(x, mode="nearest", **shrink) for x in (pixels, inside, label_map))
-        probabilities = F.interpolate(probabilities, mode="bilinear", align_corners=False, **shrink)
+        small = [int(side * config.scale) for side in labels.shape[-2:]]
+        pixels, inside, label_map = (F.interpolate(x, size=small, mode="nearest") for x in (pixels, inside, label_map))
+        probabilities = F.interpolate(probabilities, size=small, mode="bilinear", align_corners=False)
     gate = (inside - probabilities.detach().amax(1, keepdim=True)).clamp(min=0)
     gate = gate.masked_fill(label_map == IGNORE, 1)
     energy = _DenseEnergy.apply(probabilities * inside, pixels, gate, config.sigma_rgb, config.sigma_xy * config.scale)

@@ -123,7 +123,7 @@ def _pooled_logits(features: Tensor, classifier: nn.Conv2d) -> Tensor:
     return classifier(F.adaptive_max_pool2d(features, 1)).flatten(1)
 
 
-def build_vit(config: ModelConfig) -> nn.Module:
+def build_vit(config: ModelConfig) -> Any:
     """The timm backbone with the weights that `config.weights` names. Raises UsageError when it cannot be had."""
     if config.weights == "timm":
         return _create(config, pretrained=True)
@@ -133,7 +133,7 @@ def build_vit(config: ModelConfig) -> nn.Module:
     return vit
 
 
-def _create(config: ModelConfig, *, pretrained: bool) -> nn.Module:
+def _create(config: ModelConfig, *, pretrained: bool) -> Any:
     if not timm.is_model(config.backbone):
         close = timm.list_models(f"*{config.backbone.split('_')[0]}*patch*")[:5]
         raise UsageError(f"model.backbone: {config.backbone!r} is not a timm model; such as {', '.join(close)}")
@@ -150,7 +150,7 @@ def _create(config: ModelConfig, *, pretrained: bool) -> nn.Module:
         ) from None
 
 
-def load_backbone_weights(vit: nn.Module, path: Path) -> None:
+def load_backbone_weights(vit: Any, path: Path) -> None:
     """Load a local file in timm or DeiT naming into `vit`; position tables are resized to the model's grid.
 
     Raises UsageError when the file is missing, unreadable, or lacks or misshapes a tensor of the backbone.

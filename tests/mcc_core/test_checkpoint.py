@@ -1,0 +1,114 @@
+"""Our checkpoint format, and published ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import golden
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mcc_core import checkpoint as checkpoints
+from mcc_core.checkpoint import Checkpoint, from_published
+from mcc_core.config import resolve
+from mcc_core.errors import UsageError
+from mcc_core.model import MCCNet
+
+LAYOUTS = json.loads((Path(__file__).parents[1] / "data" / "golden" / "checkpoint_layout.json").read_text())
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Checkpoint, Path]:
+    experiment = resolve("tiny", {"mask.ratio": {"schedule": "linear", "start": 0.5, "end": 0.9}})
+    network = MCCNet(experiment.model, 3)
+    one = Checkpoint(experiment, ("a", "b", "c"), 7, 1, network.state_dict(), None, {"val/seg/single/miou": 0.5})
+    checkpoints.save(one, tmp_path / "x.pt")
+    return one, tmp_path / "x.pt"
+
+
+def test_round_trip(saved: tuple[Checkpoint, Path]) -> None:
+    one, path = saved
+    loaded = checkpoints.load(path)
+    assert (loaded.experiment, loaded.classes, loaded.iteration, loaded.metrics) == (
+        one.experiment,
+        one.classes,
+        one.iteration,
+        one.metrics,
+    )
+    network = loaded.network()
+    assert not network.training
+    assert all(torch.equal(t, one.model[n]) for n, t in network.state_dict().items())
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("keep", [0, 100, 0.5, 0.99])
+def test_cut_short_file_is_refused(saved: tuple[Checkpoint, Path], keep: float) -> None:
+    path = saved[1]
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep if keep > 1 else keep * len(content))])
+    with pytest.raises(UsageError, match="not a readable checkpoint"):
+        checkpoints.load(path)
+
+
+def test_pickled_code_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "evil.pt"
+    torch.save({"format": 1, "evil": Path("/")}, path)
+    with pytest.raises(UsageError, match="not a readable checkpoint"):
+        checkpoints.load(path)
+    torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(UsageError, match="not an mcc checkpoint"):
+        checkpoints.load(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_published_layout_fills_the_network(prefix: str) -> None:
+    layout = LAYOUTS["voc_deit_tiny"]
+    assert golden.published_layout(192, 21).items() == {k: v for k, v in layout.items() if ".head." not in k}.items()
+    state = {prefix + name: torch.full(shape, 2.0) for name, shape in layout.items()}
+    experiment = resolve("voc", {"model.backbone": "deit_tiny_patch16_224", "model.weights": "random"})
+    network = MCCNet(experiment.model, 20)
+    network.load_state_dict(from_published(state))
+    assert all((tensor == 2).all() for tensor in network.state_dict().values())
+
+
+@pytest.mark.parametrize("name", ["voc_deit_base", "coco_deit_base"])
+def test_published_names_and_shapes_are_ours(name: str) -> None:
+    """Shapes only: the network is built without memory behind it."""
+    experiment = resolve("voc", {"model.weights": "random"})
+    with torch.device("meta"):
+        network = MCCNet(experiment.model, 20 if "voc" in name else 80)
+        published = from_published({n: torch.empty(shape) for n, shape in LAYOUTS[name].items()})
+    ours = {n: t.shape for n, t in network.state_dict().items()}
+    assert {n: t.shape for n, t in published.items()} == ours
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_local_backbone_weights(tmp_path: Path, suffix: str) -> None:
+    args = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    source = resolve("tiny", {"model.backbone_args": {**args, "img_size": 64}, "model.aux_block": 1})
+    vit = MCCNet(source.model, 2).encoder.vit
+    state = {name: tensor.clone().half() for name, tensor in vit.state_dict().items()} | {"head.bias": torch.ones(3)}
+    path = tmp_path / f"w{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save({"model": state}, path)
+    other = {"model.backbone_args": {**args, "img_size": 96}, "model.aux_block": 1, "model.weights": str(path)}
+    loaded = MCCNet(resolve("tiny", other).model, 2).encoder.vit
+    assert loaded.pos_embed.shape[1] == 145  # resized from 65
+    assert torch.equal(loaded.blocks[1].mlp.fc1.weight, state["blocks.1.mlp.fc1.weight"].float())
+
+    deeper = other | {"model.backbone_args": {**args, "depth": 3}}
+    with pytest.raises(UsageError, match=r"lacks 1[0-9] tensors of the backbone, such as blocks\.2"):
+        MCCNet(resolve("tiny", deeper).model, 2)
+    wider = other | {"model.backbone_args": {**args, "embed_dim": 48}}
+    with pytest.raises(UsageError, match="does not fit"):
+        MCCNet(resolve("tiny", wider).model, 2)
+
+
+def test_missing_weights_say_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        MCCNet(resolve("tiny", {"model.weights": str(tmp_path / "no.pth")}).model, 2)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(UsageError, match="not a timm model"):
+        MCCNet(resolve("tiny", {"model.backbone": "deit_tinny"}).model, 2)
