@@ -320,7 +320,9 @@ def _explain(model: type[BaseModel], error: ValidationError, source: str) -> lis
         where = _location(problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(where, known, n=1) or difflib.get_close_matches(
+            siblings = [k for k in known if k.rpartition(".")[0] == where.rpartition(".")[0]]
+            close = difflib.get_close_matches(where, siblings, n=1) or difflib.get_close_matches(where, known, n=1)
+            close = close or difflib.get_close_matches(
                 where.rsplit(".", 1)[-1], [k.rsplit(".", 1)[-1] for k in known], n=1
             )
             message = "unknown field" + (f", did you mean {close[0]}?" if close else "")
@@ -338,4 +340,5 @@ def _location(loc: tuple[int | str, ...]) -> str:
     """Dotted field name of a pydantic location, without the names of union branches."""
     branches = {"float", "constant", "linear", "cosine", "step"}
     parts = [str(part) for part in loc]
-    return ".".join(p for p in parts if p not in branches and "tagged-union" not in p and "function-" not in p)
+    kept = [p for p in parts if p not in branches and "tagged-union" not in p and "function-" not in p]
+    return "".join(f"[{p}]" if p.isdigit() else f".{p}" for p in kept).removeprefix(".")

@@ -1,28 +1,82 @@
+"""Pixel-adaptive refinement (PAR) of class scores by the image around each pixel (PAPER_NOTES row 16).
+
+Shapes: B images, K score maps, n neighbours (8 at each dilation), N = h * w pixels of one image.
+"""
+
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
+from mcc_core.config import ParConfig
+
+_RING = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx)
+_EPSILON = 1e-8
+_CHUNK = 16384  # pixels whose affinities are computed together, so that temporaries stay small
 
 
-def neigh(x, dil):
-    out = []
-    H, W = x.shape[-2:]
-    for d in dil:
-        p = F.pad(x, [d] * 4, mode="replicate")
-        for dy in (-d, 0, d):
-            for dx in (-d, 0, d):
-                if dy or dx:
-                    out.append(p[..., d + dy : d + dy + H, d + dx : d + dx + W])
-    return torch.stack(out, 2)
+@torch.no_grad()
+def refine(images: Tensor, scores: Tensor, config: ParConfig) -> Tensor:
+    """Replace each score, `iterations` times, by the mean of its neighbours' weighted by likeness of colour.
 
+    The weight of neighbour i is softmax_i(a) + w2 * softmax_i(p), with a = -(|I_i - I| / std(I) / w1)^2, the mean over
+    the colour channels, and p the same of the distance; the spread is taken over all neighbours. Border pixels repeat.
 
-def refine(img, s, c):
-    s = F.interpolate(s, size=img.shape[-2:], mode="bilinear", align_corners=True)
-    n = neigh(img, c.dilations)
-    a = -(((n - img[:, :, None]).abs() / (n.std(2, keepdim=True) + 1e-8) / c.color_weight) ** 2).mean(1, keepdim=True)
-    pos = torch.tensor(
-        [(2**0.5 if dy and dx else 1.0) * d for d in c.dilations for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
+    Args:
+        images: B,3,h,w in 0..255. scores: B,K,h',w', resized bilinearly (corners aligned) to the images; K may pack
+            several score sets, which then share the affinities.
+
+    Returns:
+        B,K,h,w, float32 or, where the scores are, float64. No gradient flows through.
+    """
+    size = images.shape[-2:]
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if scores.shape[-2:] != size:
+        scores = F.interpolate(scores, size=size, mode="bilinear", align_corners=True)
+    neighbours = _neighbours(size[0], size[1], config.dilations, images.device)
+    place = _place_weights(config, scores)
+    return torch.stack(
+        [_refine_one(image.to(scores.dtype), one, neighbours, place, config) for image, one in zip(images, scores, strict=True)]
     )
-    p = -((pos / (pos.std() + 1e-8) / c.color_weight) ** 2)
-    w = a.softmax(2) + c.position_weight * p.softmax(0).view(1, 1, -1, 1, 1)
-    for _ in range(c.iterations):
-        s = (neigh(s, c.dilations) * w).sum(2)
-    return s
+
+
+def _refine_one(image: Tensor, scores: Tensor, neighbours: Tensor, place: Tensor, config: ParConfig) -> Tensor:
+    weights = _colour_weights(image, neighbours, config.color_weight).add_(place)
+    table = scores.flatten(1).T.contiguous()  # N,K: one gather fetches all of a neighbour's scores
+    for _ in range(config.iterations):
+        # Gathers, weighs and sums in one pass: no neighbour's scores are ever written out.
+        table = F.embedding_bag(neighbours, table, per_sample_weights=weights, mode="sum")
+    return table.T.reshape(scores.shape)
+
+
+def _neighbours(height: int, width: int, dilations: tuple[int, ...], device: torch.device) -> Tensor:
+    """Pixel numbers N,n of every pixel's neighbours; those outside the image are moved onto its border."""
+    steps = torch.tensor([(d * dy, d * dx) for d in dilations for dy, dx in _RING], device=device, dtype=torch.int32)
+    rows = torch.arange(height, device=device, dtype=torch.int32)[:, None] + steps[:, 0]
+    columns = torch.arange(width, device=device, dtype=torch.int32)[:, None] + steps[:, 1]
+    rows = rows.clamp_(0, height - 1).mul_(width)
+    return (rows[:, None] + columns.clamp_(0, width - 1)).flatten(0, 1)
+
+
+def _colour_weights(image: Tensor, neighbours: Tensor, width: float) -> Tensor:
+    """softmax(a) of `refine`, N,n, for one image 3,h,w."""
+    weights = image.new_empty(neighbours.shape)
+    pixels = image.flatten(1)
+    for begin in range(0, len(neighbours), _CHUNK):
+        part = slice(begin, begin + _CHUNK)
+        unlike = torch.zeros_like(weights[part])
+        for channel in pixels:
+            near = channel.index_select(0, neighbours[part].flatten()).view_as(unlike)
+            variance = (near - near.mean(1, keepdim=True)).square_().sum(1, keepdim=True) / (near.shape[1] - 1)
+            scale = (variance.sqrt_() + _EPSILON).mul_(width).reciprocal_().square_()
+            unlike.addcmul_((near - channel[part, None]).square_(), scale)
+        weights[part] = unlike.div_(-len(pixels)).softmax(1)
+    return weights
+
+
+def _place_weights(config: ParConfig, like: Tensor) -> Tensor:
+    """w2 * softmax(p) of `refine`, one per neighbour: the same for all pixels."""
+    distance = like.new_tensor([d * (dy * dy + dx * dx) ** 0.5 for d in config.dilations for dy, dx in _RING])
+    unlike = (distance / (distance.std() + _EPSILON) / config.color_weight).square()
+    return config.position_weight * (-unlike).softmax(0)

@@ -1,0 +1,63 @@
+"""The same training step written as the paper's text reads, as the baseline that the benchmarks state ratios against.
+
+Every view gets its own full forward with masked attention over all tokens, the momentum branch encodes both global
+views again, CAMs are computed for all classes with no shared forward, and each refinement computes its own affinity.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from mcc_core.cam import CamPair, multi_scale_cams
+from mcc_core.config import ParConfig
+from mcc_core.objective import Batch, Contrast, Objective
+from mcc_core.schedules import value_at
+from torch import Tensor
+
+
+class PlainObjective(Objective):
+    """Losses equal to `Objective`'s, without the savings."""
+
+    def cams(self, batch: Batch, output: object, classes: Tensor) -> CamPair:
+        return tuple(cam[:, classes] for cam in multi_scale_cams(self.model, batch.images, self.experiment.cam.scales))  # type: ignore[return-value]
+
+    def contrast(self, batch: Batch, cls: Tensor, masks: Tensor, flags: Tensor, iteration: int) -> Contrast:
+        model, e = self.model, self.experiment
+        model.update_momentum_projector(value_at(e.contrast.momentum, iteration, self.total_iterations))
+        views = (batch.images, batch.view2)
+        with torch.no_grad():
+            queries = torch.cat([model.momentum_projector(model.encoder(view).cls) for view in views])
+        keys = [model.projector(model.encoder(view).cls) for view in views]
+        for view in range(masks.shape[1]):
+            one = model.encoder.masked_cls(batch.local, masks[:, view : view + 1], drop=False)
+            keys.append(model.projector(one))
+        return Contrast(queries, torch.cat(keys), flags)
+
+
+def plain_refine(images: Tensor, scores: Tensor, config: ParConfig) -> Tensor:
+    """Pixel-adaptive refinement with every neighbour of every iteration in memory."""
+    scores = F.interpolate(scores, size=images.shape[-2:], mode="bilinear", align_corners=True)
+    near = _neighbours(images, config.dilations)
+    spread = near.std(2, keepdim=True) + 1e-8
+    colour = -(((near - images[:, :, None]).abs() / spread / config.color_weight) ** 2).mean(1, keepdim=True)
+    steps = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
+    distance = images.new_tensor([d * (dy * dy + dx * dx) ** 0.5 for d in config.dilations for dy, dx in steps])
+    place = -((distance / (distance.std() + 1e-8) / config.color_weight) ** 2)
+    weights = colour.softmax(2) + config.position_weight * place.softmax(0)[None, None, :, None, None]
+    for _ in range(config.iterations):
+        scores = (_neighbours(scores, config.dilations) * weights).sum(2)
+    return scores
+
+
+def _neighbours(x: Tensor, dilations: tuple[int, ...]) -> Tensor:
+    h, w = x.shape[-2:]
+    found = []
+    for d in dilations:
+        padded = F.pad(x, [d] * 4, mode="replicate")
+        found += [
+            padded[..., d + dy : d + dy + h, d + dx : d + dx + w]
+            for dy in (-d, 0, d)
+            for dx in (-d, 0, d)
+            if dy or dx
+        ]
+    return torch.stack(found, 2)

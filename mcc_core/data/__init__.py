@@ -1,0 +1,1 @@
+"""Datasets: one VOC-layout reader, one augmentation pipeline, generated shapes."""

@@ -1,0 +1,122 @@
+"""Training samples, evaluation samples, and which samples each iteration of each rank sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+from torchvision.transforms.v2 import functional as TF  # noqa: N812
+
+from mcc_core.config import AugmentConfig
+from mcc_core.data.index import Item
+from mcc_core.data.transforms import Views, augment, normalise, read_rgb
+from mcc_core.errors import DataError
+
+Draw = tuple[int, int]  # (how manieth pass over the data, index)
+
+
+class TrainingSet(Dataset[dict[str, Any]]):
+    """Augmented views of images with image-level labels. Has no way to a mask.
+
+    A sample is a function of (seed, draw, index): the number of loader processes does not matter.
+    """
+
+    def __init__(
+        self, items: Sequence[Item], num_classes: int, config: AugmentConfig, crop: int, seed: int
+    ) -> None:
+        self.items, self.num_classes, self.config, self.crop, self.seed = items, num_classes, config, crop, seed
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, key: Draw) -> dict[str, Any]:
+        """`view1`, `view2`, `local`: 3,S,S; `labels`: C; `box`: top, bottom, left, right; `name`."""
+        draw, index = key
+        item = self.items[index]
+        generator = torch.Generator().manual_seed(_seed(self.seed, draw, index))
+        views: Views = augment(read_rgb(item.image), self.config, self.crop, generator)
+        labels = torch.zeros(self.num_classes)
+        labels[list(item.labels)] = 1
+        return {
+            "view1": views.view1,
+            "view2": views.view2,
+            "local": views.local,
+            "labels": labels,
+            "box": torch.tensor(views.box),
+            "name": item.name,
+        }
+
+
+class EvaluationSet(Dataset[dict[str, Any]]):
+    """Images squashed to one size, with masks at their own size."""
+
+    def __init__(self, items: Sequence[Item], masks: Mapping[str, Path], num_classes: int, size: int) -> None:
+        self.items, self.masks, self.num_classes, self.size = items, masks, num_classes, size
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`image`: 3,S,S; `labels`: C; `mask`: H,W uint8, 255 = ignore; `name`."""
+        item = self.items[index]
+        image = normalise(TF.resize(read_rgb(item.image), [self.size, self.size], antialias=False))
+        labels = torch.zeros(self.num_classes)
+        labels[list(item.labels)] = 1
+        mask = read_mask(self.masks[item.name], self.num_classes)
+        return {"image": image, "labels": labels, "mask": mask, "name": item.name}
+
+
+def read_mask(path: Path, num_classes: int) -> Tensor:
+    """A palette or grey mask H,W uint8. Raises DataError when it cannot be read or has labels out of range."""
+    try:
+        with Image.open(path) as image:
+            if image.mode not in {"P", "L"}:
+                raise DataError(f"{path}: masks must be palette or grey PNGs, not {image.mode}")
+            mask = torch.from_numpy(np.array(image))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as a mask: {error}") from None
+    wrong = mask[(mask > num_classes) & (mask != 255)]
+    if len(wrong):
+        raise DataError(f"{path}: label {int(wrong[0])} is out of range: there are {num_classes} classes")
+    return mask
+
+
+class TrainingBatches(Sampler[list[Draw]]):
+    """The samples of iterations `start` to `end` of one rank, a function of (seed, iteration) alone.
+
+    Each pass over the data is a new permutation; what does not fill a global batch at its end is left out. Ranks take
+    turns within a global batch.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, seed: int, *, start: int, end: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.batch_size, self.seed, self.start, self.end = batch_size, seed, start, end
+        self.rank, self.world_size, self.size = rank, world_size, size
+        self.per_pass = size // (batch_size * world_size)
+        if not self.per_pass:
+            raise DataError(f"{size} training images do not fill one batch of {batch_size} x {world_size} workers")
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        draw, order = -1, torch.empty(0)
+        for iteration in range(self.start, self.end):
+            if iteration // self.per_pass != draw:
+                draw = iteration // self.per_pass
+                generator = torch.Generator().manual_seed(_seed(self.seed, draw, -1))
+                order = torch.randperm(self.size, generator=generator)
+            first = (iteration % self.per_pass) * self.batch_size * self.world_size
+            chosen = order[first + self.rank : first + self.batch_size * self.world_size : self.world_size]
+            yield [(draw, int(index)) for index in chosen]
+
+
+def _seed(seed: int, draw: int, index: int) -> int:
+    return ((seed * 1_000_003 + draw) * 1_000_033 + index + 1) * 0x9E3779B97F4A7C15 % (1 << 63)

@@ -1,0 +1,136 @@
+"""The augmentation of training images: two global views and a local one (PAPER_NOTES rows 11 and 21)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF  # noqa: N812
+
+from mcc_core.config import AugmentConfig
+from mcc_core.errors import DataError
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+Box = tuple[int, int, int, int]  # top, bottom, left, right
+
+
+@dataclass(frozen=True)
+class Views:
+    """3,S,S views, ImageNet-normalised, and the area of view 1 that is image rather than padding."""
+
+    view1: Tensor
+    view2: Tensor
+    local: Tensor
+    box: Box
+
+
+def read_rgb(path: Path) -> Tensor:
+    """3,H,W uint8, EXIF rotation applied. Raises DataError naming the file."""
+    try:
+        with Image.open(path) as image:
+            array = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: cannot be read as an image: {error}") from None
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def normalise(image: Tensor) -> Tensor:
+    """3,H,W uint8 to ImageNet-normalised float."""
+    return TF.normalize(TF.to_dtype(image, torch.float32, scale=True), list(MEAN), list(STD))
+
+
+def augment(image: Tensor, config: AugmentConfig, crop: int, generator: torch.Generator) -> Views:
+    """All views of an image 3,H,W uint8.
+
+    View 1, the classification image: random scale, flip, crop with padding of the mean colour, colour jitter (p .8),
+    grey (.2), blur. The local view is the same crop with colours, blur (.5) and a flip of its own; `align_local_flip`
+    leaves its flip out. View 2 is a RandomResizedCrop of the raw image with flip, colours, blur (.1), solarise (.2).
+    """
+    draw = _Draw(generator)
+    base, box = _crop(image, config, crop, draw)
+    flip = draw.chance(0.5)
+    view1 = TF.horizontal_flip(base) if flip else base
+    if flip and not config.published_box:
+        box = (box[0], box[1], crop - box[3], crop - box[2])
+    local = view1 if config.align_local_flip or not draw.chance(0.5) else TF.horizontal_flip(view1)
+    view2 = _resized_crop(image, config.global_crop, crop, draw)
+    view2 = TF.horizontal_flip(view2) if draw.chance(0.5) else view2
+    view1, local, view2 = _colours(view1, draw), _colours(local, draw), _colours(view2, draw)
+    view1 = _blur(view1, draw)
+    local = _blur(local, draw) if draw.chance(0.5) else local
+    view2 = _blur(view2, draw) if draw.chance(0.1) else view2
+    view2 = TF.solarize(view2, 128) if draw.chance(0.2) else view2
+    return Views(normalise(view1), normalise(view2), normalise(local), box)
+
+
+class _Draw:
+    """Random choices from one generator."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def uniform(self, low: float, high: float) -> float:
+        return low + (high - low) * torch.rand((), generator=self.generator).item()
+
+    def chance(self, probability: float) -> bool:
+        return torch.rand((), generator=self.generator).item() < probability
+
+    def integer(self, high: int) -> int:
+        """In 0..high, both included."""
+        return int(torch.randint(high + 1, (), generator=self.generator))
+
+    def permutation(self, n: int) -> list[int]:
+        return torch.randperm(n, generator=self.generator).tolist()
+
+
+def _crop(image: Tensor, config: AugmentConfig, crop: int, draw: _Draw) -> tuple[Tensor, Box]:
+    """The image rescaled at random, then a random window of crop x crop; where it is smaller it lies at random."""
+    factor = draw.uniform(*config.scale)
+    height, width = (max(1, round(side * factor)) for side in image.shape[-2:])
+    image = TF.resize(image, [height, width], antialias=False)
+    top, left = draw.integer(abs(height - crop)), draw.integer(abs(width - crop))
+    canvas = torch.tensor(MEAN).mul(255).round().to(torch.uint8)[:, None, None].expand(3, crop, crop).clone()
+    rows, columns = min(height, crop), min(width, crop)
+    y, x = (top, 0) if height >= crop else (0, top), (left, 0) if width >= crop else (0, left)
+    canvas[:, y[1] : y[1] + rows, x[1] : x[1] + columns] = image[:, y[0] : y[0] + rows, x[0] : x[0] + columns]
+    return canvas, (y[1], y[1] + rows, x[1], x[1] + columns)
+
+
+def _resized_crop(image: Tensor, area: tuple[float, float], crop: int, draw: _Draw) -> Tensor:
+    """A window of a random share of the area and an aspect ratio of 3:4 to 4:3, resized to crop x crop."""
+    height, width = image.shape[-2:]
+    for _ in range(10):
+        target = draw.uniform(*area) * height * width
+        ratio = float(torch.tensor(draw.uniform(-0.2877, 0.2877)).exp())
+        h, w = round((target / ratio) ** 0.5), round((target * ratio) ** 0.5)
+        if 0 < h <= height and 0 < w <= width:
+            top, left = draw.integer(height - h), draw.integer(width - w)
+            return TF.resized_crop(image, top, left, h, w, [crop, crop], antialias=True)
+    return TF.resize(image, [crop, crop], antialias=True)
+
+
+def _colours(image: Tensor, draw: _Draw) -> Tensor:
+    """Colour jitter (.4 brightness, .4 contrast, .2 saturation, .1 hue, in random order) with p .8; grey with .2."""
+    if draw.chance(0.8):
+        for step in draw.permutation(4):
+            if step == 0:
+                image = TF.adjust_brightness(image, draw.uniform(0.6, 1.4))
+            elif step == 1:
+                image = TF.adjust_contrast(image, draw.uniform(0.6, 1.4))
+            elif step == 2:
+                image = TF.adjust_saturation(image, draw.uniform(0.8, 1.2))
+            else:
+                image = TF.adjust_hue(image, draw.uniform(-0.1, 0.1))
+    return TF.rgb_to_grayscale(image, 3) if draw.chance(0.2) else image
+
+
+def _blur(image: Tensor, draw: _Draw) -> Tensor:
+    sigma = draw.uniform(0.1, 2.0)
+    reach = max(1, round(3 * sigma))
+    return TF.gaussian_blur(image, [2 * reach + 1, 2 * reach + 1], [sigma, sigma])

@@ -1,0 +1,75 @@
+"""Confusion matrices, IoU, multi-label F1, and metrics that say what they measured and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Stage = Literal["cam", "aux_cam", "pseudo_label", "seg", "cls", "all_background"]
+Protocol = Literal["single", "multi_scale", "multi_scale_crf"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A value with what it measures (stage), how (protocol) and on which split; unlike ones are never compared."""
+
+    split: str
+    stage: Stage
+    protocol: Protocol
+    name: str  # miou, pixel_accuracy, f1, iou/<class>
+    value: float
+
+    @property
+    def key(self) -> str:
+        """`split/stage/protocol/name`."""
+        return f"{self.split}/{self.stage}/{self.protocol}/{self.name}"
+
+
+class ConfusionMatrix:
+    """Counts of (truth, prediction) pairs; exact under any order of updates and merges.
+
+    Args:
+        num_labels: labels 0..num_labels-1, background included.
+    """
+
+    def __init__(self, num_labels: int) -> None:
+        self.num_labels = num_labels
+        self.counts = torch.zeros(num_labels, num_labels, dtype=torch.long)
+
+    def update(self, prediction: Tensor, target: Tensor, ignore: int = 255) -> None:
+        """Add label maps of the same shape; pixels whose target is `ignore` do not count."""
+        known = target != ignore
+        pairs = target[known].long() * self.num_labels + prediction[known].long()
+        counted = torch.bincount(pairs.flatten(), minlength=self.num_labels**2).view_as(self.counts)
+        self.counts += counted.to(self.counts.device)
+
+    def merge(self, other: ConfusionMatrix) -> None:
+        """Add another matrix's counts."""
+        self.counts += other.counts
+
+    def iou(self) -> Tensor:
+        """Intersection over union per label, float64; NaN where a label is neither in truth nor in prediction."""
+        both = self.counts.diagonal().double()
+        return both / (self.counts.sum(0) + self.counts.sum(1) - both)
+
+    def miou(self) -> float:
+        """Mean IoU over the labels that occur; NaN when nothing was counted."""
+        return float(self.iou().nanmean())
+
+    def pixel_accuracy(self) -> float:
+        """Share of counted pixels that are right; NaN when nothing was counted."""
+        return float(self.counts.diagonal().sum() / self.counts.sum())
+
+
+def f1_counts(prediction: Tensor, truth: Tensor) -> Tensor:
+    """True positives, false positives, false negatives per class, 3,C, of boolean B,C."""
+    return torch.stack([(prediction & truth).sum(0), (prediction & ~truth).sum(0), (~prediction & truth).sum(0)])
+
+
+def f1_score(counts: Tensor) -> float:
+    """F1 of all decisions together (micro); 0 when there is nothing to find."""
+    hit, false, missed = counts.sum(1).tolist()
+    return 2 * hit / max(1, 2 * hit + false + missed)
