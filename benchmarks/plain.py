@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from mcc_core.cam import CamPair, multi_scale_cams
 from mcc_core.config import ParConfig
 from mcc_core.objective import Batch, Contrast, Objective
 from mcc_core.schedules import value_at
-from torch import Tensor
 
 
 class PlainObjective(Objective):

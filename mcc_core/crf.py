@@ -94,9 +94,7 @@ def require_crf() -> None:
         raise UsageError("dense CRF needs pydensecrf, which is not installed: run `pip install 'mcc[crf]'`")
 
 
-def _pooled(
-    items: Iterable[tuple[Image, Probabilities]], processes: int, config: CrfConfig
-) -> Iterator[Probabilities]:
+def _pooled(items: Iterable[tuple[Image, Probabilities]], processes: int, config: CrfConfig) -> Iterator[Probabilities]:
     run = partial(dense_crf, config=config)
     # Spawned, not forked: the caller may hold threads and a GPU.
     pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))

@@ -37,7 +37,10 @@ def refine(images: Tensor, scores: Tensor, config: ParConfig) -> Tensor:
     neighbours = _neighbours(size[0], size[1], config.dilations, images.device)
     place = _place_weights(config, scores)
     return torch.stack(
-        [_refine_one(image.to(scores.dtype), one, neighbours, place, config) for image, one in zip(images, scores, strict=True)]
+        [
+            _refine_one(image.to(scores.dtype), one, neighbours, place, config)
+            for image, one in zip(images, scores, strict=True)
+        ]
     )
 
 

@@ -34,10 +34,9 @@ class PermutohedralLattice:
         strides, base, per_image = _key_layout(low, high)
         if batch * per_image >= 2**62:
             raise ValueError(f"sigma too small: {batch * per_image:.1g} lattice keys needed (at most 4e18)")
-        scaled = features.reshape(-1, self.dimensions).T * features.new_tensor(_axis_scales(self.dimensions))[:, None]
-        elevated = _elevate(scaled)
+        elevated = _elevate(features.reshape(-1, self.dimensions).T)
         corner, rank = _enclosing_simplex(elevated)
-        keys = _vertex_keys(corner - features.new_tensor(base)[:, None], rank, strides)
+        keys = _vertex_keys(corner, rank, strides) - sum(b * s for b, s in zip(base, strides, strict=True))
         keys += torch.arange(batch, device=keys.device).mul_(per_image).repeat_interleave(features.shape[1])
         self._weights = _barycentric(elevated, corner, rank).T.contiguous()
         self._connect(keys, strides)
@@ -72,7 +71,8 @@ class PermutohedralLattice:
 
     def blur(self, table: Tensor) -> Tensor:
         """Each vertex plus half its two neighbours, along each of the D+1 lattice directions in turn."""
-        weights = table.new_tensor([1, 0.5, 0.5]).expand(len(table), 3).contiguous()
+        weights = table.new_full((len(table), 3), 0.5)
+        weights[:, 0] = 1
         for neighbours in self._neighbours:
             table = F.embedding_bag(neighbours, table, per_sample_weights=weights, mode="sum")
         return table
@@ -122,14 +122,15 @@ def _axis_scales(dimensions: int) -> list[float]:
     return [deviation / math.sqrt((i + 1) * (i + 2)) for i in range(dimensions)]
 
 
-def _elevate(scaled: Tensor) -> Tensor:
-    """D,N into the hyperplane of D+1 coordinates that sum to zero (Adams et al., Section 3.1)."""
-    dimensions, points = scaled.shape
-    elevated = scaled.new_empty(dimensions + 1, points)
-    total = torch.zeros_like(scaled[0])
-    for i in range(dimensions, 0, -1):
-        elevated[i] = total - i * scaled[i - 1]
-        total = total + scaled[i - 1]
+def _elevate(features: Tensor) -> Tensor:
+    """Features D,N, scaled, in the hyperplane of D+1 coordinates that sum to zero (Adams et al., Section 3.1)."""
+    dimensions, points = features.shape
+    elevated = features.new_empty(dimensions + 1, points)
+    total = features.new_zeros(points)
+    for i, scale in reversed(list(enumerate(_axis_scales(dimensions), start=1))):
+        scaled = features[i - 1] * scale
+        elevated[i] = total - i * scaled
+        total = total + scaled
     elevated[0] = total
     return elevated
 
@@ -190,7 +191,8 @@ def _key_layout(low: Sequence[float], high: Sequence[float]) -> tuple[list[int],
 def _vertex_keys(corner: Tensor, rank: Tensor, strides: Sequence[int]) -> Tensor:
     """Keys D+1,N of the vertices of the simplices, by remainder."""
     size = len(corner)
-    stride = torch.tensor(strides, device=corner.device)[:, None]
+    # Filled on the device: a copy from the host would wait for a GPU.
+    stride = torch.cat([rank.new_full((1, 1), value) for value in strides])
     keys = torch.empty_like(rank)
     keys[0] = (corner.to(torch.int64) * stride).sum(0)
     # From one remainder to the next every coordinate grows by 1, and the next in descending rank falls back by D+1.

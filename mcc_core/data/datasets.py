@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
-from torchvision.transforms.v2 import functional as TF  # noqa: N812
+from torchvision.transforms.v2 import functional as TF
 
 from mcc_core.config import AugmentConfig
 from mcc_core.data.index import Item
@@ -27,9 +27,7 @@ class TrainingSet(Dataset[dict[str, Any]]):
     A sample is a function of (seed, draw, index): the number of loader processes does not matter.
     """
 
-    def __init__(
-        self, items: Sequence[Item], num_classes: int, config: AugmentConfig, crop: int, seed: int
-    ) -> None:
+    def __init__(self, items: Sequence[Item], num_classes: int, config: AugmentConfig, crop: int, seed: int) -> None:
         self.items, self.num_classes, self.config, self.crop, self.seed = items, num_classes, config, crop, seed
 
     def __len__(self) -> int:

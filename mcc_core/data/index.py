@@ -113,7 +113,9 @@ def _fingerprint(
 
 def _checked(paths: Sequence[Path], home: Path) -> dict[Path, tuple[str, str]]:
     """Content digest and, if the image cannot be decoded, the reason, for each path."""
-    cache_file = home / "index" / f"{hashlib.sha256(os.fspath(paths[0].parent.resolve()).encode()).hexdigest()[:16]}.json"
+    cache_file = (
+        home / "index" / f"{hashlib.sha256(os.fspath(paths[0].parent.resolve()).encode()).hexdigest()[:16]}.json"
+    )
     try:
         cache: dict[str, list[Any]] = json.loads(cache_file.read_text())
     except (OSError, ValueError):
@@ -147,7 +149,9 @@ def _check(path: Path) -> tuple[str, str]:
     try:
         content = path.read_bytes()
         with Image.open(path) as image:
-            image.draft("RGB", (image.width // 8, image.height // 8))  # JPEG: decodes all of it, at an eighth of the size
+            image.draft(
+                "RGB", (image.width // 8, image.height // 8)
+            )  # JPEG: decodes all of it, at an eighth of the size
             image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return "", f"cannot be read as an image: {str(error).replace(str(path), path.name)}"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF  # noqa: N812
+from torchvision.transforms.v2 import functional as TF
 
 from mcc_core.config import AugmentConfig
 from mcc_core.errors import DataError

@@ -31,7 +31,7 @@ def palette() -> list[int]:
 
 
 def read_split(root: Path, split: str) -> list[str]:
-    """Ids of a split. Raises DataError when the list is missing, empty, repeats an id or names one outside the folder."""
+    """Ids of a split. Raises DataError when the list is missing or empty, or an id is repeated or not a plain name."""
     path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
     try:
         lines = path.read_text(encoding="utf-8").split()

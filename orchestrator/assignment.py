@@ -1,0 +1,32 @@
+"""What the runner tells a trial's workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.settings import Settings
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a worker is to do; plain values, so that it travels anywhere."""
+
+    identity: str
+    name: str
+    experiment: dict[str, Any]
+    seed: int
+    fingerprint: str
+    metric: str
+    mode: str
+    storage: str
+    home: str | None  # None: the worker's own, on a cluster whose machines have their own folders
+    stop_key: str
+    launch: str  # which run of the sweep this is
+    cpus_per_worker: float
+    gpus_per_worker: float
+
+    def local_home(self) -> Path:
+        """The MCC home of the machine that asks."""
+        return Path(self.home) if self.home is not None else Settings.from_environment().home

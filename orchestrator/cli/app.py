@@ -1,0 +1,59 @@
+"""The Typer application: command groups, and errors as one line with an exit code."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import mcc_core
+from mcc_core.errors import MCCError, UsageError
+from orchestrator.cli import predict, sweep, track, train, ui
+
+app = typer.Typer(
+    name="mcc",
+    help="Train segmentation from image-level labels (Masked Collaborative Contrast), and sweep over it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.add_typer(sweep.app, name="sweep")
+app.add_typer(track.app, name="track")
+app.command("train")(train.train)
+app.command("predict")(predict.predict)
+app.command("ui")(ui.ui)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(mcc_core.__version__)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(mcc_core.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    show: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 a mistake of the caller's, 130 interrupted."""
+    try:
+        app()
+    except MCCError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

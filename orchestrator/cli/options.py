@@ -1,0 +1,40 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from mcc_core.errors import UsageError
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a field, such as mask.ratio=0.5. The value is YAML."),
+]
+Base = Annotated[str | None, typer.Option("--base", help="Another base: a preset or an experiment file.")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Data-parallel workers of each trial.")]
+SweepName = Annotated[str | None, typer.Argument(metavar="[SWEEP]", help="Id or name; default: the newest.")]
+
+
+def overrides(assignments: list[str] | None) -> dict[str, Any]:
+    """`key=value` texts as dotted fields and values. Raises UsageError."""
+    found: dict[str, Any] = {}
+    for text in assignments or []:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"--set {text}: expected KEY=VALUE, such as mask.ratio=0.5")
+        try:
+            found[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UsageError(f"--set {text}: the value is not valid YAML") from None
+    return found
+
+
+def seed_list(text: str) -> tuple[int, ...]:
+    """`0,1,2` as numbers. Raises UsageError."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--seeds {text}: expected whole numbers with commas between, such as 0,1,2") from None

@@ -1,0 +1,120 @@
+"""How the commands print plans, sweeps and trials."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from mcc_core.errors import UsageError
+from mcc_core.schedules import Constant, value_at
+from orchestrator import report
+from orchestrator.catalog import Sweep
+from orchestrator.plan import Plan, Trial
+from orchestrator.progress import duration
+from orchestrator.report import Result
+from orchestrator.storage import Storage
+from orchestrator.trial_files import best_saved, saved_checkpoints
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """Trials, data and the time that running them will take."""
+    table = Table(box=None, pad_edge=False)
+    keys = list(dict.fromkeys(key for trial in plan.trials for key in trial.varied))
+    table.add_column("trial", no_wrap=True)
+    for key in keys:
+        table.add_column(key)
+    table.add_column("seed", justify="right")
+    table.add_column("")
+    for trial in plan.trials:
+        values = [_value(trial, key) for key in keys]
+        table.add_row(
+            trial.name, *values, str(trial.seed), "finished before" if trial.identity in plan.finished else ""
+        )
+    console.print(table)
+    for index in plan.indexes.values():
+        facts = (
+            f"data: {len(index.train)} training images, {len(index.val)} for validation, {len(index.classes)} classes"
+        )
+        console.print(facts, highlight=False)
+        if index.skipped:
+            console.print(f"[yellow]{len(index.skipped)} images left out:[/yellow]", highlight=False)
+            for line in index.skipped[:10]:
+                console.print(f"  {line}", highlight=False, soft_wrap=True)
+    if plan.duplicates:
+        console.print(f"the same as another trial, left out: {', '.join(plan.duplicates)}", highlight=False)
+    left = len(plan.trials) - len(plan.finished)
+    text = f"{plan.sweep}: {left} of {len(plan.trials)} trials to run, {plan.concurrent} at a time"
+    if left and plan.estimate_s is not None:
+        text += f", about {duration(plan.estimate_s)}"
+    console.print(text, highlight=False)
+
+
+def print_sweeps(found: Sequence[tuple[Sweep, Sequence[Result]]], console: Console) -> None:
+    """One line per sweep."""
+    if not found:
+        console.print("no sweep was submitted yet")
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("sweep", "created", "trials", "best", "score"):
+        table.add_column(name)
+    for sweep, results in found:
+        rows = report.leaderboard(results, sweep.metric, sweep.mode)
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(sweep.created))
+        counts = ", ".join(f"{n} {status}" for status, n in Counter(r.status for r in results).items())
+        table.add_row(
+            sweep.id, when, counts, rows[0].point if rows else "", f"{100 * rows[0].score:.1f}" if rows else ""
+        )
+    console.print(table)
+
+
+def print_status(sweep: Sweep, results: Sequence[Result], console: Console) -> None:
+    """One line per trial."""
+    table = Table(title=sweep.id, title_justify="left", box=None, pad_edge=False)
+    for name in ("trial", "state", *(f"{name} mIoU" for name in report.COLUMNS), "identity", ""):
+        table.add_column(name)
+    for result in results:
+        scores = [f"{100 * result.metrics[k]:.1f}" if k in result.metrics else "" for k in report.COLUMNS.values()]
+        table.add_row(result.name, result.status, *scores, result.identity, result.message[:80])
+    console.print(table)
+
+
+def print_best(sweep: Sweep, results: Sequence[Result], storage: Storage, metric: str, console: Console) -> None:
+    """The best configuration by a metric, and where its checkpoint is. Raises UsageError when nothing was measured."""
+    rows = report.leaderboard(results, metric, sweep.mode)
+    if not rows:
+        known = sorted({key for r in results for key in r.metrics if key.endswith("/miou")})
+        raise UsageError(
+            f"{sweep.id}: no finished trial has {metric!r}" + (f"; such as {', '.join(known)}" if known else "")
+        )
+    trials = [r for r in results if r.point == rows[0].point and r.status == "finished"]
+    pick = max if sweep.mode == "max" else min
+    top = pick(trials, key=lambda r: r.metrics[metric])
+    console.print(
+        f"{rows[0].point}: {metric} {100 * rows[0].score:.1f} over seeds {', '.join(map(str, rows[0].seeds))}"
+    )
+    saved = best_saved(saved_checkpoints(storage, top.identity), sweep.mode)
+    if saved is not None:
+        from orchestrator.trial_files import checkpoint_key
+
+        console.print(storage.where(checkpoint_key(top.identity, saved.iteration)), highlight=False, soft_wrap=True)
+
+
+def _value(trial: Trial, key: str) -> str:
+    """A varied value; a schedule with a little picture of itself."""
+    text = trial.varied.get(key, "")
+    node: object = trial.experiment
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else getattr(node, part, None)
+    if not text or not hasattr(node, "at") or isinstance(node, Constant):
+        return text
+    total = trial.experiment.train.iterations
+    values = [value_at(node, i * (total - 1) // 7, total) for i in range(8)]  # type: ignore[arg-type]
+    low, high = min(values), max(values)
+    bars = "".join(_BARS[round(7 * (v - low) / (high - low))] if high > low else _BARS[3] for v in values)
+    return f"{text} {bars}"

@@ -1,0 +1,118 @@
+"""`mcc sweep`: plan, submit, list, status, best."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli.options import Base, Set, SweepName, Workers, overrides, seed_list
+
+if TYPE_CHECKING:
+    from orchestrator.plan import Plan
+
+app = typer.Typer(help="Plan, run and look at sweeps of trials.", no_args_is_help=True)
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="Sweep file (YAML).")]
+Seeds = Annotated[str | None, typer.Option("--seeds", metavar="0,1,2", help="Seeds instead of the file's.")]
+Concurrent = Annotated[int | None, typer.Option("--max-concurrent", min=1, help="Trials at a time, at most.")]
+
+
+def _plan(
+    file: Path, base: str | None, set_: list[str] | None, workers: int | None, seeds: str | None, most: int | None
+) -> Plan:
+    from orchestrator.plan import plan_sweep
+    from orchestrator.settings import Settings
+    from orchestrator.sweep_file import load_sweep, with_run_options
+
+    sweep = with_run_options(load_sweep(file), seed_list(seeds) if seeds else None, most)
+    return plan_sweep(sweep, str(file), base, overrides(set_), workers, Settings.from_environment())
+
+
+@app.command()
+def plan(
+    file: File,
+    base: Base = None,
+    set_: Set = None,
+    workers: Workers = None,
+    seeds: Seeds = None,
+    max_concurrent: Concurrent = None,
+) -> None:
+    """Show the trials and an estimate of the time. Runs nothing."""
+    from rich.console import Console
+
+    from orchestrator.cli.show import print_plan
+
+    print_plan(_plan(file, base, set_, workers, seeds, max_concurrent), Console())
+
+
+@app.command()
+def submit(
+    file: File,
+    base: Base = None,
+    set_: Set = None,
+    workers: Workers = None,
+    seeds: Seeds = None,
+    max_concurrent: Concurrent = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan only.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run finished trials again.")] = False,
+) -> None:
+    """Run a sweep: every trial that has not finished before. Ctrl-C stops it so that it can go on later."""
+    from rich.console import Console
+
+    from orchestrator.cli.show import print_plan
+    from orchestrator.submit import run_and_track
+
+    console = Console()
+    made = _plan(file, base, set_, workers, seeds, max_concurrent)
+    print_plan(made, console)
+    if not dry_run:
+        raise typer.Exit(run_and_track(made, console, force=force))
+
+
+@app.command("list")
+def list_() -> None:
+    """List the sweeps that were submitted, newest first."""
+    from rich.console import Console
+
+    from orchestrator import catalog
+    from orchestrator.cli.show import print_sweeps
+    from orchestrator.settings import Settings
+    from orchestrator.storage import Storage
+
+    storage = Storage(Settings.from_environment().storage)
+    print_sweeps([(s, catalog.results(storage, s.document)) for s in catalog.sweeps(storage)], Console())
+
+
+@app.command()
+def status(sweep: SweepName = None) -> None:
+    """Show how each trial of a sweep stands."""
+    from rich.console import Console
+
+    from orchestrator import catalog
+    from orchestrator.cli.show import print_status
+    from orchestrator.settings import Settings
+    from orchestrator.storage import Storage
+
+    storage = Storage(Settings.from_environment().storage)
+    found = catalog.find(storage, sweep)
+    print_status(found, catalog.results(storage, found.document), Console())
+
+
+@app.command()
+def best(
+    sweep: SweepName = None,
+    metric: Annotated[str | None, typer.Option("--metric", help="Such as val/cam/multi_scale/miou.")] = None,
+) -> None:
+    """Show the best configuration and the checkpoint of its best seed."""
+    from rich.console import Console
+
+    from orchestrator import catalog
+    from orchestrator.cli.show import print_best
+    from orchestrator.settings import Settings
+    from orchestrator.storage import Storage
+
+    storage = Storage(Settings.from_environment().storage)
+    found = catalog.find(storage, sweep)
+    print_best(found, catalog.results(storage, found.document), storage, metric or found.metric, Console())

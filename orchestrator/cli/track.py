@@ -1,0 +1,22 @@
+"""`mcc track`: the view of sweeps in MLflow."""
+
+from __future__ import annotations
+
+import typer
+
+from orchestrator.cli.options import SweepName
+
+app = typer.Typer(help="Work on the view of sweeps in MLflow.", no_args_is_help=True)
+
+
+@app.command()
+def rebuild(sweep: SweepName = None) -> None:
+    """Make a sweep's MLflow runs again from the event logs in storage."""
+    from orchestrator import catalog, tracking
+    from orchestrator.settings import Settings
+    from orchestrator.storage import Storage
+
+    settings = Settings.from_environment()
+    found = catalog.find(Storage(settings.storage), sweep)
+    tracking.rebuild(settings, found.document)
+    print(f"{found.id}: {len(found.document['trials'])} trials written to MLflow")

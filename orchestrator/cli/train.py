@@ -1,0 +1,38 @@
+"""`mcc train`: one trial, as a sweep of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.options import Set, Workers, overrides
+
+
+def train(
+    experiment: Annotated[str, typer.Argument(metavar="PRESET|FILE", help="Preset, or experiment file (YAML).")],
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    set_: Set = None,
+    workers: Workers = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the run; default: the preset's.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Train again even if this trial finished before.")] = False,
+) -> None:
+    """Train one trial. The same machinery as a sweep: tracked, resumable, not run twice."""
+    from rich.console import Console
+
+    from mcc_core.config import load_base, validate
+    from orchestrator.cli.show import print_plan
+    from orchestrator.plan import plan_sweep
+    from orchestrator.settings import Settings
+    from orchestrator.submit import run_and_track
+    from orchestrator.sweep_file import SweepFile
+
+    load_base(experiment)
+    sweep = validate(
+        SweepFile, {"name": name or Path(experiment).stem, "base": experiment, "seeds": [seed]}, "mcc train"
+    )
+    console = Console()
+    made = plan_sweep(sweep, experiment, None, overrides(set_), workers, Settings.from_environment())
+    print_plan(made, console)
+    raise typer.Exit(run_and_track(made, console, force=force))

@@ -1,0 +1,35 @@
+"""`mcc ui`: MLflow's pages on the embedded store."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Annotated
+
+import typer
+
+
+def ui(
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5000,
+    host: Annotated[str, typer.Option("--host")] = "127.0.0.1",
+) -> None:
+    """Open MLflow on the embedded store; with MLFLOW_TRACKING_URI set to a server, print where that is."""
+    from orchestrator.settings import Settings
+
+    settings = Settings.from_environment()
+    if settings.tracking_uri.startswith(("http://", "https://")):
+        print(f"MLflow is at {settings.tracking_uri}")
+        return
+    settings.home.mkdir(parents=True, exist_ok=True)
+    print(f"MLflow: http://{host}:{port}  (Ctrl-C ends it)", flush=True)
+    # One worker without the job runner: with more, each request takes seven times as long.
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", settings.tracking_uri]
+    command += ["--artifacts-destination", settings.artifact_root.as_uri(), "--host", host, "--port", str(port)]
+    command += ["--workers", "1"]
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    try:
+        code = subprocess.run(command, env=os.environ | quiet, check=False).returncode
+    except KeyboardInterrupt:
+        code = 0
+    raise typer.Exit(code)

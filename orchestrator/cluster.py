@@ -1,0 +1,136 @@
+"""Ray for one command: a cluster of this machine's own, started and ended with it, or one that runs already.
+
+Facts behind the choices (tried with ray 2.60): bare `ray.init()` can attach to a stranger's cluster on the host, so the
+address is always given; without the dashboard a trial that is stopped leaks its workers' resources; `ray stop` would
+end every cluster of the host, so it is never used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mcc_core.errors import UsageError
+from orchestrator.settings import Settings
+
+DRIVER_CPU = 0.01  # what Tune reserves for the idle process that waits for a trial; 0 is refused
+
+# Read by Ray on import or by its processes, which inherit them.
+RAY_ENVIRONMENT = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default of 2 s doubles the time of a short trial
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+_LOCAL_ONLY = {
+    "RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE": "1",  # containers with a small /dev/shm; hardly anything is in it
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one more process per trial; this machine is not taken away
+}
+_OBJECT_STORE = 128 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a machine or cluster can give to trials."""
+
+    cpus: float
+    gpus: float
+
+    def trials_at_a_time(self, workers: int, cpus_per_worker: float, gpus_per_worker: float) -> int:
+        """How many trials fit beside each other. Raises UsageError when not even one does."""
+        cpus, gpus = workers * cpus_per_worker, workers * gpus_per_worker
+        for need, have, what, field in (
+            (cpus, self.cpus, "CPUs", "cpus_per_worker"),
+            (gpus, self.gpus, "GPUs", "gpus_per_worker"),
+        ):
+            if need > have + 1e-9:
+                each = cpus_per_worker if what == "CPUs" else gpus_per_worker
+                raise UsageError(
+                    f"a trial needs {need:g} {what} ({workers} workers x {field} {each:g}) and {have:g} are there, so "
+                    f"it could never start; lower --workers or resources.{field}"
+                )
+        fits = (self.cpus + 1e-9) / cpus
+        return math.floor(min(fits, (self.gpus + 1e-9) / gpus) if gpus else fits)
+
+
+def local_capacity() -> Capacity:
+    """CPUs that this process may use, by affinity and container quota, and the GPUs that torch sees."""
+    cpus = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cpus = min(cpus, max(1.0, math.floor(int(quota) / int(period))))
+    import torch
+
+    return Capacity(cpus, float(torch.cuda.device_count()))
+
+
+@contextlib.contextmanager
+def cluster(settings: Settings) -> Iterator[Capacity]:
+    """A connected Ray, ended at exit if it was started here.
+
+    Yields what trials may use. Raises UsageError when the cluster of `settings.ray_address` does not answer.
+    """
+    prepare_environment()
+    import ray
+
+    if ray.is_initialized():
+        yield _less_drivers(ray.cluster_resources())
+        return
+    if settings.ray_address is None:
+        capacity = local_capacity()
+        for name, value in _LOCAL_ONLY.items():
+            os.environ.setdefault(name, value)
+        ray.init(
+            address="local",
+            num_cpus=math.ceil(capacity.cpus) + 1,  # one more for the trials' waiting processes
+            num_gpus=int(capacity.gpus),
+            include_dashboard=True,
+            object_store_memory=_OBJECT_STORE,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    else:
+        _attach(settings.ray_address)
+        capacity = _less_drivers(ray.cluster_resources())
+    try:
+        yield capacity
+    finally:
+        ray.shutdown()
+
+
+def prepare_environment() -> None:
+    """Set Ray's variables where the user has not; before the first import of ray."""
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def _attach(address: str) -> None:
+    import ray
+
+    if "://" in address:
+        raise UsageError(
+            f"RAY_ADDRESS: {address}: give the cluster's host:port (or auto) and run mcc on one of its machines"
+        )
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": RAY_ENVIRONMENT},
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"RAY_ADDRESS: {address}: no cluster answers: {first[:200]}") from None
+
+
+def _less_drivers(resources: dict[str, float]) -> Capacity:
+    """A cluster's resources, less one CPU for the trials' waiting processes."""
+    return Capacity(max(0.0, resources.get("CPU", 0.0) - 1), resources.get("GPU", 0.0))

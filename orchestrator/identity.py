@@ -1,0 +1,90 @@
+"""Identity of a trial: a hash of what can change its numbers, so that the same work is never done twice.
+
+Part of it: the resolved experiment, the seed, the source of `mcc_core`, the initial weights, the data. Not part of it:
+where the data lies, what is only shown or logged, comments, the orchestrator.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mcc_core
+from mcc_core.config import Experiment, ModelConfig
+
+# Fields whose value cannot change a recorded evaluation. The data's content is identified by its fingerprint.
+_WITHOUT: dict[str, tuple[str, ...]] = {
+    "data": ("root", "classes", "on_corrupt"),
+    "train": ("log_every", "panels", "loader_workers", "eval_batch"),
+}
+_DRAWING_AND_PREDICTING = {"visualize.py", "inference.py", "crf.py", "errors.py"}
+
+
+def trial_identity(experiment: Experiment, seed: int, fingerprint: str) -> str:
+    """16 hexadecimal digits. Raises OSError when a weights file cannot be read."""
+    fields: dict[str, Any] = experiment.model_dump(mode="json")
+    fields.pop("description")
+    fields["model"].pop("weights")
+    for section, names in _WITHOUT.items():
+        for name in names:
+            fields[section].pop(name)
+    content = {
+        "experiment": fields,
+        "seed": seed,
+        "source": source_hash(Path(mcc_core.__file__).parent),
+        "weights": weights_identity(experiment.model),
+        "data": fingerprint,
+    }
+    return _sha256(json.dumps(content, sort_keys=True).encode())[:16]
+
+
+def weights_identity(model: ModelConfig) -> str:
+    """What the initial weights are: a file by its content, a download by name and timm version."""
+    if model.weights == "random":
+        return "random"
+    if model.weights == "timm":
+        return f"timm {version('timm')} {model.backbone}"
+    file = Path(model.weights)
+    stat = file.stat()
+    return _file_hash(file, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def source_hash(package: Path) -> str:
+    """Hash of the Python code of the method, blind to comments, docstrings and layout."""
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        if file.name not in _DRAWING_AND_PREDICTING:
+            digest.update(f"{file.relative_to(package).as_posix()}\0{_code(file.read_text('utf-8'))}\0".encode())
+    return digest.hexdigest()
+
+
+def _code(text: str) -> str:
+    tree = ast.parse(text)
+    for node in _with_body(tree):
+        first = node.body[0] if node.body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            node.body = node.body[1:]
+    return ast.dump(tree, include_attributes=False)
+
+
+def _with_body(tree: ast.AST) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+@lru_cache(maxsize=64)
+def _file_hash(file: Path, size: int, mtime_ns: int) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,106 @@
+"""Who is running which trials now, so that two commands never train the same trial at once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mcc_core.errors import UsageError
+from orchestrator.storage import Storage
+
+_REFRESH_S = 10.0
+_DEAD_S = 90.0  # without a sign from another host
+
+
+class Lease:
+    """A claim on trials, renewed by `refresh` for as long as they run."""
+
+    def __init__(self, storage: Storage, launch: str, sweep: str, identities: Sequence[str]) -> None:
+        self.storage, self.key = storage, f"leases/{launch}.json"
+        self.content = {
+            "launch": launch,
+            "sweep": sweep,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "born": _born(os.getpid()),
+            "since": time.time(),
+            "identities": list(identities),
+        }
+        self._written = 0.0
+
+    def refresh(self) -> None:
+        """Say that the holder lives, when that was last said a while ago. Storage that is away is no error."""
+        if time.monotonic() - self._written >= _REFRESH_S:
+            with contextlib.suppress(OSError):
+                self._write()
+
+    def _write(self) -> None:
+        self.storage.write(self.key, json.dumps(self.content | {"t": time.time()}).encode())
+        self._written = time.monotonic()
+
+    def take(self) -> None:
+        """Claim the trials. Raises UsageError when a living holder has one of them."""
+        self._write()
+        for other in _others(self.storage, self.key):
+            common = set(other["identities"]) & set(self.content["identities"])  # type: ignore[call-overload]
+            if common and other["since"] <= self.content["since"]:
+                self.release()
+                raise UsageError(
+                    f"{len(common)} of these trials are being run by process {other['pid']} on {other['host']} "
+                    f"(sweep {other['sweep']}); wait for it or stop it first"
+                )
+
+    def release(self) -> None:
+        """Give the trials free."""
+        with contextlib.suppress(OSError):
+            self.storage.delete(self.key)
+
+
+@contextlib.contextmanager
+def held(lease: Lease) -> Iterator[Lease]:
+    """Take the lease and release it at exit."""
+    lease.take()
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def _others(storage: Storage, own: str) -> Iterator[dict[str, Any]]:
+    for key in storage.list("leases"):
+        if key == own:
+            continue
+        try:
+            other = json.loads(storage.read(key))
+        except (FileNotFoundError, ValueError):
+            continue
+        if _lives(other):
+            yield other
+        else:
+            storage.delete(key)
+
+
+def _lives(lease: dict[str, Any]) -> bool:
+    if lease["host"] != socket.gethostname():
+        return bool(time.time() - lease["t"] < _DEAD_S)
+    try:
+        os.kill(lease["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return bool(_born(lease["pid"]) == lease["born"])
+
+
+def _born(pid: int) -> str:
+    """Start time of a process, which tells it from a later one of the same number; empty where not to be had."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except (OSError, IndexError):
+        return ""

@@ -1,0 +1,119 @@
+"""Files on their way to storage: first on local disk, then sent in order by a thread, however long that takes.
+
+Nothing that was put in is lost when storage is away for a while or the process is killed: what was not sent stays in
+the outbox's folder and is sent first by the next outbox of the same folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from orchestrator.storage import Storage
+
+_RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0)  # pauses between attempts at one file
+
+
+class Outbox:
+    """An ordered queue of (key, file) with one sender. Not for two processes at once on one folder."""
+
+    def __init__(self, storage: Storage, folder: Path) -> None:
+        self.storage = storage
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        for partial in folder.glob("*.part"):
+            partial.unlink()
+        waiting = self._waiting()
+        self._next = 1 + max((int(path.name[:8]) for path in waiting), default=0)
+        self._changed = threading.Condition()
+        self._closing = False
+        self.error: str | None = None  # why the oldest file could not be sent, while that is so
+        self._thread = threading.Thread(target=self._send_all, name="outbox", daemon=True)
+        self._thread.start()
+
+    def put(self, key: str, data: bytes) -> None:
+        """Queue a file with this content."""
+        partial = self._partial()
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        self._queue(partial, "put", key)
+
+    def put_file(self, key: str, file: Path) -> None:
+        """Queue a file, which is moved away."""
+        self._queue(file, "put", key)
+
+    def put_delete(self, key: str) -> None:
+        """Queue the removal of a stored file, after everything queued before."""
+        partial = self._partial()
+        partial.touch()
+        self._queue(partial, "del", key)
+
+    def drain(self, timeout: float) -> bool:
+        """Wait until everything queued is stored; False when that takes longer than `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            self._changed.notify_all()  # no pause before the next attempt
+            while self._waiting():
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                self._changed.wait(min(left, 0.5))
+        return True
+
+    def close(self, timeout: float) -> bool:
+        """Drain, then end the sender. What is left stays on disk; False when something is."""
+        done = self.drain(timeout)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(timeout=5)
+        return done
+
+    def _partial(self) -> Path:
+        return self.folder / f"{threading.get_ident()}.part"
+
+    def _queue(self, file: Path, action: str, key: str) -> None:
+        with self._changed:
+            os.replace(file, self.folder / f"{self._next:08d}-{action}-{quote(key, safe='')}")
+            self._next += 1
+            self._changed.notify_all()
+
+    def _waiting(self) -> list[Path]:
+        return sorted(path for path in self.folder.iterdir() if path.suffix != ".part")
+
+    def _send_all(self) -> None:
+        failures = 0
+        while True:
+            with self._changed:
+                if self._closing:
+                    return
+                waiting = self._waiting()
+                if not waiting:
+                    self._changed.wait(5)
+                    continue
+            try:
+                self._send(waiting[0])
+                failures, self.error = 0, None
+                with self._changed:
+                    self._changed.notify_all()
+            except OSError as error:
+                self.error = " ".join(str(error).split())[:300]
+                with self._changed:
+                    self._changed.wait(_RETRY_S[min(failures, len(_RETRY_S) - 1)])
+                failures += 1
+
+    def _send(self, file: Path) -> None:
+        _, action, key = file.name.split("-", 2)
+        key = unquote(key)
+        if action == "put":
+            self.storage.upload(file, key, move=True)
+        else:
+            self.storage.delete(key)
+            with contextlib.suppress(FileNotFoundError):
+                file.unlink()

@@ -1,0 +1,276 @@
+"""Runs a plan: Ray Tune starts trials, each of them a Ray Train run of its workers.
+
+Ray schedules, restarts and isolates; what counts (events, checkpoints, results) is in storage. So a sweep can be taken
+up again from any machine: trials that finished are not run again, others go on from their last checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from types import FrameType
+from typing import Any
+
+import yaml
+
+from mcc_core.errors import UsageError
+from orchestrator.assignment import Assignment
+from orchestrator.cluster import Capacity, cluster
+from orchestrator.environment import environment_record
+from orchestrator.events import segments, trial_state, write_end
+from orchestrator.lease import Lease, held
+from orchestrator.plan import Plan, Trial, plan_document
+from orchestrator.settings import Settings
+from orchestrator.storage import Storage, patiently
+from orchestrator.tune_run import TuneRun
+
+_TICK_S = 0.25
+_WATCH_S = 5.0  # between looks at the running trials' events
+_STOP_GRACE_S = 120.0  # from asking stalled trials to stop until they are abandoned
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """How a trial ended: finished, failed, stopped, or new when it was never started."""
+
+    identity: str
+    name: str
+    status: str
+    metrics: dict[str, float]
+    message: str
+    log: str | None  # where its last output is
+
+
+def stop_key(sweep: str) -> str:
+    """Key of the flag that asks a sweep's trials to stop; whoever writes it stops the sweep."""
+    return f"sweeps/{sweep}/stop"
+
+
+def run(
+    plan: Plan,
+    settings: Settings,
+    *,
+    force: bool = False,
+    on_tick: Callable[[], None] = lambda: None,
+    command: Sequence[str] | None = None,
+) -> list[TrialResult]:
+    """Run what is left of a plan and return every trial's result, in the plan's order.
+
+    Ctrl-C once: running trials write a checkpoint and stop. Twice: KeyboardInterrupt, at once.
+
+    Args:
+        force: run finished trials again, from the beginning.
+        on_tick: called several times a second from the calling thread.
+        command: the command line to put on record.
+
+    Raises UsageError when storage cannot be written, the cluster does not answer or is too small, or another process
+    is running one of the trials.
+    """
+    storage = Storage(settings.storage)
+    storage.check()
+    launch = f"{time.strftime('%Y%m%d-%H%M%S')}-{socket.gethostname()[:20]}-{os.getpid()}"
+    states = {t.identity: trial_state(storage, t.identity) for t in plan.trials}
+    todo = [t for t in plan.trials if force or states[t.identity].status != "finished"]
+    if todo:
+        with held(Lease(storage, launch, plan.sweep, [t.identity for t in todo])) as lease:
+            _record(plan, todo, storage, list(command or sys.argv), force=force)
+            with cluster(settings) as capacity:
+                _run_trials(plan, todo, settings, storage, launch, capacity, lease, on_tick)
+            _close(todo, storage, launch)
+    on_tick()
+    return [_result(trial, storage) for trial in plan.trials]
+
+
+def save_plan(plan: Plan, storage: Storage, command: Sequence[str], commit: str | None = None) -> None:
+    """Write `sweeps/<id>/plan.json`."""
+    document = plan_document(plan, command, commit)
+    storage.write(f"sweeps/{plan.sweep}/plan.json", json.dumps(document, indent=1).encode())
+
+
+def _record(plan: Plan, todo: Sequence[Trial], storage: Storage, command: list[str], *, force: bool) -> None:
+    """Write down what is going to run, before it runs."""
+    environment = environment_record(command)
+    commit = environment["git"]["commit"] if environment["git"] else None
+    save_plan(plan, storage, command, commit)
+    storage.delete(stop_key(plan.sweep))
+    for trial in todo:
+        folder = f"trials/{trial.identity}"
+        text = yaml.safe_dump(trial.experiment.model_dump(mode="json"), sort_keys=False)
+        storage.write(f"{folder}/experiment.yaml", text.encode())
+        storage.write(f"{folder}/environment.json", json.dumps(environment, indent=1).encode())
+        if force:
+            storage.delete_folder(f"{folder}/checkpoints")
+
+
+def _run_trials(
+    plan: Plan,
+    todo: Sequence[Trial],
+    settings: Settings,
+    storage: Storage,
+    launch: str,
+    capacity: Capacity,
+    lease: Lease,
+    on_tick: Callable[[], None],
+) -> None:
+    concurrent, gpus = _fit(plan, todo, capacity)
+    tasks = [_assignment(plan, trial, settings, launch, gpus) for trial in todo]
+    tune_run = TuneRun(
+        [asdict(task) for task in tasks],
+        workers={t.identity: t.experiment.train.workers for t in todo},
+        concurrent=min(concurrent, len(todo)),
+        max_failures=plan.file.resources.max_failures,
+        name=launch,
+        storage_path=storage.where(f"ray/{plan.sweep}"),
+    )
+    watch = _Watch(storage, settings.stall_minutes)
+
+    def ask_to_stop() -> None:
+        tune_run.stopping = True
+        patiently(lambda: storage.write(stop_key(plan.sweep), b"stop\n"), 30)
+
+    with _signals(ask_to_stop):
+        tune_run.start()
+        while tune_run.alive():
+            on_tick()
+            lease.refresh()
+            if not tune_run.stopping and _flagged(storage, plan.sweep):
+                tune_run.stopping = True
+            if stalled := watch.stalled(tune_run.running()):
+                if not watch.asked:
+                    watch.asked = time.monotonic()
+                    ask_to_stop()
+                elif time.monotonic() - watch.asked > min(_STOP_GRACE_S, 60 * settings.stall_minutes):
+                    _abandon(stalled, storage, launch, settings.stall_minutes)
+                    return
+            tune_run.wait(_TICK_S)
+    if tune_run.error is not None:
+        raise tune_run.error
+    if all(trial_state(storage, t.identity).status == "finished" for t in todo):
+        storage.delete_folder(f"ray/{plan.sweep}")  # Ray's own books of runs that need no resuming
+
+
+def _fit(plan: Plan, todo: Sequence[Trial], capacity: Capacity) -> tuple[int, float]:
+    """(trials at a time, GPUs per worker) on what Ray really has."""
+    resources = plan.file.resources
+    workers = max(t.experiment.train.workers for t in todo)
+    gpus = resources.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if capacity.gpus >= workers else 0.0
+    try:
+        fits = capacity.trials_at_a_time(workers, resources.cpus_per_worker, gpus)
+    except UsageError as error:
+        raise UsageError(f"{plan.source}: resources: {error}") from None
+    return min(fits, resources.max_concurrent or fits), gpus
+
+
+def _assignment(plan: Plan, trial: Trial, settings: Settings, launch: str, gpus: float) -> Assignment:
+    return Assignment(
+        identity=trial.identity,
+        name=trial.name,
+        experiment=trial.experiment.model_dump(mode="json"),
+        seed=trial.seed,
+        fingerprint=trial.fingerprint,
+        metric=plan.file.metric,
+        mode=plan.file.mode,
+        storage=settings.storage,
+        home=None if settings.ray_address else str(settings.home),
+        stop_key=stop_key(plan.sweep),
+        launch=launch,
+        cpus_per_worker=plan.file.resources.cpus_per_worker,
+        gpus_per_worker=gpus,
+    )
+
+
+class _Watch:
+    """Notices that nothing happens any more: no new event of a running trial, for some minutes."""
+
+    def __init__(self, storage: Storage, minutes: float) -> None:
+        self.storage, self.limit_s = storage, 60 * minutes
+        self.asked: float | None = None  # when the stalled trials were asked to stop
+        self._seen: dict[str, tuple[str, float]] = {}
+        self._looked = 0.0
+        self._stalled: list[str] = []
+
+    def stalled(self, running: Sequence[str]) -> list[str]:
+        """Running trials without an event for too long, when no trial has had one; else none."""
+        now = time.monotonic()
+        if now - self._looked < min(_WATCH_S, self.limit_s / 4):
+            return self._stalled if self.asked else []
+        self._looked = now
+        for identity in running:
+            try:
+                last = (segments(self.storage, identity) or [""])[-1]
+            except OSError:  # storage is away: nothing can be told
+                self._seen.clear()
+                return []
+            if self._seen.get(identity, ("none", 0.0))[0] != last:
+                self._seen[identity] = (last, now)
+        quiet = [i for i in running if now - self._seen[i][1] > self.limit_s]
+        self._stalled = quiet if len(quiet) == len(running) else []
+        return self._stalled
+
+
+def _abandon(stalled: Sequence[str], storage: Storage, launch: str, minutes: float) -> None:
+    for identity in stalled:
+        if (log := _last_log(storage, identity)) is not None:
+            log = f"; its output: {log}"
+        message = f"nothing happened for {minutes:g} minutes, so it was ended (MCC_STALL_MINUTES){log or ''}"
+        write_end(storage, identity, "failed", message, launch=launch)
+
+
+def _close(todo: Sequence[Trial], storage: Storage, launch: str) -> None:
+    """Give an end to trials that began in this launch and whose processes are gone without one."""
+    for trial in todo:
+        state = patiently(lambda trial=trial: trial_state(storage, trial.identity))  # type: ignore[misc]
+        if state.status == "running":
+            log = _last_log(storage, trial.identity)
+            message = "its process ended without a word" + (f"; its output: {log}" if log else "")
+            write_end(storage, trial.identity, "failed", message, launch=launch)
+
+
+def _result(trial: Trial, storage: Storage) -> TrialResult:
+    state = trial_state(storage, trial.identity)
+    log = _last_log(storage, trial.identity)
+    return TrialResult(trial.identity, trial.name, state.status, state.metrics or {}, state.message, log)
+
+
+def _last_log(storage: Storage, identity: str) -> str | None:
+    logs = storage.list(f"trials/{identity}/logs")
+    return str(storage.local(logs[-1]) or storage.where(logs[-1])) if logs else None
+
+
+def _flagged(storage: Storage, sweep: str) -> bool:
+    with contextlib.suppress(OSError):
+        return storage.exists(stop_key(sweep))
+    return False
+
+
+@contextlib.contextmanager
+def _signals(ask_to_stop: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C or a termination asks once, then interrupts. Only the main thread can hear signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard = 0
+
+    def handler(number: int, frame: FrameType | None) -> Any:
+        nonlocal heard
+        heard += 1
+        if heard > 1:
+            raise KeyboardInterrupt
+        threading.Thread(target=ask_to_stop, daemon=True).start()
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

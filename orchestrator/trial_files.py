@@ -1,0 +1,117 @@
+"""The checkpoints of a trial in storage: the last two and the best, each with a sidecar that says it is complete."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from orchestrator.outbox import Outbox
+from orchestrator.storage import Storage
+
+_KEPT = 2  # newest checkpoints kept beside the best
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A stored checkpoint, as its sidecar describes it."""
+
+    iteration: int
+    size: int  # bytes
+    sha256: str
+    score: float | None = None  # of the sweep's metric
+
+    @classmethod
+    def of(cls, file: Path, iteration: int, score: float | None) -> Saved:
+        """Describe a local checkpoint file."""
+        return cls(iteration, file.stat().st_size, _sha256(file), score)
+
+
+def checkpoint_key(identity: str, iteration: int) -> str:
+    """Key of a checkpoint; its sidecar has `.json` behind it."""
+    return f"trials/{identity}/checkpoints/{iteration:07d}.pt"
+
+
+class CheckpointShelf:
+    """Stores a trial's checkpoints through an outbox and removes those that are not worth keeping."""
+
+    def __init__(self, outbox: Outbox, identity: str, mode: str, saved: Sequence[Saved]) -> None:
+        self.outbox, self.identity, self.mode = outbox, identity, mode
+        self.saved = list(saved)
+
+    def add(self, file: Path, iteration: int, score: float | None) -> str:
+        """Queue a local checkpoint file, which is moved away, and its sidecar after it. Returns its key."""
+        one = Saved.of(file, iteration, score)
+        key = checkpoint_key(self.identity, iteration)
+        self.outbox.put_file(key, file)
+        self.outbox.put(f"{key}.json", json.dumps(asdict(one)).encode())
+        self.saved = [s for s in self.saved if s.iteration != iteration] + [one]
+        self._prune()
+        return key
+
+    def _prune(self) -> None:
+        keep = {s.iteration for s in sorted(self.saved, key=lambda s: s.iteration)[-_KEPT:]}
+        if (best := best_saved(self.saved, self.mode)) is not None:
+            keep.add(best.iteration)
+        for one in [s for s in self.saved if s.iteration not in keep]:
+            key = checkpoint_key(self.identity, one.iteration)
+            self.outbox.put_delete(f"{key}.json")  # first, so that no sidecar promises a file that is gone
+            self.outbox.put_delete(key)
+            self.saved.remove(one)
+
+
+def best_saved(saved: Sequence[Saved], mode: str) -> Saved | None:
+    """The checkpoint with the best score; the earlier one of equals."""
+    scored = [s for s in saved if s.score is not None and s.score == s.score]
+    if not scored:
+        return None
+    sign = 1 if mode == "max" else -1
+    return max(scored, key=lambda s: (sign * (s.score or 0.0), -s.iteration))
+
+
+def saved_checkpoints(storage: Storage, identity: str) -> list[Saved]:
+    """Complete checkpoints in order of iteration; a sidecar that cannot be read does not count."""
+    found = []
+    for key in storage.list(f"trials/{identity}/checkpoints"):
+        if key.endswith(".pt.json"):
+            try:
+                found.append(Saved(**json.loads(storage.read(key))))
+            except (ValueError, TypeError):
+                continue
+    return sorted(found, key=lambda s: s.iteration)
+
+
+def newest_checkpoint(
+    storage: Storage, identity: str, folder: Path, *, only: int | None = None
+) -> tuple[Saved | None, Path | None, list[str]]:
+    """(checkpoint, local file, complaints): the newest whose content is what was written.
+
+    A file in a bucket is copied into `folder`. Complaints name files that are cut short or changed.
+
+    Args:
+        only: consider this iteration's checkpoint alone.
+    """
+    complaints: list[str] = []
+    for one in reversed(saved_checkpoints(storage, identity)):
+        if only is not None and one.iteration != only:
+            continue
+        key = checkpoint_key(identity, one.iteration)
+        if (size := storage.size(key)) != one.size:
+            was = "is missing" if size is None else f"has {size} bytes instead of {one.size}"
+            complaints.append(f"{storage.where(key)} {was}")
+            continue
+        file = storage.local(key)
+        if file is None:
+            file = folder / f"{one.iteration:07d}.resume.pt"
+            storage.download(key, file)
+        if _sha256(file) == one.sha256:
+            return one, file, complaints
+        complaints.append(f"{storage.where(key)} is not what was written")
+    return None, None, complaints
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,194 @@
+"""Ray Tune over Ray Train, in a thread: hands out trials, keeps a number of them running, restarts what dies."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.cluster import DRIVER_CPU, prepare_environment
+from orchestrator.events import trial_state, write_end
+from orchestrator.storage import Storage, patiently
+
+_TAIL_LINES = 15
+
+
+class TuneRun:
+    """One Tune experiment over assignments (plain mappings of `worker.Assignment`).
+
+    Setting `stopping` hands out no further trial. Runs in a thread of its own: Tune would otherwise take over the
+    signals of the process.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[dict[str, Any]],
+        *,
+        workers: Mapping[str, int],
+        concurrent: int,
+        max_failures: int,
+        name: str,
+        storage_path: str,
+    ) -> None:
+        self._tasks, self._workers = list(tasks), dict(workers)
+        self._concurrent, self._max_failures = concurrent, max_failures
+        self._name, self._storage_path = name, storage_path
+        self.stopping = False
+        self.error: BaseException | None = None
+        self.active: dict[str, str] = {}  # Tune's trial id to identity
+        self._thread = threading.Thread(target=self._run, name="tune", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def wait(self, seconds: float) -> None:
+        self._thread.join(seconds)
+
+    def identities(self) -> list[str]:
+        """All trials, in order."""
+        return [task["identity"] for task in self._tasks]
+
+    def running(self) -> list[str]:
+        """Identities handed out and not ended yet."""
+        return list(self.active.values())
+
+    def _run(self) -> None:
+        try:
+            self._fit()
+        except BaseException as error:
+            self.error = error
+
+    def _fit(self) -> None:
+        prepare_environment()
+        from ray import tune
+
+        for name in ("ray", "ray.tune", "ray.train"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        driver = tune.with_parameters(
+            drive,
+            tasks={task["identity"]: task for task in self._tasks},
+            workers=self._workers,
+            max_failures=self._max_failures,
+            name=self._name,
+            storage_path=self._storage_path,
+        )
+        tuner = tune.Tuner(
+            tune.with_resources(driver, {"CPU": DRIVER_CPU}),
+            tune_config=tune.TuneConfig(
+                search_alg=_searcher(self),
+                num_samples=len(self._tasks),
+                max_concurrent_trials=self._concurrent,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=self._name,
+                storage_path=self._storage_path,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=1),  # of the trial's waiting process, not of workers
+            ),
+        )
+        tuner.fit()
+
+
+def _searcher(run: TuneRun) -> Any:
+    """A Tune searcher that hands out the run's trials in order."""
+    from ray.tune.search import Searcher
+
+    class Queue(Searcher):
+        def __init__(self, run: TuneRun) -> None:
+            super().__init__(metric="iteration", mode="max")
+            self.run = run
+            self.left = run.identities()
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {}  # Tune pickles its searcher; this one's state is of no use to another process
+
+        def suggest(self, trial_id: str) -> Any:
+            if self.run.stopping or not self.left:
+                return Searcher.FINISHED
+            self.run.active[trial_id] = self.left.pop(0)
+            return {"identity": self.run.active[trial_id]}
+
+        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+            self.run.active.pop(trial_id, None)
+
+        def save(self, checkpoint_path: str) -> None:
+            """Nothing to keep: what is left to do is read from storage."""
+
+        def restore(self, checkpoint_path: str) -> None:
+            """See `save`."""
+
+    return Queue(run)
+
+
+def drive(
+    config: dict[str, Any],
+    tasks: Mapping[str, dict[str, Any]],
+    workers: Mapping[str, int],
+    max_failures: int,
+    name: str,
+    storage_path: str,
+) -> None:
+    """One Tune trial: a Train run of the trial's workers. Leaves an end event whatever happens; raises nothing of the
+    workers'."""
+    import ray.train
+    from ray.train.torch import TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    task = tasks[config["identity"]]
+    resources = {"CPU": task["cpus_per_worker"]}
+    if task["gpus_per_worker"]:
+        resources["GPU"] = task["gpus_per_worker"]
+    trainer = TorchTrainer(
+        work,
+        train_loop_config=dict(task),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers[task["identity"]],
+            use_gpu=bool(task["gpus_per_worker"]),
+            resources_per_worker=resources,
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"{name}/{task['identity']}",
+            storage_path=storage_path,
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            failure_config=ray.train.FailureConfig(max_failures=max_failures),
+            callbacks=[TuneReportCallback()],  # type: ignore[list-item]
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        _end_failed(task, error)
+
+
+def work(config: dict[str, Any]) -> None:
+    """What every worker runs. It imports the method here: the processes that only wait for workers start faster."""
+    from orchestrator.worker import train_loop
+
+    train_loop(config)
+
+
+def _end_failed(task: Mapping[str, Any], error: BaseException) -> None:
+    """Put the failure on record, unless a worker did so itself."""
+    storage, identity = Storage(task["storage"]), task["identity"]
+    state = patiently(lambda: trial_state(storage, identity))
+    if state.status in {"failed", "finished", "stopped"} and state.launch == task["launch"]:
+        return
+    failures = getattr(error, "worker_failures", None)
+    cause = next(iter(failures.values())) if failures else error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    message = "\n".join([lines[-1] if lines else type(cause).__name__, *_log_tail(storage, identity)])
+    patiently(lambda: write_end(storage, identity, "failed", message, launch=task["launch"]))
+
+
+def _log_tail(storage: Storage, identity: str) -> list[str]:
+    """The last lines that the trial's newest worker printed, with the file they are from."""
+    logs = storage.list(f"trials/{identity}/logs")
+    if not logs:
+        return []
+    lines = storage.read(logs[-1]).decode("utf-8", "replace").splitlines()[-_TAIL_LINES:]
+    return [f"last lines of {storage.where(logs[-1])}:", *(f"  {line}" for line in lines)]

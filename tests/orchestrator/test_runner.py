@@ -1,0 +1,173 @@
+"""Sweeps through real Ray Tune and Ray Train: results, stopping and going on, death of a worker, faults of a trial."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import settings_in, tiny_sweep
+
+from mcc_core import engine
+from mcc_core.checkpoint import load
+from mcc_core.errors import UsageError
+from orchestrator.cluster import cluster
+from orchestrator.events import EventReader, history, segments, trial_state
+from orchestrator.lease import Lease
+from orchestrator.plan import Plan, Trial, plan_sweep
+from orchestrator.runner import run, stop_key
+from orchestrator.settings import Settings
+from orchestrator.storage import Storage
+from orchestrator.trial_files import saved_checkpoints
+
+# Wall-clock figures, and what changes with the machine: not compared between runs.
+TIMED = {"images_per_second"}
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    settings = settings_in(tmp_path_factory.mktemp("runner"))
+    with cluster(settings):
+        yield settings
+
+
+@pytest.fixture(autouse=True)
+def no_hanging() -> Iterator[None]:
+    """A sweep that hangs ends the whole test run with every thread's stack, rather than never."""
+    faulthandler.dump_traceback_later(400, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture(scope="module")
+def storage(settings: Settings) -> Storage:
+    return Storage(settings.storage)
+
+
+def plan(settings: Settings, **fields: Any) -> Plan:
+    return plan_sweep(tiny_sweep(**fields), "s.yaml", settings=settings, estimate=False)
+
+
+def curve(storage: Storage, trial: Trial) -> list[tuple[int, dict[str, float]]]:
+    """Every metrics event, without wall-clock figures."""
+    events = [e for e in history(storage, trial.identity) if e["kind"] == "metrics"]
+    return [(e["iteration"], {k: v for k, v in e["metrics"].items() if k not in TIMED}) for e in events]
+
+
+def logged(storage: Storage, trial: Trial) -> list[int]:
+    """Iterations with a loss, in the order of the settled log."""
+    return [iteration for iteration, metrics in curve(storage, trial) if "loss/total" in metrics]
+
+
+class InProcess(engine.Callbacks):
+    """Collects the curve of a run without Ray."""
+
+    def __init__(self) -> None:
+        self.curve: list[tuple[int, dict[str, float]]] = []
+
+    def on_step(self, record: engine.StepRecord) -> None:
+        self.curve.append((record.iteration, {k: v for k, v in record.metrics.items() if k not in TIMED}))
+
+    def on_evaluation(self, record: engine.EvaluationRecord) -> None:
+        self.curve.append((record.iteration, {metric.key: metric.value for metric in record.metrics}))
+
+
+def test_a_trial_stops_on_request_and_goes_on_from_its_last_whole_checkpoint(
+    settings: Settings, storage: Storage, tmp_path: Path
+) -> None:
+    made = plan(settings, set={"train.iterations": 150, "train.eval_every": 25})
+    (trial,) = made.trials
+
+    def stop_after_a_checkpoint() -> None:
+        if saved_checkpoints(storage, trial.identity):
+            storage.write(stop_key(made.sweep), b"")
+
+    (stopped,) = run(made, settings, on_tick=stop_after_a_checkpoint)
+    assert stopped.status == "stopped"
+    *_, previous, newest = saved_checkpoints(storage, trial.identity)
+    assert logged(storage, trial) == list(range(1, newest.iteration + 1))
+
+    # As if the machine had died while the last checkpoint was written.
+    file = storage.local(f"trials/{trial.identity}/checkpoints/{newest.iteration:07d}.pt")
+    assert file is not None
+    file.write_bytes(file.read_bytes()[:-100])
+    (result,) = run(made, settings)
+    assert result.status == "finished", result.message
+    assert set(result.metrics) >= {"val/seg/single/miou", "val/cam/multi_scale/miou"}
+    events = history(storage, trial.identity)
+    starts = [e for e in events if e["kind"] == "start"]
+    assert [e["iteration"] for e in starts] == [0, previous.iteration]
+    assert f"{newest.iteration:07d}.pt has" in starts[1]["info"]["skipped_checkpoints"][0]
+    assert starts[0]["info"]["certificate"]["images_in_both"] == 0
+    assert logged(storage, trial) == list(range(1, 151))
+    assert {e["kind"] for e in events} == {"start", "metrics", "image", "checkpoint", "end"}
+    for event in events:
+        if event["kind"] == "image":
+            assert storage.read(event["path"]).startswith(b"\x89PNG")
+    assert load(Path(settings.storage) / f"trials/{trial.identity}/checkpoints/0000150.pt").iteration == 150
+    assert len(saved_checkpoints(storage, trial.identity)) <= 3
+    assert b"packages" in storage.read(f"trials/{trial.identity}/environment.json")
+
+    # The same trial without Ray and undisturbed: the same curve.
+    seen = InProcess()
+    torch.set_num_threads(1)
+    engine.train(trial.experiment, trial.seed, made.index, device=torch.device("cpu"), workdir=tmp_path, callbacks=seen)
+    ours = curve(storage, trial)
+    assert [i for i, _ in ours] == [i for i, _ in seen.curve]
+    for (iteration, mine), (_, theirs) in zip(ours, seen.curve, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-6), iteration
+
+    # Once more: nothing is run.
+    before = segments(storage, trial.identity)
+    (again,) = run(made, settings)
+    assert (again.status, again.metrics) == (result.status, result.metrics)
+    assert segments(storage, trial.identity) == before
+
+
+def test_a_killed_worker_is_replaced_and_a_fault_ends_only_its_own_trial(settings: Settings, storage: Storage) -> None:
+    made = plan(
+        settings,
+        name="faults",
+        set={"train.iterations": 120, "train.eval_every": 20, "train.panels": 0},
+        points=[{"name": "pair", "set": {"train.workers": 2}}, {"name": "nan", "set": {"optim.lr": 1e30}}],
+        resources={"cpus_per_worker": 0.5},
+    )
+    pair, nan = made.trials
+    killed: list[int] = []
+
+    def kill_after_a_checkpoint() -> None:
+        if not killed and saved_checkpoints(storage, pair.identity):
+            start = next(e for _, events in EventReader(storage, pair.identity) for e in events)
+            assert start["info"]["world_size"] == 2
+            killed.append(start["info"]["pid"])
+            os.kill(killed[0], signal.SIGKILL)
+
+    results = {r.name: r for r in run(made, settings, on_tick=kill_after_a_checkpoint)}
+    assert killed
+    assert results["pair"].status == "finished", results["pair"].message
+    starts = [e for e in history(storage, pair.identity) if e["kind"] == "start"]
+    assert [e["attempt"] for e in starts] == [1, 2]
+    assert starts[1]["iteration"] >= 20
+    assert logged(storage, pair) == list(range(1, 121))
+
+    assert results["nan"].status == "failed"
+    assert "not finite at iteration" in results["nan"].message
+    assert trial_state(storage, nan.identity).attempt == 1
+    assert results["nan"].log is not None and "not finite" in Path(results["nan"].log).read_text()
+
+
+def test_trials_that_another_process_runs_are_refused(settings: Settings, storage: Storage) -> None:
+    made = plan(settings, name="held", set={"train.iterations": 2})
+    other = Lease(storage, "another", "their-sweep", [t.identity for t in made.trials])
+    other.take()
+    try:
+        with pytest.raises(UsageError, match=f"1 of these trials are being run by process {os.getpid()}"):
+            run(made, settings)
+    finally:
+        other.release()
+    assert not storage.exists(f"sweeps/{made.sweep}/plan.json")

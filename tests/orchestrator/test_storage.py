@@ -1,0 +1,126 @@
+"""One contract for every kind of storage: a local folder, and a real S3 server where one is installed."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from s3_server import S3Server, s3_server
+
+from mcc_core.errors import UsageError
+from orchestrator.storage import Storage, patiently
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with s3_server(tmp_path_factory.mktemp("s3")) as running:
+        yield running
+
+
+@pytest.fixture(params=["folder", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    if request.param == "folder":
+        return Storage(str(tmp_path / "storage"))
+    server: S3Server = request.getfixturevalue("server")
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return Storage(f"s3://{server.bucket}/some/{tmp_path.name}")
+
+
+def test_what_was_written_is_read(storage: Storage) -> None:
+    storage.write("a/b c/d.txt", b"one")
+    storage.write("a/b c/d.txt", b"two")
+    assert storage.read("a/b c/d.txt") == b"two"
+    assert storage.exists("a/b c/d.txt")
+    assert storage.size("a/b c/d.txt") == 3
+
+
+def test_an_empty_file_is_a_file(storage: Storage) -> None:
+    storage.write("flag", b"")
+    assert storage.exists("flag")
+    assert storage.size("flag") == 0
+
+
+def test_missing_things(storage: Storage) -> None:
+    assert not storage.exists("no/such")
+    assert storage.size("no") is None
+    assert storage.list("no") == []
+    storage.delete("no/such")
+    storage.delete_folder("no")
+    with pytest.raises(FileNotFoundError):
+        storage.read("no/such")
+    with pytest.raises(FileNotFoundError):
+        patiently(lambda: storage.read("no/such"))
+
+
+def test_a_list_has_the_files_of_one_folder_in_order(storage: Storage) -> None:
+    for key in ("t/2", "t/10", "t/deep/3", "tt/4"):
+        storage.write(key, b".")
+    assert storage.list("t") == ["t/10", "t/2"]
+    assert storage.folders("t") == ["t/deep"]
+
+
+def test_many_files_are_listed(storage: Storage) -> None:
+    for i in range(60):
+        storage.write(f"m/{i:04d}", b".")
+    assert len(storage.list("m")) == 60
+
+
+def test_delete_takes_one_file_and_delete_folder_all(storage: Storage) -> None:
+    for key in ("t/1", "t/2", "t/deep/3", "u/4"):
+        storage.write(key, b".")
+    storage.delete("t/1")
+    assert storage.list("t") == ["t/2"]
+    storage.delete_folder("t")
+    assert storage.list("t") == [] and not storage.exists("t/deep/3") and storage.exists("u/4")
+
+
+def test_files_go_up_and_down_whole(storage: Storage, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 80_000  # 20 MB: several parts
+    up, down = tmp_path / "up", tmp_path / "deep" / "down"
+    up.write_bytes(content)
+    storage.upload(up, "x/file")
+    assert up.exists()
+    storage.upload(up, "x/moved", move=True)
+    assert not up.exists()
+    for key in ("x/file", "x/moved"):
+        storage.download(key, down)
+        assert down.read_bytes() == content
+    with pytest.raises(FileNotFoundError):
+        storage.download("x/none", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_pickled_storage_holds_no_secret(storage: Storage) -> None:
+    storage.write("k", b"v")
+    data = pickle.dumps(storage)
+    assert b"secret" not in data.lower()
+    assert pickle.loads(data).read("k") == b"v"
+
+
+def test_check_passes_and_leaves_nothing(storage: Storage) -> None:
+    storage.check()
+    assert storage.list("") == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"MCC_STORAGE: .*file/sub: cannot be written"):
+        Storage(str(tmp_path / "file" / "sub")).check()
+
+
+def test_a_wrong_secret_is_refused_without_showing_it(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (server.environment | {"AWS_SECRET_ACCESS_KEY": "not-the-secret"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="MCC_STORAGE: s3://") as caught:
+        Storage(f"s3://{server.bucket}/x").check()
+    assert "not-the-secret" not in str(caught.value)
+
+
+def test_other_addresses_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"MCC_STORAGE: gs://b/p: neither a folder nor s3://"):
+        Storage("gs://b/p")
+    with pytest.raises(UsageError, match="lacks a bucket"):
+        Storage("s3:///p")
