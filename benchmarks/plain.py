@@ -56,9 +56,6 @@ def _neighbours(x: Tensor, dilations: tuple[int, ...]) -> Tensor:
     for d in dilations:
         padded = F.pad(x, [d] * 4, mode="replicate")
         found += [
-            padded[..., d + dy : d + dy + h, d + dx : d + dx + w]
-            for dy in (-d, 0, d)
-            for dx in (-d, 0, d)
-            if dy or dx
+            padded[..., d + dy : d + dy + h, d + dx : d + dx + w] for dy in (-d, 0, d) for dx in (-d, 0, d) if dy or dx
         ]
     return torch.stack(found, 2)

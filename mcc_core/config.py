@@ -70,6 +70,9 @@ class ProjectorConfig(Strict):
     hidden: int = Field(2048, ge=1)
     bottleneck: int = Field(256, ge=1)
     out: int = Field(1024, ge=1)
+    init_std: float = Field(
+        0.02, gt=0, description="of the MLP's weights; a narrow MLP needs more, or its normalised output is all noise"
+    )
 
 
 class ModelConfig(Strict):
@@ -181,6 +184,7 @@ class TrainConfig(Strict):
     eval_every: int = Field(2000, ge=1, description="iterations between evaluations with a checkpoint; also at the end")
     eval_images: int | None = Field(None, ge=1, description="score only the first N images of the split")
     eval_batch: int = Field(8, ge=1)
+    eval_train_images: int = Field(0, ge=0, description="training images with masks to score too, at the end")
     panels: int = Field(4, ge=0, description="images shown as CAM panels at each evaluation")
     loader_workers: int = Field(4, ge=0, description="data-loading processes per worker")
 

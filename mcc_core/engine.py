@@ -10,7 +10,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -234,6 +234,17 @@ class _Run:
     def _evaluate(self) -> None:
         config = self.experiment.train
         record = evaluate(self.model, self.index, self.experiment, self.device, self.done, panels=config.panels)
+        if config.eval_train_images and self.done == config.iterations:
+            more = evaluate(
+                self.model,
+                self.index,
+                self.experiment,
+                self.device,
+                self.done,
+                split="train",
+                images=config.eval_train_images,
+            )
+            record = replace(record, metrics=(*record.metrics, *more.metrics))
         self.metrics = {metric.key: metric.value for metric in record.metrics}
         self._save()
         self.callbacks.on_evaluation(record)

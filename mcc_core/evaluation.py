@@ -15,13 +15,17 @@ from mcc_core.cam import multi_scale_cams
 from mcc_core.config import Experiment
 from mcc_core.data.datasets import EvaluationSet
 from mcc_core.data.index import DataIndex, Item
-from mcc_core.metrics import ConfusionMatrix, Metric, f1_counts, f1_score
+from mcc_core.metrics import ConfusionMatrix, Metric, Protocol, Stage, f1_counts, f1_score
 from mcc_core.model import MCCNet
 from mcc_core.pseudo_label import cam_label, denormalise, refined_label
 from mcc_core.schedules import value_at
 from mcc_core.visualize import cam_panel
 
-STAGES = {"cam": "multi_scale", "aux_cam": "multi_scale", "seg": "single"}  # stage: protocol of in-training scores
+STAGES: dict[Stage, Protocol] = {
+    "cam": "multi_scale",
+    "aux_cam": "multi_scale",
+    "seg": "single",
+}  # stage: protocol of in-training scores
 
 
 @dataclass(frozen=True)

@@ -40,9 +40,20 @@ class ConfusionMatrix:
         self.counts = torch.zeros(num_labels, num_labels, dtype=torch.long)
 
     def update(self, prediction: Tensor, target: Tensor, ignore: int = 255) -> None:
-        """Add label maps of the same shape; pixels whose target is `ignore` do not count."""
+        """Add label maps of the same shape; pixels whose target is `ignore` do not count.
+
+        Raises ValueError for other shapes or labels, which would be counted as a pair of other ones.
+        """
+        if prediction.shape != target.shape:
+            raise ValueError(f"prediction is {tuple(prediction.shape)}, target {tuple(target.shape)}")
         known = target != ignore
-        pairs = target[known].long() * self.num_labels + prediction[known].long()
+        truth, guess = target[known].long(), prediction[known].long()
+        for name, labels in (("prediction", guess), ("target", truth)):
+            if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_labels:
+                raise ValueError(
+                    f"{name}: labels {int(labels.min())}..{int(labels.max())}, not 0..{self.num_labels - 1}"
+                )
+        pairs = truth * self.num_labels + guess
         counted = torch.bincount(pairs.flatten(), minlength=self.num_labels**2).view_as(self.counts)
         self.counts += counted.to(self.counts.device)
 

@@ -64,7 +64,7 @@ class Projector(nn.Module):
         )
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.trunc_normal_(layer.weight, std=config.init_std)
                 nn.init.zeros_(layer.bias)
         self.last = UnitLinear(config.bottleneck, config.out)
 

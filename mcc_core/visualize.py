@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageFont
 
 from mcc_core.data.voc import palette
@@ -15,7 +14,7 @@ _TILE, _CAPTION, _GAP = 192, 18, 4
 
 
 def colorize(mask: np.ndarray) -> np.ndarray:
-    """Label map H,W to VOC colours H,W,3; 255 (ignore) is light grey-white."""
+    """Label map H,W uint8 to VOC colours H,W,3; 255 (ignore) is light grey-white."""
     return _COLOURS[mask]
 
 
@@ -27,6 +26,8 @@ def overlay(image: np.ndarray, mask: np.ndarray, opacity: float = 0.55) -> Image
 
 def heat(image: np.ndarray, cam: np.ndarray) -> Image.Image:
     """CAM H,W in [0, 1] over the image as a heat map."""
+    from matplotlib import colormaps  # here, because it takes a while and only pictures need it
+
     colours = colormaps["jet"](np.clip(cam, 0, 1))[..., :3] * 255
     return Image.fromarray((0.45 * image + 0.55 * colours).astype(np.uint8))
 

@@ -36,9 +36,9 @@ class Sweep:
 def sweeps(storage: Storage) -> list[Sweep]:
     """All sweeps, newest first."""
     found = []
-    for name in storage.folders("sweeps"):
-        if storage.exists(f"sweeps/{name}/plan.json"):
-            found.append(Sweep(name, json.loads(storage.read(f"sweeps/{name}/plan.json"))))
+    for key in storage.folders("sweeps"):
+        if storage.exists(f"{key}/plan.json"):
+            found.append(Sweep(key.rsplit("/", 1)[-1], json.loads(storage.read(f"{key}/plan.json"))))
     return sorted(found, key=lambda sweep: sweep.created, reverse=True)
 
 

@@ -73,6 +73,8 @@ class Outbox:
             self._closing = True
             self._changed.notify_all()
         self._thread.join(timeout=5)
+        with contextlib.suppress(OSError):  # not empty: the rest waits for the next outbox
+            self.folder.rmdir()
         return done
 
     def _partial(self) -> Path:

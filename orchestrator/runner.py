@@ -14,8 +14,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -33,13 +34,14 @@ from orchestrator.storage import Storage, patiently
 from orchestrator.tune_run import TuneRun
 
 _TICK_S = 0.25
+_POLL_S = 1.0  # between looks at the stop flag
 _WATCH_S = 5.0  # between looks at the running trials' events
 _STOP_GRACE_S = 120.0  # from asking stalled trials to stop until they are abandoned
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """How a trial ended: finished, failed, stopped, or new when it was never started."""
+    """How a trial ended: finished, failed or stopped; new or interrupted where this run did not come to it."""
 
     identity: str
     name: str
@@ -83,8 +85,7 @@ def run(
         with held(Lease(storage, launch, plan.sweep, [t.identity for t in todo])) as lease:
             _record(plan, todo, storage, list(command or sys.argv), force=force)
             with cluster(settings) as capacity:
-                _run_trials(plan, todo, settings, storage, launch, capacity, lease, on_tick)
-            _close(todo, storage, launch)
+                _close(_run_trials(plan, todo, settings, storage, launch, capacity, lease, on_tick), storage, launch)
     on_tick()
     return [_result(trial, storage) for trial in plan.trials]
 
@@ -119,7 +120,8 @@ def _run_trials(
     capacity: Capacity,
     lease: Lease,
     on_tick: Callable[[], None],
-) -> None:
+) -> set[str]:
+    """Returns the identities of the trials that were begun."""
     concurrent, gpus = _fit(plan, todo, capacity)
     tasks = [_assignment(plan, trial, settings, launch, gpus) for trial in todo]
     tune_run = TuneRun(
@@ -131,6 +133,7 @@ def _run_trials(
         storage_path=storage.where(f"ray/{plan.sweep}"),
     )
     watch = _Watch(storage, settings.stall_minutes)
+    polled = 0.0
 
     def ask_to_stop() -> None:
         tune_run.stopping = True
@@ -141,20 +144,22 @@ def _run_trials(
         while tune_run.alive():
             on_tick()
             lease.refresh()
-            if not tune_run.stopping and _flagged(storage, plan.sweep):
-                tune_run.stopping = True
+            if not tune_run.stopping and time.monotonic() - polled > _POLL_S:
+                polled = time.monotonic()
+                tune_run.stopping = _flagged(storage, plan.sweep)
             if stalled := watch.stalled(tune_run.running()):
                 if not watch.asked:
                     watch.asked = time.monotonic()
                     ask_to_stop()
                 elif time.monotonic() - watch.asked > min(_STOP_GRACE_S, 60 * settings.stall_minutes):
                     _abandon(stalled, storage, launch, settings.stall_minutes)
-                    return
+                    return tune_run.begun
             tune_run.wait(_TICK_S)
     if tune_run.error is not None:
         raise tune_run.error
     if all(trial_state(storage, t.identity).status == "finished" for t in todo):
         storage.delete_folder(f"ray/{plan.sweep}")  # Ray's own books of runs that need no resuming
+    return tune_run.begun
 
 
 def _fit(plan: Plan, todo: Sequence[Trial], capacity: Capacity) -> tuple[int, float]:
@@ -226,20 +231,23 @@ def _abandon(stalled: Sequence[str], storage: Storage, launch: str, minutes: flo
         write_end(storage, identity, "failed", message, launch=launch)
 
 
-def _close(todo: Sequence[Trial], storage: Storage, launch: str) -> None:
-    """Give an end to trials that began in this launch and whose processes are gone without one."""
-    for trial in todo:
-        state = patiently(lambda trial=trial: trial_state(storage, trial.identity))  # type: ignore[misc]
-        if state.status == "running":
-            log = _last_log(storage, trial.identity)
+def _close(begun: Iterable[str], storage: Storage, launch: str) -> None:
+    """Give an end to trials that were begun in this launch and whose processes are gone without one."""
+    for identity in begun:
+        state = patiently(partial(trial_state, storage, identity))
+        if state.status == "running" or state.launch != launch:
+            log = _last_log(storage, identity)
             message = "its process ended without a word" + (f"; its output: {log}" if log else "")
-            write_end(storage, trial.identity, "failed", message, launch=launch)
+            write_end(storage, identity, "failed", message, launch=launch)
 
 
 def _result(trial: Trial, storage: Storage) -> TrialResult:
     state = trial_state(storage, trial.identity)
-    log = _last_log(storage, trial.identity)
-    return TrialResult(trial.identity, trial.name, state.status, state.metrics or {}, state.message, log)
+    # This process runs nothing any more: what has no end was cut off in an earlier run and not begun again.
+    status = "interrupted" if state.status == "running" else state.status
+    return TrialResult(
+        trial.identity, trial.name, status, state.metrics or {}, state.message, _last_log(storage, trial.identity)
+    )
 
 
 def _last_log(storage: Storage, identity: str) -> str | None:

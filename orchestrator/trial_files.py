@@ -37,9 +37,12 @@ def checkpoint_key(identity: str, iteration: int) -> str:
 class CheckpointShelf:
     """Stores a trial's checkpoints through an outbox and removes those that are not worth keeping."""
 
-    def __init__(self, outbox: Outbox, identity: str, mode: str, saved: Sequence[Saved]) -> None:
+    def __init__(self, outbox: Outbox, identity: str, mode: str, saved: Sequence[Saved], start: int) -> None:
+        """`saved` is what storage has; what is beyond the iteration `start` that a run goes on from is spoiled."""
         self.outbox, self.identity, self.mode = outbox, identity, mode
         self.saved = list(saved)
+        for one in [s for s in saved if s.iteration > start]:
+            self._remove(one)
 
     def add(self, file: Path, iteration: int, score: float | None) -> str:
         """Queue a local checkpoint file, which is moved away, and its sidecar after it. Returns its key."""
@@ -56,10 +59,13 @@ class CheckpointShelf:
         if (best := best_saved(self.saved, self.mode)) is not None:
             keep.add(best.iteration)
         for one in [s for s in self.saved if s.iteration not in keep]:
-            key = checkpoint_key(self.identity, one.iteration)
-            self.outbox.put_delete(f"{key}.json")  # first, so that no sidecar promises a file that is gone
-            self.outbox.put_delete(key)
-            self.saved.remove(one)
+            self._remove(one)
+
+    def _remove(self, one: Saved) -> None:
+        key = checkpoint_key(self.identity, one.iteration)
+        self.outbox.put_delete(f"{key}.json")  # first, so that no sidecar promises a file that is gone
+        self.outbox.put_delete(key)
+        self.saved.remove(one)
 
 
 def best_saved(saved: Sequence[Saved], mode: str) -> Saved | None:

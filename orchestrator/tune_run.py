@@ -37,6 +37,7 @@ class TuneRun:
         self.stopping = False
         self.error: BaseException | None = None
         self.active: dict[str, str] = {}  # Tune's trial id to identity
+        self.begun: set[str] = set()  # identities handed out so far
         self._thread = threading.Thread(target=self._run, name="tune", daemon=True)
 
     def start(self) -> None:
@@ -111,6 +112,7 @@ def _searcher(run: TuneRun) -> Any:
             if self.run.stopping or not self.left:
                 return Searcher.FINISHED
             self.run.active[trial_id] = self.left.pop(0)
+            self.run.begun.add(self.run.active[trial_id])
             return {"identity": self.run.active[trial_id]}
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

@@ -70,6 +70,8 @@ def train_loop(config: dict[str, Any]) -> None:
         if outbox is not None:
             outbox.close(timeout=10)
         shutil.rmtree(work, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            work.parent.rmdir()
 
 
 @dataclass(frozen=True)
@@ -167,8 +169,7 @@ class Reporter(Callbacks):
     ) -> None:
         self.task, self.experiment, self.outbox, self.resume = task, experiment, outbox, resume
         self.log = EventLog(outbox, task.identity, resume.attempt)
-        usable = [s for s in saved if s.iteration <= resume.iteration]
-        self.shelf = CheckpointShelf(outbox, task.identity, task.mode, usable)
+        self.shelf = CheckpointShelf(outbox, task.identity, task.mode, saved, resume.iteration)
         self.iteration = resume.iteration
         self.speed = _SpeedMeter(experiment, resume.iteration)
         self.pending: tuple[int, Path] | None = None

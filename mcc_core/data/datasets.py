@@ -6,16 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.v2 import functional as TF
 
 from mcc_core.config import AugmentConfig
 from mcc_core.data.index import Item
-from mcc_core.data.transforms import Views, augment, normalise, read_rgb
+from mcc_core.data.transforms import Views, augment, normalise
+from mcc_core.data.voc import read_mask, read_rgb
 from mcc_core.errors import DataError
 
 Draw = tuple[int, int]  # (how manieth pass over the data, index)
@@ -24,7 +22,8 @@ Draw = tuple[int, int]  # (how manieth pass over the data, index)
 class TrainingSet(Dataset[dict[str, Any]]):
     """Augmented views of images with image-level labels. Has no way to a mask.
 
-    A sample is a function of (seed, draw, index): the number of loader processes does not matter.
+    A sample is a function of (seed, draw, index): the number of loader processes does not matter. Raises DataError
+    naming an image that has become unreadable since the index was made.
     """
 
     def __init__(self, items: Sequence[Item], num_classes: int, config: AugmentConfig, crop: int, seed: int) -> None:
@@ -68,21 +67,6 @@ class EvaluationSet(Dataset[dict[str, Any]]):
         labels[list(item.labels)] = 1
         mask = read_mask(self.masks[item.name], self.num_classes)
         return {"image": image, "labels": labels, "mask": mask, "name": item.name}
-
-
-def read_mask(path: Path, num_classes: int) -> Tensor:
-    """A palette or grey mask H,W uint8. Raises DataError when it cannot be read or has labels out of range."""
-    try:
-        with Image.open(path) as image:
-            if image.mode not in {"P", "L"}:
-                raise DataError(f"{path}: masks must be palette or grey PNGs, not {image.mode}")
-            mask = torch.from_numpy(np.array(image))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as a mask: {error}") from None
-    wrong = mask[(mask > num_classes) & (mask != 255)]
-    if len(wrong):
-        raise DataError(f"{path}: label {int(wrong[0])} is out of range: there are {num_classes} classes")
-    return mask
 
 
 class TrainingBatches(Sampler[list[Draw]]):

@@ -5,18 +5,31 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from rich.console import Console
+from rich.progress import track
 
 from mcc_core.config import DataConfig
 from mcc_core.data import shapes
-from mcc_core.data.voc import VOC_CLASSES, read_class_file, read_labels, read_split
+from mcc_core.data.voc import (
+    VOC_CLASSES,
+    check_image,
+    read_class_file,
+    read_labels,
+    read_mask,
+    read_split,
+    valid_classes,
+)
 from mcc_core.errors import DataError
+
+_PROGRESS_FROM = 2000  # files to check before a progress bar is worth its line
 
 
 @dataclass(frozen=True)
@@ -37,14 +50,15 @@ class DataIndex:
     val: tuple[Item, ...]
     masks: Mapping[str, Path]  # masks of val items and of the train items that have one, for evaluation only
     skipped: tuple[str, ...]  # `path: reason` of images left out
-    fingerprint: str  # of names, labels and image contents; the folder does not matter
+    fingerprint: str  # of names, labels, image contents and val masks; the folder does not matter
 
 
 def build_index(config: DataConfig, home: Path) -> DataIndex:
     """Check a dataset and list it; shapes are generated first where they are not there yet.
 
-    Every image is decoded once; the result is remembered in `home/index` by path, size and time of change. Raises
-    DataError for what is missing, broken, or in both splits.
+    Every image, and every mask of the val split, is decoded once; the result is remembered in `home/index` by path,
+    size and time of change. Images without any label are kept. Raises DataError for what is missing, broken, or in
+    both splits; with `on_corrupt: skip` a missing or broken image (of either split) is left out instead.
     """
     root = shapes.ensure(config, home) if config.name == "shapes" else config.root
     if root is None:
@@ -53,42 +67,47 @@ def build_index(config: DataConfig, home: Path) -> DataIndex:
         raise DataError(f"data.root: {root}: no such folder")
     classes = _classes(config)
     train_names, val_names = read_split(root, config.train_split), read_split(root, config.val_split)
-    both = set(train_names) & set(val_names)
-    if both:
-        raise DataError(
-            f"{root}: {sorted(both)[0]!r} and {len(both) - 1} more ids are in both {config.train_split} and "
-            f"{config.val_split}: evaluation images must not be trained on"
-        )
-    checked = _checked([root / "JPEGImages" / f"{name}.jpg" for name in train_names + val_names], home)
-    broken = tuple(f"{path}: {reason}" for path, (_, reason) in checked.items() if reason)
+    _check_disjoint(root, config, train_names, val_names)
+    paths = {name: root / "JPEGImages" / f"{name}.jpg" for name in train_names + val_names}
+    images = _checked(list(paths.values()), home, "image", check_image)
+    broken = tuple(found.problem for found in images.values() if found.problem)
     if broken and config.on_corrupt == "stop":
         more = f" (and {len(broken) - 1} more images)" if len(broken) > 1 else ""
         raise DataError(f"{broken[0]}{more}; --set data.on_corrupt=skip leaves such images out")
 
     def items(names: Sequence[str]) -> tuple[Item, ...]:
-        paths = [(name, root / "JPEGImages" / f"{name}.jpg") for name in names]
-        return tuple(Item(n, p, read_labels(root, n, classes)) for n, p in paths if not checked[p][1])
+        kept = [name for name in names if not images[paths[name]].problem]
+        return tuple(Item(name, paths[name], read_labels(root, name, classes)) for name in kept)
 
     train, val = items(train_names), items(val_names)
     if not train or not val:
         raise DataError(f"{root}: no readable image is left in {config.train_split if not train else config.val_split}")
+    if not any(item.labels for item in train):
+        raise DataError(f"{root / 'Annotations'}: no image of {config.train_split} has an object: nothing to learn")
     masks = {i.name: root / "SegmentationClass" / f"{i.name}.png" for i in (*train, *val)}
     masks = {name: path for name, path in masks.items() if path.is_file()}
     for item in val:
         if item.name not in masks:
             raise DataError(f"{root / 'SegmentationClass' / item.name}.png: no such mask; {config.val_split} needs it")
-    digests = {path: digest for path, (digest, _) in checked.items()}
-    return DataIndex(classes, train, val, masks, broken, _fingerprint(classes, train, val, digests))
+    truth = _checked(
+        [masks[item.name] for item in val], home, f"mask {len(classes)}", lambda path: read_mask(path, len(classes))
+    )
+    for found in truth.values():
+        if found.problem:
+            raise DataError(found.problem)
+    digests = {path: found.digest for path, found in (images | truth).items()}
+    return DataIndex(classes, train, val, masks, broken, _fingerprint(classes, train, val, masks, digests))
 
 
 def supervision_certificate(index: DataIndex) -> dict[str, Any]:
-    """Facts that show what training could see: recorded with each trial."""
+    """Facts about what training can see, computed from the index: recorded with each trial."""
     train, val = {i.name for i in index.train}, {i.name for i in index.val}
+    files, masks = {i.image for i in index.train}, set(index.masks.values())
     return {
         "training_images": len(train),
         "validation_images": len(val),
         "images_in_both": len(train & val),
-        "training_reads_masks": False,  # an Item has no mask path
+        "training_reads_masks": bool(files & masks),  # the only files that an Item, and so training, leads to
         "skipped_images": list(index.skipped),
         "data_fingerprint": index.fingerprint,
     }
@@ -97,62 +116,99 @@ def supervision_certificate(index: DataIndex) -> dict[str, Any]:
 def _classes(config: DataConfig) -> tuple[str, ...]:
     if config.classes is None:
         return shapes.CLASSES if config.name == "shapes" else VOC_CLASSES
-    return config.classes if isinstance(config.classes, tuple) else read_class_file(config.classes)
+    if isinstance(config.classes, tuple):
+        return valid_classes(config.classes, ", ".join(config.classes))
+    return read_class_file(config.classes)
+
+
+def _check_disjoint(root: Path, config: DataConfig, train: Sequence[str], val: Sequence[str]) -> None:
+    both = sorted(set(train) & set(val))
+    if both:
+        more = f" and {len(both) - 1} more ids are" if len(both) > 1 else " is"
+        raise DataError(
+            f"{root}: {both[0]!r}{more} in both {config.train_split} and {config.val_split}: "
+            "evaluation images must not be trained on"
+        )
 
 
 def _fingerprint(
-    classes: Sequence[str], train: Iterable[Item], val: Iterable[Item], digests: Mapping[Path, str]
+    classes: Sequence[str],
+    train: Iterable[Item],
+    val: Iterable[Item],
+    masks: Mapping[str, Path],
+    digests: Mapping[Path, str],
 ) -> str:
     digest = hashlib.sha256(json.dumps(list(classes)).encode())
-    for split in (train, val):
-        for item in split:
-            digest.update(f"{item.name} {item.labels} {digests[item.image]}\n".encode())
-        digest.update(b"--\n")
+    for item in train:
+        digest.update(f"{item.name} {item.labels} {digests[item.image]}\n".encode())
+    digest.update(b"--\n")
+    for item in val:
+        digest.update(f"{item.name} {item.labels} {digests[item.image]} {digests[masks[item.name]]}\n".encode())
     return digest.hexdigest()
 
 
-def _checked(paths: Sequence[Path], home: Path) -> dict[Path, tuple[str, str]]:
-    """Content digest and, if the image cannot be decoded, the reason, for each path."""
-    cache_file = (
-        home / "index" / f"{hashlib.sha256(os.fspath(paths[0].parent.resolve()).encode()).hexdigest()[:16]}.json"
-    )
-    try:
-        cache: dict[str, list[Any]] = json.loads(cache_file.read_text())
-    except (OSError, ValueError):
-        cache = {}
-    found: dict[Path, tuple[str, str]] = {}
+@dataclass(frozen=True)
+class _Found:
+    digest: str  # of the content
+    problem: str  # one line naming the file, or nothing
+
+
+def _checked(paths: Sequence[Path], home: Path, kind: str, check: Callable[[Path], object]) -> dict[Path, _Found]:
+    """What `check`, which raises DataError, finds in each file of one folder; remembered per folder and `kind`."""
+    folder = os.fspath(paths[0].parent.resolve())
+    cache_file = home / "index" / f"{hashlib.sha256(f'{kind}:{folder}'.encode()).hexdigest()[:16]}.json"
+    cache = _remembered(cache_file)
+    found: dict[Path, _Found] = {}
     fresh: dict[Path, str] = {}
     for path in paths:
         try:
             stat = path.stat()
         except OSError as error:
-            found[path] = ("", error.strerror or "cannot be read")
+            found[path] = _Found("", f"{path}: {error.strerror or error}")
             continue
         key = f"{path.name} {stat.st_size} {stat.st_mtime_ns}"
         if key in cache:
-            found[path] = (cache[key][0], cache[key][1])
+            digest, reason = cache[key]
+            found[path] = _Found(digest, f"{path}: {reason}" if reason else "")
         else:
             fresh[path] = key
     if fresh:
-        with ThreadPoolExecutor() as pool:
-            for path, result in zip(fresh, pool.map(_check, fresh), strict=True):
-                found[path] = result
-                cache[fresh[path]] = list(result)
-        cache_file.parent.mkdir(parents=True, exist_ok=True)
-        partial = cache_file.with_suffix(f".{os.getpid()}.part")
-        partial.write_text(json.dumps(cache))
-        partial.replace(cache_file)
+        for path, result in zip(fresh, _examine(list(fresh), kind, check), strict=True):
+            found[path] = result
+            cache[fresh[path]] = [result.digest, result.problem.removeprefix(f"{path}: ")]
+        with suppress(OSError):  # without it the next index takes longer, nothing else
+            cache_file.parent.mkdir(parents=True, exist_ok=True)
+            partial = cache_file.with_suffix(f".{os.getpid()}.part")
+            partial.write_text(json.dumps(cache))
+            partial.replace(cache_file)
     return {path: found[path] for path in paths}
 
 
-def _check(path: Path) -> tuple[str, str]:
+def _remembered(cache_file: Path) -> dict[str, list[str]]:
     try:
-        content = path.read_bytes()
-        with Image.open(path) as image:
-            image.draft(
-                "RGB", (image.width // 8, image.height // 8)
-            )  # JPEG: decodes all of it, at an eighth of the size
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return "", f"cannot be read as an image: {str(error).replace(str(path), path.name)}"
-    return hashlib.sha256(content).hexdigest()[:32], ""
+        cache = json.loads(cache_file.read_text())
+        return {str(key): [str(digest), str(reason)] for key, (digest, reason) in cache.items()}
+    except (OSError, ValueError, AttributeError, TypeError):  # not there yet, or not what was written
+        return {}
+
+
+def _examine(paths: Sequence[Path], kind: str, check: Callable[[Path], object]) -> Iterable[_Found]:
+    def one(path: Path) -> _Found:
+        try:
+            check(path)
+            return _Found(hashlib.sha256(path.read_bytes()).hexdigest()[:32], "")
+        except OSError as error:
+            return _Found("", f"{path}: {error.strerror or error}")
+        except DataError as error:
+            return _Found("", str(error))
+
+    quiet = len(paths) < _PROGRESS_FROM or not sys.stderr.isatty()
+    with ThreadPoolExecutor() as pool:
+        yield from track(
+            pool.map(one, paths),
+            f"checking {kind.split()[0]}s",
+            total=len(paths),
+            console=Console(stderr=True),
+            transient=True,
+            disable=quiet,
+        )

@@ -9,10 +9,11 @@ wear the colours of bodies, so that colour alone does not make an object.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -21,9 +22,12 @@ import numpy as np
 from PIL import Image
 
 from mcc_core.config import DataConfig
-from mcc_core.data.voc import palette
+from mcc_core.data.voc import check_split_name, palette
+from mcc_core.errors import DataError
 
-VERSION = 1  # of the scenes: a change to the generator that changes a pixel changes this
+VERSION = 2  # of the scenes: a change to the generator that changes a pixel changes this
+
+_RECORD = "shapes.json"  # in the folder: what it was made from
 
 Grid = np.ndarray  # H,W float
 Pattern = Callable[[Grid, Grid], Grid]  # object coordinates in units of its radius to a mix of two colours in [0, 1]
@@ -106,26 +110,50 @@ BADGE_RADIUS = 0.42  # of the body's radius
 RADIUS = (0.19, 0.32)  # of the scene's side
 DISTRACTORS = (2, 5)
 VISIBLE = 0.35  # share of an object's pixels that must stay visible
+BADGE_VISIBLE = 0.5  # share of its badge's pixels, without which nobody could name its class
+OBJECTS = {1: 0.35, 2: 0.45, 3: 0.2}  # objects in a scene: probability
 
 
 def ensure(config: DataConfig, home: Path) -> Path:
-    """The folder of the scenes that `config` describes, generated if it is not there yet; whole or not at all."""
-    key = f"{VERSION}-{config.shapes_train}-{config.shapes_val}-{config.shapes_size}-{config.shapes_seed}"
-    root = config.root or home / "data" / f"shapes-{hashlib.sha256(key.encode()).hexdigest()[:10]}"
-    if not (root / "ImageSets").is_dir():
-        root.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-        try:
-            _write(config, unfinished)
-            if root.is_dir() and not any(root.iterdir()):
-                root.rmdir()
-            os.rename(unfinished, root)
-        except OSError:
-            if not (root / "ImageSets").is_dir():  # another process may have been first
-                raise
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+    """The folder of the scenes that `config` describes, generated if it is not there yet; whole or not at all.
+
+    Raises DataError when `data.root` holds something else, or the folder cannot be written.
+    """
+    for split in (config.train_split, config.val_split):
+        check_split_name(split)
+    made = {
+        "generator": VERSION,
+        "splits": {config.train_split: config.shapes_train, config.val_split: config.shapes_val},
+        "size": config.shapes_size,
+        "seed": config.shapes_seed,
+    }
+    root = config.root or home / "data" / f"shapes-{hashlib.sha256(json.dumps(made).encode()).hexdigest()[:10]}"
+    try:
+        if not root.is_dir() or not any(root.iterdir()):
+            _generate(config, root, made)
+        found = json.loads((root / _RECORD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"data.root: {root}: is in use and holds no generated shapes; give an empty folder") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{root}: the generated shapes cannot be written or read: {reason}") from None
+    if found != made:
+        raise DataError(f"data.root: {root}: holds other shapes ({found}, wanted {made}); give another folder")
     return root
+
+
+def _generate(config: DataConfig, root: Path, made: dict[str, object]) -> None:
+    root.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    try:
+        _write(config, unfinished)
+        (unfinished / _RECORD).write_text(json.dumps(made) + "\n", encoding="utf-8")
+        os.rename(unfinished, root)  # onto nothing or an empty folder
+    except OSError:
+        if not (root / _RECORD).is_file():  # another process may have been first
+            raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _write(config: DataConfig, root: Path) -> None:
@@ -155,34 +183,51 @@ def scene(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     for _ in range(rng.integers(*DISTRACTORS)):
         _distract(canvas, rng)
     mask = np.zeros((size, size), np.uint8)
-    chosen = rng.choice(len(CLASSES), size=rng.choice([1, 2, 3], p=[0.35, 0.45, 0.2]), replace=False)
-    drawn: list[tuple[int, int]] = []
-    for label in chosen + 1:
+    count = rng.choice(list(OBJECTS), p=list(OBJECTS.values()))
+    drawn: list[_Drawn] = []
+    for label in rng.choice(len(CLASSES), size=count, replace=False) + 1:
         for _ in range(20):
-            image, region = _object(canvas, int(label), rng)
-            after = np.where(region, label, mask)
-            if all((after == other).sum() >= VISIBLE * pixels for other, pixels in drawn):
+            image, new = _object(canvas, int(label), rng)
+            after = np.where(new.region, label, mask)
+            if _recognisable(after, drawn):
                 canvas, mask = image, after.astype(np.uint8)
-                drawn.append((int(label), int(region.sum())))
+                drawn.append(new)
                 break
     shade = 1 + 0.15 * _noise(size, 3, rng)[..., None]
     noisy = canvas * shade + rng.normal(0, 5, canvas.shape)
     return np.clip(noisy, 0, 255).astype(np.uint8), mask
 
 
-def _object(canvas: np.ndarray, label: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class _Drawn:
+    label: int
+    region: np.ndarray  # H,W bool
+    badge: np.ndarray  # the part of it that is badge; the whole region where there is none
+
+
+def _recognisable(mask: np.ndarray, drawn: Sequence[_Drawn]) -> bool:
+    """Whether enough of every object, and of its badge, can still be seen."""
+    for one in drawn:
+        here = mask == one.label
+        if here.sum() < VISIBLE * one.region.sum() or (here & one.badge).sum() < BADGE_VISIBLE * one.badge.sum():
+            return False
+    return True
+
+
+def _object(canvas: np.ndarray, label: int, rng: np.random.Generator) -> tuple[np.ndarray, _Drawn]:
     name, badge = _CLASSES[CLASSES[label - 1]]
     body = _BODIES[name]
     size = len(canvas)
     radius = rng.uniform(*RADIUS) * size
     x, y = _coordinates(size, rng.uniform(0.6 * radius, size - 0.6 * radius, 2), radius, rng.uniform(-0.6, 0.6), rng)
-    region = body.outline(x, y) < 1
+    region = marked = body.outline(x, y) < 1
     out = _painted(canvas, region, body.texture(x + rng.uniform(-1, 1), y), body.colours, rng)
     if badge is not None:
         angle, reach = rng.uniform(0, 2 * np.pi), rng.uniform(0.0, 0.35)
         bx, by = (x - reach * np.cos(angle)) / BADGE_RADIUS, (y - reach * np.sin(angle)) / BADGE_RADIUS
-        out = _painted(out, (np.hypot(bx, by) < 1) & region, badge.texture(bx, by), badge.colours, rng)
-    return out, region
+        marked = (np.hypot(bx, by) < 1) & region
+        out = _painted(out, marked, badge.texture(bx, by), badge.colours, rng)
+    return out, _Drawn(label, region, marked)
 
 
 def _distract(canvas: np.ndarray, rng: np.random.Generator) -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from mcc_core.config import AugmentConfig
-from mcc_core.errors import DataError
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -30,16 +27,6 @@ class Views:
     box: Box
 
 
-def read_rgb(path: Path) -> Tensor:
-    """3,H,W uint8, EXIF rotation applied. Raises DataError naming the file."""
-    try:
-        with Image.open(path) as image:
-            array = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be read as an image: {error}") from None
-    return torch.from_numpy(array).permute(2, 0, 1)
-
-
 def normalise(image: Tensor) -> Tensor:
     """3,H,W uint8 to ImageNet-normalised float."""
     return TF.normalize(TF.to_dtype(image, torch.float32, scale=True), list(MEAN), list(STD))
@@ -48,19 +35,24 @@ def normalise(image: Tensor) -> Tensor:
 def augment(image: Tensor, config: AugmentConfig, crop: int, generator: torch.Generator) -> Views:
     """All views of an image 3,H,W uint8.
 
-    View 1, the classification image: random scale, flip, crop with padding of the mean colour, colour jitter (p .8),
+    View 1, the classification image: random scale, crop with padding of the mean colour, flip, colour jitter (p .8),
     grey (.2), blur. The local view is the same crop with colours, blur (.5) and a flip of its own; `align_local_flip`
     leaves its flip out. View 2 is a RandomResizedCrop of the raw image with flip, colours, blur (.1), solarise (.2).
+    Colours and blur apply to the padding too.
+
+    The published code flips before the crop and once more after it, and takes the box between the two. One flip after
+    the crop gives the same images; `box` follows it, unless `published_box` asks for the unflipped one (row 21).
+    The flags change no random draw, so that trials which differ in one of them see the same images.
     """
     draw = _Draw(generator)
-    base, box = _crop(image, config, crop, draw)
-    flip = draw.chance(0.5)
+    base, box = _crop(image, config.scale, crop, draw)
+    flip, flip_local, flip_2 = draw.chance(0.5), draw.chance(0.5), draw.chance(0.5)
     view1 = TF.horizontal_flip(base) if flip else base
     if flip and not config.published_box:
         box = (box[0], box[1], crop - box[3], crop - box[2])
-    local = view1 if config.align_local_flip or not draw.chance(0.5) else TF.horizontal_flip(view1)
+    local = TF.horizontal_flip(view1) if flip_local and not config.align_local_flip else view1
     view2 = _resized_crop(image, config.global_crop, crop, draw)
-    view2 = TF.horizontal_flip(view2) if draw.chance(0.5) else view2
+    view2 = TF.horizontal_flip(view2) if flip_2 else view2
     view1, local, view2 = _colours(view1, draw), _colours(local, draw), _colours(view2, draw)
     view1 = _blur(view1, draw)
     local = _blur(local, draw) if draw.chance(0.5) else local
@@ -89,11 +81,11 @@ class _Draw:
         return torch.randperm(n, generator=self.generator).tolist()
 
 
-def _crop(image: Tensor, config: AugmentConfig, crop: int, draw: _Draw) -> tuple[Tensor, Box]:
+def _crop(image: Tensor, scale: tuple[float, float], crop: int, draw: _Draw) -> tuple[Tensor, Box]:
     """The image rescaled at random, then a random window of crop x crop; where it is smaller it lies at random."""
-    factor = draw.uniform(*config.scale)
+    factor = draw.uniform(*scale)
     height, width = (max(1, round(side * factor)) for side in image.shape[-2:])
-    image = TF.resize(image, [height, width], antialias=False)
+    image = TF.resize(image, [height, width], antialias=True)
     top, left = draw.integer(abs(height - crop)), draw.integer(abs(width - crop))
     canvas = torch.tensor(MEAN).mul(255).round().to(torch.uint8)[:, None, None].expand(3, crop, crop).clone()
     rows, columns = min(height, crop), min(width, crop)
@@ -103,16 +95,20 @@ def _crop(image: Tensor, config: AugmentConfig, crop: int, draw: _Draw) -> tuple
 
 
 def _resized_crop(image: Tensor, area: tuple[float, float], crop: int, draw: _Draw) -> Tensor:
-    """A window of a random share of the area and an aspect ratio of 3:4 to 4:3, resized to crop x crop."""
+    """A window of a random share of the area and an aspect ratio of 3:4 to 4:3, resized to crop x crop.
+
+    An image too long or too tall for any of ten tries gives its middle, cut to that range of ratios.
+    """
     height, width = image.shape[-2:]
     for _ in range(10):
         target = draw.uniform(*area) * height * width
-        ratio = float(torch.tensor(draw.uniform(-0.2877, 0.2877)).exp())
+        ratio = math.exp(draw.uniform(math.log(3 / 4), math.log(4 / 3)))
         h, w = round((target / ratio) ** 0.5), round((target * ratio) ** 0.5)
         if 0 < h <= height and 0 < w <= width:
             top, left = draw.integer(height - h), draw.integer(width - w)
             return TF.resized_crop(image, top, left, h, w, [crop, crop], antialias=True)
-    return TF.resize(image, [crop, crop], antialias=True)
+    h, w = max(1, min(height, round(width * 4 / 3))), max(1, min(width, round(height * 4 / 3)))
+    return TF.resized_crop(image, (height - h) // 2, (width - w) // 2, h, w, [crop, crop], antialias=True)
 
 
 def _colours(image: Tensor, draw: _Draw) -> Tensor:

@@ -6,11 +6,24 @@ Layout: `JPEGImages/<id>.jpg`, `Annotations/<id>.xml` (image-level labels), `Seg
 
 from __future__ import annotations
 
+import re
+import struct
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
 from mcc_core.errors import DataError
+
+# What Pillow raises for a file that is missing, cut short or no image.
+IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_ID = re.compile(r"[^\s/\\\0.][^\s/\\\0]*")  # cannot leave the folder
+_ANNOTATION_BYTES = 1 << 20
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -30,33 +43,54 @@ def palette() -> list[int]:
     return colours
 
 
+def check_split_name(split: str) -> None:
+    """Raises DataError unless a split's name is a plain one, which cannot lead out of the folder."""
+    if not _ID.fullmatch(split):
+        raise DataError(f"data: {split!r}: a split is a plain name, as in ImageSets/Segmentation/<name>.txt")
+
+
 def read_split(root: Path, split: str) -> list[str]:
     """Ids of a split. Raises DataError when the list is missing or empty, or an id is repeated or not a plain name."""
+    check_split_name(split)
     path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
     try:
-        lines = path.read_text(encoding="utf-8").split()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        there = ", ".join(sorted(other.stem for other in path.parent.glob("*.txt"))) or "none"
+        raise DataError(f"{path}: no such file: it lists the ids of split {split!r} (splits there: {there})") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot read the ids of split {split!r}: {error}") from None
-    if not lines:
+    names = []
+    for number, line in enumerate(lines, start=1):
+        name = line.strip()
+        if name and not _ID.fullmatch(name):
+            raise DataError(f"{path}: line {number}: {name!r}: expected one id, a plain file name without folder")
+        if Path(name).suffix in {".jpg", ".png", ".xml"}:
+            raise DataError(f"{path}: line {number}: {name!r}: expected the id without {Path(name).suffix}")
+        if name:
+            names.append(name)
+    if not names:
         raise DataError(f"{path}: no ids in it")
-    for name in lines:
-        if "/" in name or "\\" in name or name.startswith("."):
-            raise DataError(f"{path}: {name!r}: an id must be a plain file name without folder or suffix")
-    if len(set(lines)) < len(lines):
-        twice = next(name for name in lines if lines.count(name) > 1)
-        raise DataError(f"{path}: {twice!r}: listed more than once")
-    return lines
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise DataError(f"{path}: {name!r}: listed {times} times; each id may stand there once")
+    return names
 
 
 def read_labels(root: Path, name: str, classes: Sequence[str]) -> tuple[int, ...]:
     """0-based indices of the classes that the XML annotation of an image lists, difficult objects included.
 
-    Raises DataError when the annotation is missing, malformed, or names an unknown class.
+    An annotation without objects gives (). Raises DataError when the annotation is missing, malformed, or names an
+    unknown class.
     """
     path = root / "Annotations" / f"{name}.xml"
     try:
-        text = path.read_text(encoding="utf-8")
-        if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        with path.open("rb") as file:
+            content = file.read(_ANNOTATION_BYTES + 1)
+        if len(content) > _ANNOTATION_BYTES:
+            raise DataError(f"{path}: larger than {_ANNOTATION_BYTES >> 20} MiB: not an annotation of one image")
+        text = content.decode("utf-8-sig")
+        if "<!DOCTYPE" in text or "<!ENTITY" in text:  # entities can grow without bound or read other files
             raise DataError(f"{path}: document type declarations are not accepted")
         tree = ElementTree.fromstring(text)
     except OSError as error:
@@ -65,20 +99,70 @@ def read_labels(root: Path, name: str, classes: Sequence[str]) -> tuple[int, ...
         raise DataError(f"{path}: not valid XML: {error}") from None
     found = set()
     for node in tree.findall("object/name"):
-        if node.text not in classes:
+        label = (node.text or "").strip()
+        if label not in classes:
             known = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
-            raise DataError(f"{path}: class {node.text!r} is not among data.classes ({known})")
-        found.add(classes.index(node.text))
+            raise DataError(f"{path}: class {label!r} is not among data.classes ({known})")
+        found.add(classes.index(label))
     return tuple(sorted(found))
 
 
 def read_class_file(path: Path) -> tuple[str, ...]:
     """Class names, one a line; a first line `background` is left out. Raises DataError."""
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"data.classes: {path}: cannot be read: {error}") from None
-    names = names[1:] if names[:1] == ["background"] else names
-    if not 1 <= len(names) <= 254 or len(set(names)) < len(names):
-        raise DataError(f"data.classes: {path}: expected 1 to 254 different class names, one a line")
+    return valid_classes([line.strip() for line in lines if line.strip()], str(path))
+
+
+def valid_classes(names: Sequence[str], source: str) -> tuple[str, ...]:
+    """Foreground names without a leading `background`. Raises DataError unless they are 1 to 254 different names."""
+    names = names[1:] if list(names[:1]) == ["background"] else names
+    if not 1 <= len(names) <= 254 or len(set(names)) < len(names) or not all(names):
+        raise DataError(f"data.classes: {source}: expected 1 to 254 different class names, found {len(names)} names")
     return tuple(names)
+
+
+def read_rgb(path: Path) -> Tensor:
+    """3,H,W uint8 of an image in any mode, EXIF rotation applied. Raises DataError naming the file."""
+    try:
+        with Image.open(path) as image:
+            array = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except IMAGE_ERRORS as error:
+        raise DataError(f"{path}: cannot be read as an image: {_plain(error, path)}") from None
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def read_mask(path: Path, num_classes: int) -> Tensor:
+    """A palette or grey mask H,W uint8. Raises DataError when it cannot be read or has labels out of range."""
+    try:
+        with Image.open(path) as image:
+            if image.mode not in {"P", "L"}:
+                raise DataError(f"{path}: masks must be palette or grey PNGs, not {image.mode}")
+            mask = torch.from_numpy(np.array(image))
+    except IMAGE_ERRORS as error:
+        raise DataError(f"{path}: cannot be read as a mask: {_plain(error, path)}") from None
+    wrong = mask[(mask > num_classes) & (mask != 255)]
+    if len(wrong):
+        raise DataError(f"{path}: label {int(wrong[0])} is out of range: there are {num_classes} classes")
+    return mask
+
+
+def check_image(path: Path) -> None:
+    """Decode a whole image. Raises DataError naming the file.
+
+    A JPEG is decoded at an eighth of its size, which reads every byte of it and costs a fraction.
+    """
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
+            ImageOps.exif_transpose(image).convert("RGB")
+    except IMAGE_ERRORS as error:
+        raise DataError(f"{path}: cannot be read as an image: {_plain(error, path)}") from None
+
+
+def _plain(error: BaseException, path: Path) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).replace(str(path), path.name) or type(error).__name__

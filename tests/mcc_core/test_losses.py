@@ -60,7 +60,7 @@ def test_contrast_survives_scores_that_overflow_exp() -> None:
 
 
 def test_contrast_without_negatives_is_nearly_zero() -> None:
-    q, k = torch.randn(2, 4), torch.randn(10, 4)
+    q, k = (F.normalize(torch.randn(n, 4), dim=1) for n in (2, 10))
     assert losses.contrast(q, k, torch.ones(1, 10), 0.5, 1e-4, True) < 0.1
 
 

@@ -88,7 +88,7 @@ def test_what_changes_numbers_changes_the_identity(settings: Settings) -> None:
         {"loss.mcc": 0.4},
         {"train.iterations": 5},
         {"train.workers": 2},
-        {"optim.lr": 1e-3},
+        {"optim.lr": 1.7e-3},
         {"data.shapes_train": 9},
         {"model.decoder_channels": 9},
         {"train.eval_images": 3},
