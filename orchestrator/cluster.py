@@ -28,6 +28,7 @@ RAY_ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "worker processes have been started",  # a warning that fits any small machine
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
 _LOCAL_ONLY = {

@@ -171,7 +171,8 @@ def curves(histories: Mapping[str, Sequence[Event]], keys: Mapping[str, str]) ->
                 axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
         axes.set(title=title, xlabel="iteration")
         axes.grid(alpha=0.3)
-    panels[-1].legend(fontsize=7)
+    if panels[-1].lines:
+        panels[-1].legend(fontsize=7)
     return _png(figure)
 
 

@@ -155,10 +155,10 @@ def _run_trials(
                     _abandon(stalled, storage, launch, settings.stall_minutes)
                     return tune_run.begun
             tune_run.wait(_TICK_S)
+    with contextlib.suppress(OSError):
+        storage.delete_folder(f"ray/{plan.sweep}")  # Ray's own books: what to go on from is in the trials' folders
     if tune_run.error is not None:
         raise tune_run.error
-    if all(trial_state(storage, t.identity).status == "finished" for t in todo):
-        storage.delete_folder(f"ray/{plan.sweep}")  # Ray's own books of runs that need no resuming
     return tune_run.begun
 
 

@@ -89,10 +89,23 @@ class TuneRun:
                 name=self._name,
                 storage_path=self._storage_path,
                 verbose=0,
+                callbacks=[_silence()],
                 failure_config=tune.FailureConfig(max_failures=1),  # of the trial's waiting process, not of workers
             ),
         )
         tuner.fit()
+
+
+def _silence() -> Any:
+    """In place of the callback that prints each trial's end even with `verbose=0`."""
+    from ray.tune.progress_reporter import TrialProgressCallback
+
+    class Silence(TrialProgressCallback):
+        def on_trial_result(self, *_: Any, **__: Any) -> None: ...
+        def on_trial_error(self, *_: Any, **__: Any) -> None: ...
+        def on_trial_complete(self, *_: Any, **__: Any) -> None: ...
+
+    return Silence()
 
 
 def _searcher(run: TuneRun) -> Any:

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.v2 import functional as TF
 
@@ -37,7 +39,7 @@ class TrainingSet(Dataset[dict[str, Any]]):
         draw, index = key
         item = self.items[index]
         generator = torch.Generator().manual_seed(_seed(self.seed, draw, index))
-        views: Views = augment(read_rgb(item.image), self.config, self.crop, generator)
+        views: Views = augment(_tensor(read_rgb(item.image)), self.config, self.crop, generator)
         labels = torch.zeros(self.num_classes)
         labels[list(item.labels)] = 1
         return {
@@ -62,10 +64,10 @@ class EvaluationSet(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """`image`: 3,S,S; `labels`: C; `mask`: H,W uint8, 255 = ignore; `name`."""
         item = self.items[index]
-        image = normalise(TF.resize(read_rgb(item.image), [self.size, self.size], antialias=False))
+        image = normalise(TF.resize(_tensor(read_rgb(item.image)), [self.size, self.size], antialias=False))
         labels = torch.zeros(self.num_classes)
         labels[list(item.labels)] = 1
-        mask = read_mask(self.masks[item.name], self.num_classes)
+        mask = torch.from_numpy(read_mask(self.masks[item.name], self.num_classes))
         return {"image": image, "labels": labels, "mask": mask, "name": item.name}
 
 
@@ -98,6 +100,11 @@ class TrainingBatches(Sampler[list[Draw]]):
             first = (iteration % self.per_pass) * self.batch_size * self.world_size
             chosen = order[first + self.rank : first + self.batch_size * self.world_size : self.world_size]
             yield [(draw, int(index)) for index in chosen]
+
+
+def _tensor(image: np.ndarray) -> Tensor:
+    """H,W,3 to 3,H,W."""
+    return torch.from_numpy(image).permute(2, 0, 1)
 
 
 def _seed(seed: int, draw: int, index: int) -> int:

@@ -14,9 +14,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from mcc_core.errors import DataError
 
@@ -124,23 +122,22 @@ def valid_classes(names: Sequence[str], source: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def read_rgb(path: Path) -> Tensor:
-    """3,H,W uint8 of an image in any mode, EXIF rotation applied. Raises DataError naming the file."""
+def read_rgb(path: Path) -> np.ndarray:
+    """H,W,3 uint8 of an image in any mode, EXIF rotation applied. Raises DataError naming the file."""
     try:
         with Image.open(path) as image:
-            array = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except IMAGE_ERRORS as error:
         raise DataError(f"{path}: cannot be read as an image: {_plain(error, path)}") from None
-    return torch.from_numpy(array).permute(2, 0, 1)
 
 
-def read_mask(path: Path, num_classes: int) -> Tensor:
+def read_mask(path: Path, num_classes: int) -> np.ndarray:
     """A palette or grey mask H,W uint8. Raises DataError when it cannot be read or has labels out of range."""
     try:
         with Image.open(path) as image:
             if image.mode not in {"P", "L"}:
                 raise DataError(f"{path}: masks must be palette or grey PNGs, not {image.mode}")
-            mask = torch.from_numpy(np.array(image))
+            mask = np.array(image)
     except IMAGE_ERRORS as error:
         raise DataError(f"{path}: cannot be read as a mask: {_plain(error, path)}") from None
     wrong = mask[(mask > num_classes) & (mask != 255)]

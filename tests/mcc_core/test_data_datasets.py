@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,7 +99,9 @@ def _fits(size: int, batch: int, world: int) -> bool:
 
 @settings(max_examples=80, deadline=None)
 @given(**SIZES, cut=st.integers(0, 30))
-def test_resuming_sees_the_batches_of_an_undisturbed_run(size: int, batch: int, world: int, seed: int, cut: int) -> None:
+def test_resuming_sees_the_batches_of_an_undisturbed_run(
+    size: int, batch: int, world: int, seed: int, cut: int
+) -> None:
     if not _fits(size, batch, world):
         return
     for rank in range(world):
@@ -178,42 +180,26 @@ def test_nothing_reachable_from_training_names_a_mask_or_an_evaluation_image(ind
     assert not [value for value in found if Path(value).stem in names]
 
 
-WATCH = """
-import sys
-from pathlib import Path
-import small_voc
-from mcc_core.config import AugmentConfig
-from mcc_core.data.datasets import EvaluationSet, TrainingBatches, TrainingSet
-from mcc_core.data.index import build_index
+def _opened(loader: DataLoader[Any], folder: Path, log: Path) -> list[str]:
+    """Files below `folder` that a loader's process opens, as the interpreter itself reports them."""
 
-root = Path(sys.argv[1])
-index = build_index(small_voc.config(root), root.parent / "home")
-opened = []
-sys.addaudithook(lambda event, arguments: opened.append(str(arguments[0])) if event == "open" else None)
-samples = TrainingSet(index.train, 3, AugmentConfig(), 32, 0)
-for batch in TrainingBatches(len(samples), 3, 0, start=0, end=4):
-    for key in batch:
-        samples[key]
-training = [path for path in opened if str(root) in path]
-opened.clear()
-EvaluationSet(index.val, index.masks, 3, 32)[0]
-print(sorted({path.removeprefix(str(root)) for path in training}))
-print(sorted({path.removeprefix(str(root)) for path in opened if str(root) in path}))
-"""
+    def watch(_: int) -> None:  # in the loader's process, since such a hook cannot be taken off again
+        note = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        sys.addaudithook(lambda event, what: event == "open" and os.write(note, f"{what[0]}\n".encode()))
+
+    loader = DataLoader(
+        loader.dataset, batch_sampler=loader.batch_sampler, num_workers=1, worker_init_fn=watch,
+        multiprocessing_context="fork",
+    )  # fmt: skip
+    assert len(list(loader)) > 0
+    paths = [Path(line) for line in log.read_text().splitlines()]
+    return sorted({str(path.relative_to(folder)) for path in paths if path.is_relative_to(folder)})
 
 
-def test_training_opens_training_images_and_no_other_file(tmp_path: Path) -> None:
-    """Watched by the interpreter itself, which reports every file that is opened."""
-    root = small_voc.write(tmp_path / "voc")
-    support = str(Path(small_voc.__file__).parent)
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {support!r})\n{WATCH}", str(root)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[2],
-    )
-    assert done.returncode == 0, done.stderr
-    training, evaluation = done.stdout.splitlines()
-    assert training == str([f"/JPEGImages/{name}.jpg" for name in small_voc.TRAIN])
-    assert evaluation == str(["/JPEGImages/b1.jpg", "/SegmentationClass/b1.png"])  # so the watch does see masks
+def test_training_opens_training_images_and_no_other_file(index: DataIndex, tmp_path: Path) -> None:
+    root = index.train[0].image.parents[1]
+    batches = TrainingBatches(13, 13, 0, start=0, end=2)
+    training = DataLoader(_training_set(index), batch_sampler=batches)
+    evaluation = DataLoader(EvaluationSet(index.val[:1], index.masks, 3, 32))
+    assert _opened(training, root, tmp_path / "training") == sorted(f"JPEGImages/{i.name}.jpg" for i in index.train)
+    assert _opened(evaluation, root, tmp_path / "evaluation") == ["JPEGImages/v0.jpg", "SegmentationClass/v0.png"]

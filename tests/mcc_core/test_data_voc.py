@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_voc
-import torch
 from PIL import Image
 
 from mcc_core.data.voc import (
@@ -144,8 +143,8 @@ def test_every_jpeg_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     grey = Image.new("L", (20, 10), 100)
     grey.convert(mode).save(tmp_path / "x.jpg", quality=100)
     image = read_rgb(tmp_path / "x.jpg")
-    assert image.shape == (3, 10, 20) and image.dtype == torch.uint8
-    assert (image.float() - 100).abs().max() <= 3
+    assert image.shape == (10, 20, 3) and image.dtype == np.uint8
+    assert np.abs(image.astype(int) - 100).max() <= 3
 
 
 def test_exif_rotation_is_applied(tmp_path: Path) -> None:
@@ -155,8 +154,8 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     exif[0x0112] = 6  # to be shown turned a quarter clockwise: the left half comes to the top
     Image.fromarray(pixels).save(tmp_path / "x.jpg", exif=exif, quality=100)
     image = read_rgb(tmp_path / "x.jpg")
-    assert image.shape == (3, 32, 16)
-    assert image[:, :14].min() > 200 and image[:, 18:].max() < 50
+    assert image.shape == (32, 16, 3)
+    assert image[:14].min() > 200 and image[18:].max() < 50
 
 
 def test_unreadable_image_is_named(tmp_path: Path) -> None:
@@ -171,7 +170,7 @@ def test_unreadable_image_is_named(tmp_path: Path) -> None:
 
 def test_mask_keeps_labels_and_ignore(root: Path) -> None:
     mask = read_mask(root / "SegmentationClass" / "b1.png", 3)
-    assert mask.shape == (30, 40) and mask.dtype == torch.uint8
+    assert mask.shape == (30, 40) and mask.dtype == np.uint8
     assert (mask[0] == 255).all()
     assert (mask[1:, :5] == 1).all() and (mask[1:, 5:10] == 2).all() and (mask[1:, 10:] == 0).all()
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from small import SMALL
+
 from mcc_core import checkpoint as checkpoints
 from mcc_core.config import Experiment, resolve
 from mcc_core.data.index import DataIndex, build_index
 from mcc_core.engine import Callbacks, Outcome, StepRecord, probe, train
 from mcc_core.errors import DataError, TrainingFault
 from mcc_core.evaluation import EvaluationRecord, evaluate
-from small import SMALL
 
 CPU = torch.device("cpu")
 
@@ -71,7 +72,9 @@ def test_order_of_callbacks_and_content(index: DataIndex, tmp_path: Path) -> Non
         *("step 4", "step 5", "step 6", "checkpoint 6", "evaluation 6"),
     ]
     assert outcome == Outcome("finished", 6, recorder.scores[6])
-    assert {"loss/cls", "loss/cls_aux", "loss/aff", "loss/mcc", "loss/total", "lr", "mask/ratio"} <= set(recorder.losses[1])
+    assert {"loss/cls", "loss/cls_aux", "loss/aff", "loss/mcc", "loss/total", "lr", "mask/ratio"} <= set(
+        recorder.losses[1]
+    )
     assert "loss/seg" not in recorder.losses[2] and {"loss/seg", "loss/reg"} <= set(recorder.losses[3])
     assert {"val/seg/single/miou", "val/cam/multi_scale/miou", "val/aux_cam/multi_scale/miou"} <= set(outcome.metrics)
     assert any(key.startswith("val/seg/single/iou/") for key in outcome.metrics)

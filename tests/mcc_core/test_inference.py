@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from small import SMALL
+
 from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
 from mcc_core.config import resolve
@@ -15,8 +18,6 @@ from mcc_core.data.shapes import scene
 from mcc_core.errors import DataError
 from mcc_core.inference import predict_files, read_image, segment, to_tensor
 from mcc_core.model import MCCNet
-from PIL import Image
-from small import SMALL
 
 
 @pytest.fixture(scope="module")

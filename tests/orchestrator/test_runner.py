@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from orchestrator.cluster import cluster
 from orchestrator.events import EventReader, history, segments, trial_state
 from orchestrator.lease import Lease
 from orchestrator.plan import Plan, Trial, plan_sweep
-from orchestrator.runner import run, stop_key
+from orchestrator.runner import _Watch, run, stop_key
 from orchestrator.settings import Settings
 from orchestrator.storage import Storage
 from orchestrator.trial_files import saved_checkpoints
@@ -171,3 +172,23 @@ def test_trials_that_another_process_runs_are_refused(settings: Settings, storag
     finally:
         other.release()
     assert not storage.exists(f"sweeps/{made.sweep}/plan.json")
+
+
+def test_the_watch_tells_silence_from_work(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    watch = _Watch(storage, minutes=0.4 / 60)
+
+    def look_for(seconds: float, running: list[str], *, writing: bool) -> list[str]:
+        deadline = time.monotonic() + seconds
+        found: list[str] = []
+        while time.monotonic() < deadline:
+            if writing:
+                number = len(segments(storage, "a")) + 1
+                storage.write(f"trials/a/events/0001-{number:06d}.jsonl", b"{}\n")
+            found = found or watch.stalled(running)
+            time.sleep(0.05)
+        return found
+
+    assert look_for(0.8, ["a", "b"], writing=True) == []  # one that works is enough
+    assert look_for(0.8, [], writing=False) == []
+    assert look_for(0.9, ["a", "b"], writing=False) == ["a", "b"]
