@@ -11,6 +11,7 @@ import contextlib
 import logging
 import math
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,12 @@ def _attach(address: str) -> None:
         raise UsageError(
             f"RAY_ADDRESS: {address}: give the cluster's host:port (or auto) and run mcc on one of its machines"
         )
+    host, _, port = address.rpartition(":")
+    if address != "auto":
+        try:  # Ray itself would try for minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except (OSError, ValueError) as error:
+            raise UsageError(f"RAY_ADDRESS: {address}: no cluster answers at host:port ({error})") from None
     try:
         ray.init(
             address=address,

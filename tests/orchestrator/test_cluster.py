@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from mcc_core.errors import UsageError
-from orchestrator.cluster import cluster, local_capacity
+from orchestrator.cluster import Capacity, cluster, local_capacity
 from orchestrator.environment import environment_record, git_state
 from orchestrator.lease import Lease, held
 from orchestrator.settings import Settings
@@ -60,9 +61,19 @@ def test_this_machine_has_something_to_give() -> None:
 def test_a_client_address_is_refused(tmp_path: Path) -> None:
     with (
         pytest.raises(UsageError, match=r"RAY_ADDRESS: ray://head:10001: give the cluster's host:port"),
-        cluster(Settings.at(tmp_path, ray_address="ray://head:10001")),
+        _attached(tmp_path, "ray://head:10001"),
     ):
         pass
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1", "no-such-host.invalid:6379"])
+def test_a_cluster_that_is_not_there_is_named_at_once(tmp_path: Path, address: str) -> None:
+    with pytest.raises(UsageError, match=f"RAY_ADDRESS: {address}: no cluster answers"), _attached(tmp_path, address):
+        pass
+
+
+def _attached(folder: Path, address: str) -> AbstractContextManager[Capacity]:
+    return cluster(Settings.at(folder, ray_address=address))
 
 
 def test_a_lease_is_exclusive_while_its_holder_lives(tmp_path: Path) -> None:

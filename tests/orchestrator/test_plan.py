@@ -103,7 +103,7 @@ def test_what_cannot_change_numbers_does_not(settings: Settings, tmp_path: Path)
     base = identity(settings)
     for change in ({"train.log_every": 3}, {"train.panels": 0}, {"train.loader_workers": 1}, {"train.eval_batch": 3}):
         assert identity(settings, **change) == base
-    generated = next((settings.home / "data").glob("shapes-*"))
+    generated = plan(settings).index.train[0].image.parents[1]
     copied = tmp_path / "elsewhere"
     shutil.copytree(generated, copied)
     assert identity(settings, **{"data.root": str(copied)}) == base
