@@ -21,6 +21,7 @@ from orchestrator.storage import Storage
 
 _REFRESH_S = 1.0
 _PLAIN_S = 15.0
+_REASONS = {"new": "did not start", "stopped": "submit the sweep again to go on from its last checkpoint"}
 LOSSES = ("total", "cls", "aff", "mcc", "seg")
 
 
@@ -163,9 +164,8 @@ def print_summary(plan: Plan, results: Sequence[Result], console: Console, *, ho
         console.print(f"best: [bold]{rows[0].point}[/bold]")
     for result in results:
         if result.status != "finished":
-            console.print(
-                f"[red]{result.status}[/red] {result.name}: {result.message or 'did not start'}", highlight=False
-            )
+            reason = result.message or _REASONS.get(result.status, "")
+            console.print(f"[red]{result.status}[/red] {result.name}: {reason}", highlight=False)
     console.print(f"pictures and checkpoints: {home}", highlight=False, soft_wrap=True)
     console.print(
         "compare the runs: [bold]mcc ui[/bold]    again later: [bold]mcc sweep status[/bold]", highlight=False
