@@ -19,10 +19,11 @@ from mcc_core.schedules import value_at
 class PlainObjective(Objective):
     """Losses equal to `Objective`'s, without the savings."""
 
-    def cams(self, batch: Batch, output: object, classes: Tensor) -> CamPair:
-        return tuple(cam[:, classes] for cam in multi_scale_cams(self.model, batch.images, self.experiment.cam.scales))  # type: ignore[return-value]
+    def _cams(self, batch: Batch, output: object, classes: Tensor) -> CamPair:
+        final, aux = multi_scale_cams(self.model, batch.images, self.experiment.cam.scales)
+        return final[:, classes], aux[:, classes]
 
-    def contrast(self, batch: Batch, cls: Tensor, masks: Tensor, flags: Tensor, iteration: int) -> Contrast:
+    def _contrast(self, batch: Batch, cls: Tensor, masks: Tensor, flags: Tensor, iteration: int) -> Contrast:
         model, e = self.model, self.experiment
         model.update_momentum_projector(value_at(e.contrast.momentum, iteration, self.total_iterations))
         views = (batch.images, batch.view2)
@@ -33,6 +34,11 @@ class PlainObjective(Objective):
             one = model.encoder.masked_cls(batch.local, masks[:, view : view + 1], drop=False)
             keys.append(model.projector(one))
         return Contrast(queries, torch.cat(keys), flags)
+
+
+def refine_separately(images: Tensor, scores: Tensor, config: ParConfig) -> Tensor:
+    """The two packed score sets (PAPER_NOTES row 16) one after the other, each with an affinity of its own."""
+    return torch.cat([plain_refine(images, half, config) for half in scores.chunk(2, dim=1)], dim=1)
 
 
 def plain_refine(images: Tensor, scores: Tensor, config: ParConfig) -> Tensor:

@@ -95,7 +95,7 @@ class ThresholdConfig(Strict):
     background: Fraction = Field(0.25, description="beta_bg of Eq. 8: at or below is background")
     foreground: Fraction = Field(0.70, description="beta_fg of Eq. 8: above is foreground")
     positiveness: Annotated[Scheduled, _bounded(0.0, 2.0)] = Field(0.2, description="mu of Eq. 6")
-    score: float = Field(0.50, gt=0, lt=1, description="background threshold when CAMs are scored as segmentations")
+    score: Fraction = Field(0.50, description="background threshold when CAMs are scored as segmentations")
 
 
 class MaskConfig(Strict):
@@ -103,7 +103,7 @@ class MaskConfig(Strict):
 
     ratio: Fraction = Field(0.95, description="probability p that a key is masked")
     scale: Annotated[Scheduled, _bounded(1.0)] = Field(4, description="side, in tokens, of the squares masked together")
-    views: int = Field(8, ge=1, description="local views per image")
+    views: Annotated[Scheduled, _bounded(1.0)] = Field(8, description="local views per image")
     drop_tokens: bool = Field(True, description="drop masked tokens (exact) instead of masking attention over all")
 
 

@@ -192,7 +192,7 @@ class _Run:
         total = e.train.iterations
         masks = sample_masks(
             len(batch.images),
-            e.mask.views,
+            round(value_at(e.mask.views, iteration, total)),
             self.model.encoder.grid(*batch.images.shape[-2:]),
             value_at(e.mask.ratio, iteration, total),
             round(value_at(e.mask.scale, iteration, total)),

@@ -138,16 +138,18 @@ class _Scorer:
 
     def _cam_label(self, cam: Tensor, size: torch.Size) -> Tensor:
         resized = F.interpolate(cam, size=tuple(size), mode="bilinear", align_corners=False)
-        return cam_label(resized, self.experiment.thresholds.score)[0]
+        return cam_label(resized, self._threshold("score"))[0]
+
+    def _threshold(self, name: str) -> float:
+        """A threshold as it was at the last finished iteration."""
+        config = self.experiment
+        return value_at(getattr(config.thresholds, name), max(0, self.iteration - 1), config.train.iterations)
 
     def _panel(
         self, image: Tensor, labels: Tensor, cam: Tensor, aux: Tensor, prediction: Tensor, truth: Tensor
     ) -> Image.Image:
         e, size = self.experiment, image.shape[-2:]
-        background, foreground = (
-            value_at(t, max(0, self.iteration - 1), e.train.iterations)
-            for t in (e.thresholds.background, e.thresholds.foreground)
-        )
+        background, foreground = self._threshold("background"), self._threshold("foreground")
         box = torch.tensor([[0, size[0], 0, size[1]]], device=image.device)
         pseudo = refined_label(image, cam, labels, box, background, foreground, e.par)[0]
 

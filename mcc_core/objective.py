@@ -94,7 +94,7 @@ class Objective(nn.Module):
         output = self.model(batch.images)
         classes = torch.arange(batch.labels.shape[1], device=batch.labels.device)
         classes = classes if all_classes else _present(batch.labels)
-        cams = multi_scale_cams(self.model, batch.images, e.cam.scales, _detached(output), classes)
+        cams = self._cams(batch, output, classes)
         present = batch.labels[:, classes]
         final, aux = (cam * present[:, :, None, None] for cam in cams)
         background, foreground = self._at("background", iteration), self._at("foreground", iteration)
@@ -131,6 +131,10 @@ class Objective(nn.Module):
         total = sum((weights[name] * term for name, term in terms.items()), start=output.cls.new_zeros(()))
         total = total + self._untouched(terms, output)
         return Step(total, terms, output, classes, cams, token_label, compared, refined)
+
+    def _cams(self, batch: Batch, output: Output, classes: Tensor) -> CamPair:
+        """CAMs of `classes`; the classification forward serves as their unflipped forward at scale 1."""
+        return multi_scale_cams(self.model, batch.images, self.experiment.cam.scales, _detached(output), classes)
 
     def _contrast(self, batch: Batch, cls: Tensor, masks: Tensor, flags: Tensor, iteration: int) -> Contrast:
         """Queries are the two global class tokens, detached, through the momentum projector; keys are the student's."""

@@ -90,11 +90,11 @@ def test_yaml_cannot_construct_objects(tmp_path: Path) -> None:
 
 def test_numeric_fields_of_losses_thresholds_and_masking_can_be_scheduled() -> None:
     ramp = {"schedule": "cosine", "start": 0.5, "end": 0.6}
-    sections = {"loss": {"seg_start"}, "thresholds": {"score"}, "mask": {"views", "drop_tokens"}}
+    sections = {"loss": {"seg_start"}, "thresholds": set(), "mask": {"drop_tokens"}}
     for section, fixed in sections.items():
         for name in field_names(Experiment):
             if name.startswith(section + ".") and name.split(".")[1] not in fixed:
-                low = {"mask.scale": 1, "thresholds.foreground": 0.7}.get(name, 0)
+                low = {"mask.scale": 1, "mask.views": 1}.get(name, 0)
                 overrides = {name: {k: v if k == "schedule" else v + low for k, v in ramp.items()}}
                 if name == "thresholds.background":
                     overrides = {name: {"schedule": "cosine", "start": 0.1, "end": 0.2}}
