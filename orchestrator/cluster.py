@@ -135,8 +135,11 @@ def _attach(address: str) -> None:
             runtime_env={"env_vars": RAY_ENVIRONMENT},
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"RAY_ADDRESS: {address}: no cluster answers: {first[:200]}") from None
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UsageError(
+            f"RAY_ADDRESS: {address}: cannot be used: {first}; is a Ray node of it on this machine, and the cluster's "
+            "token in RAY_AUTH_TOKEN (or RAY_AUTH_MODE=disabled on both sides)?"
+        ) from None
 
 
 def _less_drivers(resources: dict[str, float]) -> Capacity:
