@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mcc_core.errors import UsageError
-from orchestrator.events import history, trial_state
+from orchestrator.events import TrialState, history, trial_state
+from orchestrator.lease import claimed
 from orchestrator.report import Result
+from orchestrator.settings import Settings
 from orchestrator.storage import Storage
 
 
@@ -55,26 +58,53 @@ def find(storage: Storage, name: str | None) -> Sweep:
     raise UsageError(f"{name}: no such sweep" + (f", did you mean {close[0]}?" if close else f"; such as {names[0]}"))
 
 
-def results(storage: Storage, document: dict[str, Any]) -> list[Result]:
-    """Every trial of a sweep as it stands, with the metrics of its last evaluation."""
-    found = []
-    for trial in document["trials"]:
-        state = trial_state(storage, trial["identity"])
-        metrics = state.metrics or {}
-        if not metrics and state.status != "new":
-            for event in history(storage, trial["identity"]):
-                if event["kind"] == "metrics":
-                    metrics = metrics | {k: v for k, v in event["metrics"].items() if k.startswith("val/")}
-        found.append(
-            Result(
-                trial["identity"],
-                trial["name"],
-                trial["point"],
-                trial["varied"],
-                trial["seed"],
-                state.status,
-                metrics,
-                state.message,
-            )
+def results(storage: Storage, document: Mapping[str, Any]) -> list[Result]:
+    """Every trial of a sweep as it stands, with the metrics of its last evaluation.
+
+    A trial without an end that no living process runs is `interrupted`.
+    """
+    states = {t["identity"]: trial_state(storage, t["identity"]) for t in document["trials"]}
+    alive = claimed(storage)[0] if any(s.status == "running" for s in states.values()) else set()
+    return [_result(storage, trial, states[trial["identity"]], alive) for trial in document["trials"]]
+
+
+def _result(storage: Storage, trial: Mapping[str, Any], state: TrialState, alive: set[str]) -> Result:
+    identity, metrics, status, message = trial["identity"], state.metrics or {}, state.status, state.message
+    if not metrics and status != "new":
+        for event in history(storage, identity):
+            if event["kind"] == "metrics":
+                metrics = metrics | {k: v for k, v in event["metrics"].items() if k.startswith("val/")}
+    if status == "running" and identity not in alive:
+        status, message = "interrupted", "cut off; submit the sweep again to go on from its last checkpoint"
+    log = None
+    if status not in {"new", "finished"} and (logs := storage.list(f"trials/{identity}/logs")):
+        log = storage.where(logs[-1])
+    point, varied, seed = trial["point"], trial["varied"], trial["seed"]
+    return Result(identity, trial["name"], point, varied, seed, status, metrics, message, log)
+
+
+def tracked_results(settings: Settings, storage: Storage, sweep: Sweep) -> tuple[list[Result], dict[str, str], str]:
+    """(trials, ids of their MLflow runs by identity, a note for people) as MLflow has them.
+
+    Where MLflow does not answer or lacks a trial that finished, the event logs answer.
+    """
+    from orchestrator import tracking
+
+    stored, note = results(storage, sweep.document), ""
+    try:
+        pairs = tracking.results(settings, sweep.id)
+    except Exception as error:  # whatever MLflow, its database or its network come up with
+        pairs, note = [], f"MLflow does not answer ({type(error).__name__}); this is from the event logs"
+    shown = {result.identity: (result, run) for result, run in pairs}
+    lacking = [
+        r
+        for r in stored
+        if r.status == "finished" and (r.identity not in shown or shown[r.identity][0].status != "finished")
+    ]
+    if lacking and not note:
+        note = (
+            f"MLflow lacks {len(lacking)} finished trials, so this is from the event logs; mcc track rebuild {sweep.id}"
         )
-    return found
+    if note:
+        return stored, {identity: run for identity, (_, run) in shown.items()}, note
+    return [result for result, _ in pairs], {identity: run for identity, (_, run) in shown.items()}, ""

@@ -173,6 +173,17 @@ def write_end(
     storage.write(f"{events_folder(identity)}/{_name(attempt, _LAST)}", line.encode())
 
 
+def segment_number(name: str) -> tuple[int, int]:
+    """(attempt, number within it) of a segment's name."""
+    attempt, number = name.removesuffix(".jsonl").split("-")
+    return int(attempt), int(number)
+
+
+def is_outside_end(name: str) -> bool:
+    """Whether a segment is an end that `write_end` wrote, which may lie beside segments that come later."""
+    return segment_number(name)[1] == _LAST
+
+
 def _segment(identity: str, attempt: int, number: int) -> str:
     return f"{events_folder(identity)}/{_name(attempt, number)}"
 

@@ -72,6 +72,12 @@ def held(lease: Lease) -> Iterator[Lease]:
         lease.release()
 
 
+def claimed(storage: Storage) -> tuple[set[str], set[str]]:
+    """(identities of trials, ids of sweeps) that a living process runs now."""
+    living = list(_others(storage, own=""))
+    return {i for lease in living for i in lease["identities"]}, {lease["sweep"] for lease in living}
+
+
 def _others(storage: Storage, own: str) -> Iterator[dict[str, Any]]:
     for key in storage.list("leases"):
         if key == own:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import html
 import io
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, stdev
 from typing import Any
@@ -32,6 +33,7 @@ class Result:
     status: str
     metrics: Mapping[str, float] = field(default_factory=dict)
     message: str = ""
+    log: str | None = None  # where the last output of a trial that did not finish is
 
 
 @dataclass(frozen=True)
@@ -41,34 +43,29 @@ class Row:
     point: str
     seeds: tuple[int, ...]
     score: float
-    spread: float | None  # sample standard deviation, with two or more seeds
-    values: Mapping[str, float]  # mean of each metric
+    values: Mapping[str, float]  # mean of each metric that every seed has
+    spreads: Mapping[str, float]  # their sample standard deviations, with two or more seeds
 
     def text(self, key: str) -> str:
         """A metric as percent text, `-` when it was not measured."""
         value = self.values.get(key, math.nan)
-        return "-" if math.isnan(value) else f"{100 * value:.1f}"
+        spread = f" ± {100 * self.spreads[key]:.1f}" if key in self.spreads else ""
+        return "-" if math.isnan(value) else f"{100 * value:.1f}{spread}"
 
 
 def leaderboard(results: Sequence[Result], metric: str, mode: str = "max") -> list[Row]:
     """Configurations by the mean of `metric` over finished seeds, best first."""
     points: dict[str, list[Result]] = {}
     for result in results:
-        if result.status == "finished" and metric in result.metrics:
+        if result.status == "finished" and not math.isnan(result.metrics.get(metric, math.nan)):
             points.setdefault(result.point, []).append(result)
     rows = []
     for point, trials in points.items():
-        scores = [trial.metrics[metric] for trial in trials]
         keys = set.intersection(*(set(trial.metrics) for trial in trials))
-        rows.append(
-            Row(
-                point,
-                tuple(trial.seed for trial in trials),
-                mean(scores),
-                stdev(scores) if len(scores) > 1 else None,
-                {key: mean(trial.metrics[key] for trial in trials) for key in keys},
-            )
-        )
+        measured = {key: [trial.metrics[key] for trial in trials] for key in keys}
+        values = {key: mean(numbers) for key, numbers in measured.items()}
+        spreads = {key: stdev(numbers) for key, numbers in measured.items() if len(numbers) > 1}
+        rows.append(Row(point, tuple(trial.seed for trial in trials), values[metric], values, spreads))
     return sorted(rows, key=lambda row: row.score, reverse=mode == "max")
 
 
@@ -77,13 +74,36 @@ def all_background(results: Sequence[Result]) -> float | None:
     return next((r.metrics[ALL_BACKGROUND] for r in results if ALL_BACKGROUND in r.metrics), None)
 
 
-def table(rows: Sequence[Row], metric: str) -> list[list[str]]:
-    """Header and lines of the leaderboard, in percent."""
-    lines = [["", "configuration", metric, *(f"{name} mIoU" for name in COLUMNS), "seeds"]]
+def columns(metric: str) -> dict[str, str]:
+    """Title and key of the leaderboard's scores: the stages' mIoU, after the metric when it is another."""
+    stages = {f"{name} mIoU": key for name, key in COLUMNS.items()}
+    return stages if metric in stages.values() else {metric: metric} | stages
+
+
+def table(rows: Sequence[Row], metric: str, floor: float | None = None) -> list[list[str]]:
+    """Header and lines of the leaderboard, in percent. `floor` is the mIoU of calling everything background."""
+    shown = columns(metric)
+    lines = [["", "configuration", *shown, "seeds"]]
     for place, row in enumerate(rows, start=1):
-        score = f"{100 * row.score:.1f}" + (f" ± {100 * row.spread:.1f}" if row.spread is not None else "")
-        cells = [row.text(key) for key in COLUMNS.values()]
-        lines.append([str(place), row.point, score, *cells, ", ".join(map(str, row.seeds))])
+        lines.append([str(place), row.point, *map(row.text, shown.values()), ", ".join(map(str, row.seeds))])
+    if floor is not None and rows:
+        text = f"{100 * floor:.1f}"
+        lines.append(
+            ["", "(all background)", *("-" if k not in COLUMNS.values() else text for k in shown.values()), ""]
+        )
+    return lines
+
+
+def numbers(rows: Sequence[Row], metric: str, floor: float | None = None) -> list[list[str]]:
+    """The leaderboard for programs: full precision, standard deviations in columns of their own."""
+    keys = list(columns(metric).values())
+    lines = [["place", "configuration", "seeds", *(name for key in keys for name in (key, f"{key} std"))]]
+    for place, row in enumerate(rows, start=1):
+        cells = [str(source.get(key, "")) for key in keys for source in (row.values, row.spreads)]
+        lines.append([str(place), row.point, " ".join(map(str, row.seeds)), *cells])
+    if floor is not None and rows:
+        cells = [str(floor) if key in COLUMNS.values() and not std else "" for key in keys for std in (False, True)]
+        lines.append(["", "all background", "", *cells])
     return lines
 
 
@@ -114,48 +134,56 @@ def html_text(lines: Sequence[Sequence[str]], title: str) -> str:
     )
 
 
-def heat_map(results: Sequence[Result], x: str, y: str, title: str) -> bytes | None:
-    """Figure 4 of the paper as PNG: CAM and segmentation mIoU for each pair of values, None without finished cells.
+def heat_map(results: Sequence[Result], x: str, y: str, title: str, apart: Collection[str] = ()) -> bytes | None:
+    """Figure 4 of the paper as PNG: `CAM/Seg` mIoU for each pair of values; None without finished cells.
 
-    Each cell is the mean over its finished seeds, in percent; trials that do not vary both axes (the baseline) are
-    named below.
+    The same cells twice, coloured by CAM and by segmentation mIoU. A cell is the mean over its finished trials, in
+    percent. Trials that do not vary both axes and configurations `apart` (the baseline) are named below, not averaged
+    into a cell.
     """
+    inside = [r for r in results if x in r.varied and y in r.varied and r.point not in apart]
     cells: dict[tuple[str, str], list[Result]] = {}
-    xs, ys, beside = [], [], []
-    for result in results:
-        if x in result.varied and y in result.varied:
-            xs.append(result.varied[x])
-            ys.append(result.varied[y])
-            if result.status == "finished":
-                cells.setdefault((result.varied[y], result.varied[x]), []).append(result)
-        elif result.status == "finished":
-            beside.append(result)
+    for result in inside:
+        if result.status == "finished":
+            cells.setdefault((result.varied[y], result.varied[x]), []).append(result)
     if not cells:
         return None
-    columns, rows = list(dict.fromkeys(xs)), list(dict.fromkeys(ys))
+    across, down = list(dict.fromkeys(r.varied[x] for r in inside)), list(dict.fromkeys(r.varied[y] for r in inside))
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(2.6 + 2.4 * max(2.0, len(columns)), 2.2 + 0.75 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(2.6 + 2.8 * max(2.0, len(across)), 2.2 + 0.75 * len(down)), layout="constrained")
+    scores = {
+        key: [[_mean_percent(cells.get((row, column), []), key) for column in across] for row in down]
+        for key in (CAM, SEG)
+    }
     for axes, (name, key) in zip(figure.subplots(1, 2), (("CAM", CAM), ("segmentation", SEG)), strict=True):
-        grid = [[_mean_percent(cells.get((row, column), []), key) for column in columns] for row in rows]
-        known = [v for line in grid for v in line if not math.isnan(v)]
+        grid = scores[key]
+        known = [v for line in grid for v in line if not math.isnan(v)] or [0.0]
         low, high = min(known), max(known)
         axes.imshow(grid, cmap="viridis", aspect="auto", vmin=low, vmax=high)
-        for i, line in enumerate(grid):
-            for j, value in enumerate(line):
-                dark = not math.isnan(value) and value < (low + high) / 2
-                text = "" if math.isnan(value) else f"{value:.1f}"
-                axes.text(j, i, text, ha="center", va="center", color="white" if dark else "black", fontsize=13)
-        axes.set_xticks(range(len(columns)), columns)
-        axes.set_yticks(range(len(rows)), rows)
-        axes.set(xlabel=x, ylabel=y, title=f"{name} mIoU on val (%)")
-    notes = [f"{r.name}: CAM {_mean_percent([r], CAM):.1f}, seg {_mean_percent([r], SEG):.1f}" for r in beside]
-    floor = all_background(results)
-    if floor is not None:
-        notes.append(f"everything background: {100 * floor:.1f}")
+        for i, j in itertools.product(range(len(down)), range(len(across))):
+            pair = [scores[CAM][i][j], scores[SEG][i][j]]
+            dark = not math.isnan(grid[i][j]) and grid[i][j] < (low + high) / 2
+            text = "" if all(map(math.isnan, pair)) else "/".join("-" if math.isnan(v) else f"{v:.1f}" for v in pair)
+            axes.text(j, i, text, ha="center", va="center", color="white" if dark else "black", fontsize=13)
+        axes.set_xticks(range(len(across)), across)
+        axes.set_yticks(range(len(down)), down)
+        axes.set(xlabel=x, ylabel=y, title=f"CAM/Seg mIoU on val (%), coloured by {name}")
     figure.suptitle(title)
-    figure.supxlabel("  ·  ".join(notes), fontsize=10)
+    figure.supxlabel("  ·  ".join(_beside(results, inside)), fontsize=10)
     return _png(figure)
+
+
+def _beside(results: Sequence[Result], inside: Sequence[Result]) -> list[str]:
+    """Notes below a heat map: configurations that are no cell of it, and the score of an empty prediction."""
+    cells, outside = {r.identity for r in inside}, dict[str, list[Result]]()
+    for result in results:
+        if result.status == "finished" and result.identity not in cells:
+            outside.setdefault(result.point, []).append(result)
+    pairs = {point: (_mean_percent(some, CAM), _mean_percent(some, SEG)) for point, some in outside.items()}
+    notes = [f"{point}: {cam:.1f}/{seg:.1f}" for point, (cam, seg) in pairs.items()]
+    floor = all_background(results)
+    return notes if floor is None else [*notes, f"everything background: {100 * floor:.1f}"]
 
 
 def curves(histories: Mapping[str, Sequence[Event]], keys: Mapping[str, str]) -> bytes:
@@ -185,3 +213,25 @@ def _png(figure: Any) -> bytes:
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=110)
     return out.getvalue()
+
+
+def summary(
+    document: Mapping[str, Any], results: Sequence[Result], histories: Mapping[str, Sequence[Event]]
+) -> dict[str, bytes]:
+    """The files that tell of a whole sweep: leaderboard in three forms, heat map, and curves where there are any."""
+    file, floor = document["file"], all_background(results)
+    rows = leaderboard(results, file["metric"], file["mode"])
+    lines = table(rows, file["metric"], floor)
+    files = {
+        "leaderboard.md": markdown(lines).encode(),
+        "leaderboard.csv": csv_text(numbers(rows, file["metric"], floor)).encode(),
+        "leaderboard.html": html_text(lines, f"{document['name']}, by {file['metric']}").encode(),
+    }
+    if any(histories.values()):
+        files["curves.png"] = curves(histories, COLUMNS | {"total loss": "loss/total"})
+    if file["heatmap"]:
+        apart = {point["name"] for point in file.get("points", ())}
+        drawn = heat_map(results, file["heatmap"]["x"], file["heatmap"]["y"], document["name"], apart)
+        if drawn is not None:
+            files["heatmap.png"] = drawn
+    return files

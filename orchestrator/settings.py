@@ -5,6 +5,7 @@
 | `MCC_HOME` | folder of everything local: caches, logs, the default storage and tracking database | `./.mcc` |
 | `MCC_STORAGE` | folder or `s3://bucket/prefix` with events, checkpoints and pictures of trials | `MCC_HOME` |
 | `MLFLOW_TRACKING_URI` | where MLflow keeps runs | `sqlite:///MCC_HOME/mlflow.db` |
+| `MLFLOW_EXPERIMENT_NAME` | MLflow experiment that the runs go to | `mcc` |
 | `RAY_ADDRESS` | a running Ray cluster to use | none: Ray is started for the sweep and ended with it |
 | `MCC_STALL_MINUTES` | a sweep in which nothing happens for so long is ended | 15 |
 
@@ -30,6 +31,7 @@ class Settings(BaseModel):
     home: Path
     storage: str
     tracking_uri: str
+    experiment_name: str = "mcc"
     ray_address: str | None = None
     stall_minutes: float = 15.0
 
@@ -57,6 +59,8 @@ class Settings(BaseModel):
             changes["storage"] = storage if "://" in storage else str(Path(storage).expanduser().resolve())
         if tracking := environ.get("MLFLOW_TRACKING_URI"):
             changes["tracking_uri"] = tracking
+        if experiment := environ.get("MLFLOW_EXPERIMENT_NAME"):
+            changes["experiment_name"] = experiment
         if address := environ.get("RAY_ADDRESS"):
             changes["ray_address"] = None if address == "local" else address
         if minutes := environ.get("MCC_STALL_MINUTES"):

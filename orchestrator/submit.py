@@ -8,38 +8,55 @@ import time
 from rich.console import Console
 
 from orchestrator import catalog
+from orchestrator.environment import git_state
+from orchestrator.feeder import Feeder
 from orchestrator.plan import Plan, plan_document
 from orchestrator.progress import SweepProgress, print_summary
-from orchestrator.runner import run
+from orchestrator.report import summary
+from orchestrator.runner import run, save_plan
 from orchestrator.settings import Settings
 from orchestrator.storage import Storage
-from orchestrator.tracking import Feeder, summary
 
 
 def run_and_track(plan: Plan, console: Console, *, force: bool = False) -> int:
-    """Run what is left of a plan, show it and track it. Returns the exit code: 0 when every trial finished, else 1."""
+    """Run what is left of a plan, show it and track it.
+
+    Returns the exit code: 0 when every trial finished, 130 when the sweep was stopped (Ctrl-C), else 1.
+    """
     settings = Settings.from_environment()
     storage = Storage(settings.storage)
+    storage.check()
     began = time.monotonic()
-    document = plan_document(plan, sys.argv, None)
+    git = git_state()
+    document = plan_document(plan, sys.argv, git["commit"] if git else None)
     with Feeder(settings, document) as feeder:
         with SweepProgress(plan, storage, console) as progress:
 
             def tick() -> None:
-                progress.note = (
-                    f"MLflow does not answer, it will be fed later: {feeder.problem}" if feeder.problem else None
-                )
+                progress.note = f"MLflow waits: {feeder.problem}" if feeder.problem else None
                 progress.tick()
 
             run(plan, settings, force=force, on_tick=tick, command=sys.argv)
+        if not storage.exists(f"sweeps/{plan.sweep}/plan.json"):  # every trial was finished by other sweeps
+            save_plan(plan, storage, sys.argv, document["commit"])
         with console.status("writing to MLflow"):
             complete = feeder.finish()
     results = catalog.results(storage, document)
-    files = summary(document, results, {})
-    files.pop("curves.png")
-    for name, content in files.items():
+    for name, content in summary(document, results, {}).items():
         storage.write(f"sweeps/{plan.sweep}/{name}", content)
-    print_summary(plan, results, console, home=settings.storage, seconds=time.monotonic() - began)
+    print_summary(plan, results, storage, console, time.monotonic() - began)
+    for complaint in feeder.complaints:
+        console.print(f"not in MLflow: {complaint}", highlight=False, markup=False, soft_wrap=True)
     if not complete:
-        console.print(f"MLflow did not answer ({feeder.problem}); nothing is lost: mcc track rebuild {plan.sweep}")
-    return 0 if all(result.status == "finished" for result in results) else 1
+        again = f"nothing is lost: mcc track rebuild {plan.sweep}"
+        console.print(
+            f"MLflow did not answer ({feeder.problem}); {again}", highlight=False, markup=False, soft_wrap=True
+        )
+    return exit_code([result.status for result in results])
+
+
+def exit_code(statuses: list[str]) -> int:
+    """0: all finished. 130: stopped, and nothing worse. 1: a trial failed or has no result."""
+    if set(statuses) <= {"finished"}:
+        return 0
+    return 130 if "stopped" in statuses and "failed" not in statuses else 1

@@ -1,9 +1,11 @@
 """The event log as MLflow runs: one parent per sweep, one child per trial. The only module that imports mlflow.
 
-MLflow is a view. It is fed from events alone, in order, and knows how far it is: a cursor in a tag of each child.
-Whatever interrupts the feeding (the tracker killed, MLflow away) delays it; feeding again goes on where it stopped.
-A step of a metric that is there already is not sent again, so a trial that repeats iterations after a restart shows
-each step once. A trial that two sweeps share is a child of both.
+MLflow is a view, fed from the events in storage alone. Each child knows in a tag which segments it was fed. Whatever
+interrupts the feeding (the tracker killed, MLflow away) delays it; feeding again goes on where it stopped. A step of a
+metric that is there already is not sent again, so a trial that repeats iterations after a restart shows each step
+once. A finished trial that is run again (`--force`) begins a new run, which replaces the old one.
+
+A trial that two sweeps share is a child of both: a run can have one parent only, and each sweep shows all its trials.
 """
 
 from __future__ import annotations
@@ -12,323 +14,394 @@ import io
 import json
 import logging
 import os
-import re
 import tempfile
-import threading
-import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 import yaml
 
 from mcc_core.config import Experiment, flatten
+from mcc_core.errors import MCCError
 from orchestrator import catalog, report
-from orchestrator.events import Event, EventReader, trial_state
+from orchestrator.cursor import Cursor
+from orchestrator.events import Event, history, read_segment, segments
+from orchestrator.lease import claimed
+from orchestrator.mlflow_names import metric_name, picture_name, pictures
 from orchestrator.settings import Settings
 from orchestrator.storage import Storage
+from orchestrator.trial_files import best_saved, checkpoint_key, saved_checkpoints
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the feeding loop itself tries again
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
-EXPERIMENT = "mcc"
-_BATCH = 1000  # metrics in one request: MLflow's limit
+_BATCH = 999  # metrics in one request: MLflow's limit of 1000, less one for the cursor
 _PARAMS = 100
-_STATES = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+_ALL = 50_000  # the most runs that MLflow gives at once
+_STATES = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "interrupted": "KILLED"}
 
 
 class Tracker:
     """Feeds one sweep's runs. Not for several threads at a time.
 
-    Raises MLflow's and the network's own errors; `Feeder` turns them into delays.
+    Raises MLflow's and the network's own errors, after which a new Tracker goes on; `Feeder` does that. A trial whose
+    events cannot be shown (a broken file, a value that MLflow refuses) is left alone and named in `complaints`.
     """
 
     def __init__(self, settings: Settings, document: Mapping[str, Any]) -> None:
-        for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.utils.file_utils"):
-            logging.getLogger(noisy).setLevel(logging.ERROR)
-        from mlflow import MlflowClient
-
         self.settings, self.document = settings, document
         self.storage = Storage(settings.storage)
-        if settings.tracking_uri.startswith("sqlite:///"):
-            Path(settings.tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        self.client = MlflowClient(tracking_uri=settings.tracking_uri)
+        self.client = _client(settings)
         self.experiment = self._experiment()
         self.parent = self._parent()
-        self.children = {t["identity"]: _Child(self, t) for t in document["trials"]}
+        self.complaints: list[str] = []
+        known = {run.data.tags["mcc.identity"]: run for run in self.runs("trial")}
+        self.children = {t["identity"]: _Child(self, t, known.get(t["identity"])) for t in document["trials"]}
 
     def sync(self) -> bool:
         """Forward what is new of every trial; whether anything was."""
-        moved = [child.sync() for child in self.children.values()]
-        return any(moved)
+        from mlflow.exceptions import MlflowException
+
+        moved = False
+        for child in self.children.values():
+            if child.broken:
+                continue
+            try:
+                moved = child.sync() or moved
+            except (MCCError, MlflowException) as error:
+                if isinstance(error, MlflowException) and error.error_code != "INVALID_PARAMETER_VALUE":
+                    raise
+                child.broken = True
+                self.complaints.append(f"{child.trial['name']}: {_line(error)}")
+        return moved
 
     def finish(self) -> None:
-        """Put leaderboard, heat map and curves on the parent and end every run as its trial ended."""
-        for child in self.children.values():
-            child.finish()
-        results = catalog.results(self.storage, dict(self.document))
-        for name, content in summary(self.document, results, self._histories()).items():
-            self._artifact(self.parent, name, content)
-        file = self.document["file"]
-        best = report.leaderboard(results, file["metric"], file["mode"])[:1]
-        for row in best:
-            values = {"best": row.score} | {
-                name.replace(" ", "_"): row.values.get(k) for name, k in report.COLUMNS.items()
-            }
-            self.client.set_tag(self.parent, "mcc.best", row.point)
-            for name, value in values.items():
-                if value is not None:
-                    self.client.log_metric(self.parent, name, value)
-        broken = any(r.status != "finished" for r in results)
-        self.client.set_terminated(self.parent, "FAILED" if broken else "FINISHED")
+        """Put leaderboard, heat map and curves on the parent, and end every run that nobody works on any more."""
+        document = dict(self.document)
+        results = catalog.results(self.storage, document)
+        for result in results:
+            if result.status == "interrupted":
+                self.children[result.identity].cut_off(result.message)
+        histories = {t["name"]: history(self.storage, t["identity"]) for t in document["trials"]}
+        for name, content in report.summary(document, results, histories).items():
+            self.artifact(self.parent, name, content)
+        last = max((e["t"] for events in histories.values() for e in events), default=document["created"])
+        self._scores(results, int(1000 * last))
+        statuses = {result.status for result in results}
+        if "running" not in statuses:
+            worst = "FAILED" if "failed" in statuses else "FINISHED" if statuses <= {"finished"} else "KILLED"
+            self.client.set_terminated(self.parent, worst, int(1000 * last))
 
-    def _histories(self) -> dict[str, list[Event]]:
-        from orchestrator.events import history
-
-        return {t["name"]: history(self.storage, t["identity"]) for t in self.document["trials"]}
-
-    def _experiment(self) -> str:
-        found = self.client.get_experiment_by_name(EXPERIMENT)
-        if found is not None:
-            return str(found.experiment_id)
-        location = None
-        if self.settings.tracking_uri.startswith("sqlite:///"):
-            location = self.settings.artifact_root.as_uri()
-        return str(self.client.create_experiment(EXPERIMENT, artifact_location=location))
-
-    def _parent(self) -> str:
-        run = self.run({"mcc.sweep": self.document["sweep"], "mcc.kind": "sweep"}, self.document["sweep"])
-        self.client.update_run(run, status="RUNNING")
-        if "plan.json" not in {a.path for a in self.client.list_artifacts(run)}:
-            self._artifact(run, "plan.json", json.dumps(self.document, indent=1).encode())
-            self.client.set_tag(
-                run, "mlflow.note.content", self.document["file"]["description"] or self.document["name"]
+    def reconcile(self) -> None:
+        """End the runs of sweeps in this storage that say RUNNING and whose process is gone."""
+        trials, sweeps = claimed(self.storage)
+        here = {key.rsplit("/", 1)[-1] for key in self.storage.folders("sweeps")}
+        query = "attributes.status = 'RUNNING'"
+        for run in self.client.search_runs([self.experiment], query, max_results=_ALL):
+            tags = run.data.tags
+            busy = tags.get("mcc.identity") in trials or (
+                tags.get("mcc.kind") == "sweep" and tags["mcc.sweep"] in sweeps
             )
-        return run
+            if tags.get("mcc.sweep") in here - {self.document["sweep"]} and not busy:
+                self.client.set_terminated(run.info.run_id, "KILLED")
 
-    def run(self, tags: dict[str, str], name: str, more: Mapping[str, str] | None = None) -> str:
-        """Id of the run with these tags, created if there is none."""
-        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-        found = self.client.search_runs([self.experiment], query, max_results=1)
-        if found:
-            return str(found[0].info.run_id)
-        created = self.client.create_run(self.experiment, run_name=name, tags=tags | dict(more or {}))
-        return str(created.info.run_id)
-
-    def _artifact(self, run: str, name: str, content: bytes) -> None:
+    def artifact(self, run: str, name: str, content: bytes) -> None:
+        """Store content as an artifact, in place of one of the same name."""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / Path(name).name
             file.write_bytes(content)
             self.client.log_artifact(run, str(file), str(Path(name).parent) if "/" in name else None)
 
+    def _scores(self, results: Sequence[report.Result], at: int) -> None:
+        from mlflow.entities import Metric, RunTag
+
+        file = self.document["file"]
+        rows = report.leaderboard(results, file["metric"], file["mode"])
+        lines = report.table(rows[:20], file["metric"], report.all_background(results))
+        note = f"{file['description'] or self.document['name']}\n\n{report.markdown(lines)}"
+        tags = [RunTag("mlflow.note.content", note[:8000])]
+        found = {}
+        if rows:
+            tags.append(RunTag("mcc.best", rows[0].point))
+            found = {"best": rows[0].score} | {
+                f"best {name}": rows[0].values[key] for name, key in report.COLUMNS.items() if key in rows[0].values
+            }
+        self.client.log_batch(self.parent, metrics=[Metric(k, v, at, 0) for k, v in found.items()], tags=tags)
+
+    def runs(self, kind: str) -> list[Run]:
+        """The sweep's runs of a kind, `sweep` (the parent) or `trial`."""
+        query = f"tags.`mcc.sweep` = '{self.document['sweep']}' and tags.`mcc.kind` = '{kind}'"
+        return list(self.client.search_runs([self.experiment], query, max_results=_ALL))
+
+    def _experiment(self) -> str:
+        name = self.settings.experiment_name
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            # A server keeps artifacts where it was told to; without one they would land in the working folder.
+            served = self.settings.tracking_uri.startswith(("http://", "https://"))
+            location = None if served else self.settings.artifact_root.as_uri()
+            return str(self.client.create_experiment(name, artifact_location=location))
+        if found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    def _parent(self) -> str:
+        sweep, created = self.document["sweep"], int(1000 * self.document["created"])
+        found = self.runs("sweep")
+        if found:
+            self.client.update_run(found[0].info.run_id, status="RUNNING")
+            return str(found[0].info.run_id)
+        tags = {"mcc.sweep": sweep, "mcc.kind": "sweep"}
+        run = str(self.client.create_run(self.experiment, created, tags, sweep).info.run_id)
+        self.artifact(run, "plan.json", json.dumps(self.document, indent=1).encode())
+        return run
+
 
 class _Child:
-    """The run of one trial within one sweep."""
+    """The run of one trial within one sweep. It is made when the trial has its first event."""
 
-    def __init__(self, tracker: Tracker, trial: Mapping[str, Any]) -> None:
-        self.tracker, self.trial = tracker, trial
-        self.run: str | None = None
-        self.reader = EventReader(tracker.storage, trial["identity"])
-        self.last_step: dict[str, int] = {}
-        self.pictures: set[tuple[str, int]] = set()
+    def __init__(self, tracker: Tracker, trial: Mapping[str, Any], stored: Run | None) -> None:
+        self.tracker, self.client, self.storage = tracker, tracker.client, tracker.storage
+        self.trial, self.identity = trial, str(trial["identity"])
+        self.run: str | None = stored.info.run_id if stored else None
+        self.broken = False
+        self._stored = stored
+        self._opened = False
+        self._finished = stored is not None and stored.info.status == "FINISHED"
+        self._cursor = Cursor(stored.data.tags.get("mcc.cursor", "") if stored else "")
+        self._last_step: dict[str, int] = {}
+        self._pictures: set[tuple[str, int]] = set()
+        self._rows: list[Metric] = []
 
     def sync(self) -> bool:
-        moved = False
-        if self.run is None:
-            if trial_state(self.tracker.storage, self.trial["identity"]).status == "new":
-                return False
-            self._open()
-            moved = True
-        before = self.reader.cursor
-        try:
-            for name, events in self.reader:
-                self._forward(events, name)
-                before, moved = name, True
-        except BaseException:
-            self.reader.cursor = before  # the segment that failed is read again
-            raise
-        return moved
+        """Forward new segments; whether there were any."""
+        names = [n for n in segments(self.storage, self.identity) if n not in self._cursor]
+        for name in names:
+            events = read_segment(self.storage, self.identity, name)
+            if not self._opened:
+                self._open(events[0])
+            for event in events:
+                self._forward(event)
+            self._cursor.add(name)
+            if len(self._rows) >= _BATCH:
+                self._send()
+        if names:
+            self._send()
+        return bool(names)
 
-    def finish(self) -> None:
-        """End the run as the trial ended; one that never began has no run."""
-        if self.run is None:
-            return
-        state = trial_state(self.tracker.storage, self.trial["identity"])
-        if state.status in _STATES:
-            self._last_checkpoint()
-            if state.message:
-                self.tracker.client.set_tag(self.run, "mcc.message", state.message[:5000])
-            self.tracker.client.set_terminated(self.run, _STATES[state.status])
+    def cut_off(self, message: str) -> None:
+        """End the run of a trial that has no end and no process."""
+        if self.run is not None:
+            self._terminate("interrupted", message, None)
 
-    def _open(self) -> None:
+    def _open(self, first: Event) -> None:
+        if self.run is None:
+            self._create(first)
+        elif self._stored is not None:
+            self._last_step = {m.key: m.step for m in self._stored.data.to_proto().metrics}
+            self._pictures = pictures(a.path for a in self.client.list_artifacts(self.run, "images"))
+            if not str(self._cursor):
+                self._describe()  # perhaps cut short when the run was made
+        self._opened = True
+
+    def _create(self, first: Event) -> None:
         tracker, trial = self.tracker, self.trial
-        identity = {"mcc.sweep": tracker.document["sweep"], "mcc.identity": trial["identity"]}
-        more = {"mlflow.parentRunId": tracker.parent, "mcc.kind": "trial", "mcc.point": trial["point"]}
-        varied = {f"mcc.varied.{key}": value for key, value in trial["varied"].items()}
-        run = tracker.run(identity, trial["name"], more | varied)
-        stored = tracker.client.get_run(run)
-        self.run, self.reader.cursor = run, stored.data.tags.get("mcc.cursor", "")
-        tracker.client.update_run(run, status="RUNNING")
-        if self.reader.cursor:
-            for key in stored.data.metrics:
-                self.last_step[key] = max(m.step for m in tracker.client.get_metric_history(run, key))
-            self.pictures = _pictures(tracker.client.list_artifacts(run, "images"))
-        else:
-            self._describe()
+        tags = {"mcc.sweep": tracker.document["sweep"], "mcc.identity": self.identity, "mcc.kind": "trial"}
+        tags |= {"mlflow.parentRunId": tracker.parent, "mcc.point": trial["point"], "mcc.seed": str(trial["seed"])}
+        tags |= {f"mcc.varied.{key}": value for key, value in trial["varied"].items()}
+        started = int(1000 * first["t"])
+        self.run = str(self.client.create_run(tracker.experiment, started, tags, trial["name"]).info.run_id)
+        self._describe()
 
     def _describe(self) -> None:
         from mlflow.entities import Param
 
         assert self.run is not None
-        tracker, trial = self.tracker, self.trial
-        experiment = Experiment.model_validate(trial["experiment"])
-        params = [Param(k, v) for k, v in ({"seed": str(trial["seed"])} | flatten(experiment)).items()]
+        flat = {"seed": str(self.trial["seed"])} | flatten(Experiment.model_validate(self.trial["experiment"]))
+        params = [Param(key, value) for key, value in flat.items()]
         for start in range(0, len(params), _PARAMS):
-            tracker.client.log_batch(self.run, params=params[start : start + _PARAMS])
-        text = yaml.safe_dump(trial["experiment"], sort_keys=False).encode()
-        tracker._artifact(self.run, "config/experiment.yaml", text)
-        key = f"trials/{trial['identity']}/environment.json"
-        if tracker.storage.exists(key):
-            environment = json.loads(tracker.storage.read(key))
+            self.client.log_batch(self.run, params=params[start : start + _PARAMS])
+        text = yaml.safe_dump(self.trial["experiment"], sort_keys=False)
+        self.tracker.artifact(self.run, "config/experiment.yaml", text.encode())
+        with suppress(FileNotFoundError):
+            environment = json.loads(self.storage.read(f"trials/{self.identity}/environment.json"))
             git = environment.get("git") or {}
-            tracker._artifact(self.run, "config/environment.json", json.dumps(environment, indent=1).encode())
+            self.tracker.artifact(self.run, "config/environment.json", json.dumps(environment, indent=1).encode())
             if git.get("diff"):
-                tracker._artifact(self.run, "config/git.diff", git["diff"].encode())
+                self.tracker.artifact(self.run, "config/git.diff", git["diff"].encode())
             if git.get("commit"):
-                tracker.client.set_tag(self.run, "mlflow.source.git.commit", git["commit"])
+                self.client.set_tag(self.run, "mlflow.source.git.commit", git["commit"])
 
-    def _forward(self, events: Sequence[Event], segment: str) -> None:
-        from mlflow.entities import Metric, RunTag
+    def _forward(self, event: Event) -> None:
+        from mlflow.entities import Metric
+
+        step, kind = event["iteration"], event["kind"]
+        if kind == "metrics":
+            for key, value in event["metrics"].items():
+                name = metric_name(key)
+                if step > self._last_step.get(name, -1):
+                    self._rows.append(Metric(name, value, int(1000 * event["t"]), step))
+                    self._last_step[name] = step
+        elif kind == "image":
+            self._picture(picture_name(event["key"]), step, event["path"])
+        elif kind == "start":
+            self._start(event)
+        elif kind == "end":
+            self._end(event)
+
+    def _send(self) -> None:
+        from mlflow.entities import RunTag
+
+        assert self.run is not None
+        while len(self._rows) > _BATCH:
+            self.client.log_batch(self.run, metrics=self._rows[:_BATCH])
+            del self._rows[:_BATCH]
+        self.client.log_batch(self.run, metrics=self._rows, tags=[RunTag("mcc.cursor", str(self._cursor))])
+        self._rows.clear()
+
+    def _picture(self, name: str, step: int, key: str) -> None:
         from PIL import Image
 
         assert self.run is not None
-        client, rows = self.tracker.client, []
-        for event in events:
-            step, at = event["iteration"], int(event["t"] * 1000)
-            if event["kind"] == "metrics":
-                for key, value in event["metrics"].items():
-                    if step > self.last_step.get(key, -1):
-                        rows.append(Metric(_allowed(key), value, at, step))
-            elif event["kind"] == "image" and (_allowed(event["key"]), step) not in self.pictures:
-                picture = Image.open(io.BytesIO(self.tracker.storage.read(event["path"])))
-                client.log_image(self.run, picture, key=_allowed(event["key"]), step=step)
-                self.pictures.add((_allowed(event["key"]), step))
-        for start in range(0, len(rows), _BATCH):
-            client.log_batch(self.run, metrics=rows[start : start + _BATCH])
-        client.log_batch(self.run, tags=[RunTag("mcc.cursor", segment)])
-        for row in rows:
-            self.last_step[row.key] = max(row.step, self.last_step.get(row.key, -1))
-
-    def _last_checkpoint(self) -> None:
-        """The newest checkpoint, once, as an artifact."""
-        assert self.run is not None
-        keys = self.tracker.storage.list(f"trials/{self.trial['identity']}/checkpoints")
-        newest = max((key for key in keys if key.endswith(".pt")), default=None)
-        client = self.tracker.client
-        if newest is None or any(
-            a.path.endswith(Path(newest).name) for a in client.list_artifacts(self.run, "checkpoint")
-        ):
+        if (name, step) in self._pictures:
             return
-        local = self.tracker.storage.local(newest)
-        if local is not None:
-            client.log_artifact(self.run, str(local), "checkpoint")
+        with suppress(FileNotFoundError):  # a picture that was cleared away does not hold up the rest
+            picture = Image.open(io.BytesIO(self.storage.read(key)))
+            self.client.log_image(self.run, picture, key=name, step=step)
+            self._pictures.add((name, step))
+
+    def _start(self, event: Event) -> None:
+        assert self.run is not None
+        if event["iteration"] == 0 and self._finished:
+            self.client.delete_run(self.run)
+            self._rows.clear()
+            self._last_step.clear()
+            self._pictures.clear()
+            self._create(event)
         else:
-            with tempfile.TemporaryDirectory() as folder:
-                file = Path(folder) / Path(newest).name
-                self.tracker.storage.download(newest, file)
-                client.log_artifact(self.run, str(file), "checkpoint")
-        client.set_tag(self.run, "mcc.checkpoint", self.tracker.storage.where(newest))
+            self.client.update_run(self.run, status="RUNNING")
+        self._finished = False
+        content = json.dumps(event, indent=1).encode()
+        self.tracker.artifact(self.run, f"config/start-{event['attempt']}.json", content)
+
+    def _end(self, event: Event) -> None:
+        """The checkpoints first, so that a run that is over has them."""
+        if event["status"] in {"finished", "failed"}:
+            saved = saved_checkpoints(self.storage, self.identity)
+            modes = self.tracker.document["file"]["mode"]
+            chosen = {"last": saved[-1] if saved else None, "best": best_saved(saved, modes)}
+            for name, one in chosen.items():
+                if one is not None and (name == "last" or one != chosen["last"]):
+                    self._checkpoint(checkpoint_key(self.identity, one.iteration), f"{name}.pt")
+        self._finished = event["status"] == "finished"
+        self._terminate(event["status"], event["message"], int(1000 * event["t"]))
+
+    def _terminate(self, status: str, message: str, at: int | None) -> None:
+        assert self.run is not None
+        self.client.set_tag(self.run, "mcc.message", message[:8000])
+        self.client.set_terminated(self.run, _STATES[status], at)
+
+    def _checkpoint(self, key: str, name: str) -> None:
+        """A checkpoint as artifact: on the disk that has it already a second name for the same file, else a copy."""
+        assert self.run is not None
+        with tempfile.TemporaryDirectory() as folder, suppress(FileNotFoundError):
+            local, target = self.storage.local(key), _local_artifacts(self.client.get_run(self.run))
+            if local is not None and target is not None:
+                with suppress(OSError):
+                    _link(local, target / "checkpoint" / name)
+                    return
+            file = Path(folder) / name
+            self.storage.download(key, file)
+            self.client.log_artifact(self.run, str(file), "checkpoint")
 
 
-class Feeder:
-    """Feeds MLflow in the background, and goes on trying when it is away. `problem` says why it waits."""
+def rebuild(settings: Settings, document: Mapping[str, Any]) -> list[str]:
+    """Make a sweep's runs again from its events; the old ones are deleted. Returns complaints about single trials.
 
-    def __init__(self, settings: Settings, document: Mapping[str, Any], every_s: float = 2.0) -> None:
-        self.settings, self.document, self.every_s = settings, document, every_s
-        self.problem: str | None = None
-        self._tracker: Tracker | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="tracking", daemon=True)
+    Raises MCCError when MLflow does not answer.
+    """
+    from mlflow.exceptions import MlflowException
 
-    def __enter__(self) -> Feeder:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(timeout=120)
-
-    def finish(self, patience_s: float = 60.0) -> bool:
-        """Forward the rest and end the runs; False when MLflow did not answer in time (nothing is lost)."""
-        self._stop.set()
-        self._thread.join(timeout=patience_s)
-        if self._thread.is_alive():
-            return False
-        end = time.monotonic() + patience_s
-        while not self._attempt(last=True):
-            if time.monotonic() > end:
-                return False
-            time.sleep(self.every_s)
-        return True
-
-    def _loop(self) -> None:
-        while not self._stop.wait(self.every_s if self._tracker else 0):
-            if not self._attempt(last=False):
-                self._stop.wait(self.every_s)
-
-    def _attempt(self, *, last: bool) -> bool:
-        try:
-            self._tracker = self._tracker or Tracker(self.settings, self.document)
-            self._tracker.sync()
-            if last:
-                self._tracker.finish()
-        except Exception as error:  # MLflow, its database, its network: all of it only delays the view
-            self.problem = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
-            return False
-        self.problem = None
-        return True
+    try:
+        old = Tracker(settings, dict(document) | {"trials": []})
+        for run in old.runs("sweep") + old.runs("trial"):
+            old.client.delete_run(run.info.run_id)
+        fresh = Tracker(settings, document)
+        fresh.sync()
+        fresh.finish()
+        fresh.reconcile()
+    except (MlflowException, OSError) as error:
+        raise MCCError(f"MLflow at {settings.tracking_uri}: {_line(error)}") from None
+    return fresh.complaints
 
 
-def rebuild(settings: Settings, document: Mapping[str, Any]) -> None:
-    """Make a sweep's runs again from its events; the old ones are deleted."""
-    tracker = Tracker(settings, document)
-    query = f"tags.`mcc.sweep` = '{document['sweep']}'"
-    for run in tracker.client.search_runs([tracker.experiment], query, max_results=50_000):
-        tracker.client.delete_run(run.info.run_id)
-    fresh = Tracker(settings, document)
-    fresh.sync()
-    fresh.finish()
+def results(settings: Settings, sweep: str) -> list[tuple[report.Result, str]]:
+    """(trial as MLflow has it, id of its run) of a sweep; nothing where MLflow was never fed.
 
-
-def summary(
-    document: Mapping[str, Any], results: Sequence[report.Result], histories: Mapping[str, Sequence[Event]]
-) -> dict[str, bytes]:
-    """The files that tell of a whole sweep: leaderboard in three forms, heat map, learning curves."""
-    file = document["file"]
-    lines = report.table(report.leaderboard(results, file["metric"], file["mode"]), file["metric"])
-    files = {
-        "leaderboard.md": report.markdown(lines).encode(),
-        "leaderboard.csv": report.csv_text(lines).encode(),
-        "leaderboard.html": report.html_text(lines, document["name"]).encode(),
-        "curves.png": report.curves(histories, report.COLUMNS | {"total loss": "loss/total"}),
-    }
-    if file["heatmap"]:
-        drawn = report.heat_map(results, file["heatmap"]["x"], file["heatmap"]["y"], document["name"])
-        if drawn is not None:
-            files["heatmap.png"] = drawn
-    return files
-
-
-def _allowed(key: str) -> str:
-    """A name that MLflow accepts."""
-    return re.sub(r"[^\w\-. /:]", "_", key)
-
-
-def _pictures(artifacts: Sequence[Any]) -> set[tuple[str, int]]:
-    """(key, step) of the images that a run has; MLflow puts both in the file name."""
-    found = set()
-    for artifact in artifacts:
-        parts = Path(artifact.path).name.split("%")
-        if len(parts) > 3 and parts[1] == "step":
-            found.add((parts[0].replace("#", "/"), int(parts[2])))
+    Raises MLflow's and the network's own errors.
+    """
+    if (database := _database(settings)) is not None and not database.exists():
+        return []
+    client = _client(settings)
+    experiment = client.get_experiment_by_name(settings.experiment_name)
+    if experiment is None:
+        return []
+    query = f"tags.`mcc.sweep` = '{sweep}' and tags.`mcc.kind` = 'trial'"
+    states = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped", "RUNNING": "running"}
+    found = []
+    for run in client.search_runs([experiment.experiment_id], query, max_results=_ALL):
+        tags, name = run.data.tags, str(run.info.run_name)
+        varied = {k.removeprefix("mcc.varied."): v for k, v in tags.items() if k.startswith("mcc.varied.")}
+        result = report.Result(
+            tags["mcc.identity"],
+            name,
+            tags["mcc.point"],
+            varied,
+            int(tags["mcc.seed"]),
+            states.get(run.info.status, "new"),
+            run.data.metrics,
+            tags.get("mcc.message", ""),
+        )
+        found.append((result, str(run.info.run_id)))
     return found
+
+
+def _client(settings: Settings) -> MlflowClient:
+    for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.utils.file_utils", "urllib3.connectionpool"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    from mlflow import MlflowClient
+
+    if (database := _database(settings)) is not None:
+        database.parent.mkdir(parents=True, exist_ok=True)
+    return MlflowClient(tracking_uri=settings.tracking_uri)
+
+
+def _database(settings: Settings) -> Path | None:
+    """The file of an embedded store."""
+    uri = settings.tracking_uri
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def _local_artifacts(run: Run) -> Path | None:
+    """Folder of a run's artifacts when it is on this machine."""
+    uri = urlsplit(run.info.artifact_uri or "")
+    return Path(unquote(uri.path)) if uri.scheme == "file" and uri.netloc in {"", "localhost"} else None
+
+
+def _link(file: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.part")
+    partial.unlink(missing_ok=True)
+    os.link(file, partial)
+    os.replace(partial, target)
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

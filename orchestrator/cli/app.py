@@ -46,14 +46,24 @@ def _root(
     pass
 
 
+# What the parser raises for an unknown option, a missing argument, a value out of range.
+_ParserError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 failed, 2 a mistake of the caller's, 130 interrupted."""
     try:
-        app()
+        code = app(standalone_mode=False)
     except MCCError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
-    except KeyboardInterrupt:
+        code = 2 if isinstance(error, UsageError) else 1
+    except _ParserError as error:
+        if text := error.format_message():  # type: ignore[attr-defined]  # empty: it printed the help
+            print(f"error: {text}", file=sys.stderr)
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    if code == 130:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(code or 0)

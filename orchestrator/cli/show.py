@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -14,10 +14,10 @@ from mcc_core.schedules import Constant, value_at
 from orchestrator import report
 from orchestrator.catalog import Sweep
 from orchestrator.plan import Plan, Trial
-from orchestrator.progress import duration
+from orchestrator.progress import board, duration, print_unfinished, shortened
 from orchestrator.report import Result
 from orchestrator.storage import Storage
-from orchestrator.trial_files import best_saved, saved_checkpoints
+from orchestrator.trial_files import best_saved, checkpoint_key, saved_checkpoints
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -33,9 +33,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     table.add_column("")
     for trial in plan.trials:
         values = [_value(trial, key) for key in keys]
-        table.add_row(
-            trial.name, *values, str(trial.seed), "finished before" if trial.identity in plan.finished else ""
-        )
+        name = shortened(trial.name, 24 if console.width < 110 else 60)
+        table.add_row(name, *values, str(trial.seed), "done before" if trial.identity in plan.finished else "")
     console.print(table)
     for index in plan.indexes.values():
         facts = (
@@ -52,6 +51,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     text = f"{plan.sweep}: {left} of {len(plan.trials)} trials to run, {plan.concurrent} at a time"
     if left and plan.estimate_s is not None:
         text += f", about {duration(plan.estimate_s)}"
+    if left and plan.estimate:
+        text += f" (by {plan.estimate.source})"
     console.print(text, highlight=False)
 
 
@@ -74,18 +75,30 @@ def print_sweeps(found: Sequence[tuple[Sweep, Sequence[Result]]], console: Conso
 
 
 def print_status(sweep: Sweep, results: Sequence[Result], console: Console) -> None:
-    """One line per trial."""
-    table = Table(title=sweep.id, title_justify="left", box=None, pad_edge=False)
-    for name in ("trial", "state", *(f"{name} mIoU" for name in report.COLUMNS), "identity", ""):
-        table.add_column(name)
+    """One line per trial, and why those that have no result have none."""
+    table = Table(title=sweep.id, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    wide = console.width >= 110
+    table.add_column("trial", no_wrap=True)
+    table.add_column("state")
+    for name in report.COLUMNS:
+        table.add_column(f"{name} mIoU", justify="right")
+    if wide:
+        table.add_column("identity", no_wrap=True)
     for result in results:
         scores = [f"{100 * result.metrics[k]:.1f}" if k in result.metrics else "" for k in report.COLUMNS.values()]
-        table.add_row(result.name, result.status, *scores, result.identity, result.message[:80])
+        name = shortened(result.name, 60 if wide else 34)
+        table.add_row(name, result.status, *scores, *([result.identity] if wide else []))
     console.print(table)
+    print_unfinished([r for r in results if r.status != "new"], console)
 
 
-def print_best(sweep: Sweep, results: Sequence[Result], storage: Storage, metric: str, console: Console) -> None:
-    """The best configuration by a metric, and where its checkpoint is. Raises UsageError when nothing was measured."""
+def print_best(
+    sweep: Sweep, results: Sequence[Result], runs: Mapping[str, str], storage: Storage, metric: str, console: Console
+) -> None:
+    """The best configuration by a metric, its scores, and where the checkpoint of its best seed is.
+
+    `runs` are ids of MLflow runs by identity. Raises UsageError when nothing was measured.
+    """
     rows = report.leaderboard(results, metric, sweep.mode)
     if not rows:
         known = sorted({key for r in results for key in r.metrics if key.endswith("/miou")})
@@ -95,14 +108,14 @@ def print_best(sweep: Sweep, results: Sequence[Result], storage: Storage, metric
     trials = [r for r in results if r.point == rows[0].point and r.status == "finished"]
     pick = max if sweep.mode == "max" else min
     top = pick(trials, key=lambda r: r.metrics[metric])
-    console.print(
-        f"{rows[0].point}: {metric} {100 * rows[0].score:.1f} over seeds {', '.join(map(str, rows[0].seeds))}"
-    )
+    lines = report.table(rows[:5], metric, report.all_background(results))
+    console.print(board(lines, f"{sweep.id}, by {metric}"))
+    if top.identity in runs:
+        console.print(f"MLflow run: {runs[top.identity]}", highlight=False, soft_wrap=True)
     saved = best_saved(saved_checkpoints(storage, top.identity), sweep.mode)
     if saved is not None:
-        from orchestrator.trial_files import checkpoint_key
-
-        console.print(storage.where(checkpoint_key(top.identity, saved.iteration)), highlight=False, soft_wrap=True)
+        key = checkpoint_key(top.identity, saved.iteration)
+        console.print(f"checkpoint: {storage.where(key)}", highlight=False, soft_wrap=True)
 
 
 def _value(trial: Trial, key: str) -> str:

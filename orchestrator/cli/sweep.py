@@ -105,7 +105,7 @@ def best(
     sweep: SweepName = None,
     metric: Annotated[str | None, typer.Option("--metric", help="Such as val/cam/multi_scale/miou.")] = None,
 ) -> None:
-    """Show the best configuration and the checkpoint of its best seed."""
+    """Show the best configurations, as MLflow has them, and the checkpoint of the best."""
     from rich.console import Console
 
     from orchestrator import catalog
@@ -113,6 +113,10 @@ def best(
     from orchestrator.settings import Settings
     from orchestrator.storage import Storage
 
-    storage = Storage(Settings.from_environment().storage)
+    settings, console = Settings.from_environment(), Console()
+    storage = Storage(settings.storage)
     found = catalog.find(storage, sweep)
-    print_best(found, catalog.results(storage, found.document), storage, metric or found.metric, Console())
+    results, runs, note = catalog.tracked_results(settings, storage, found)
+    if note:
+        Console(stderr=True).print(note, highlight=False, markup=False, soft_wrap=True)
+    print_best(found, results, runs, storage, metric or found.metric, console)

@@ -18,5 +18,6 @@ def rebuild(sweep: SweepName = None) -> None:
 
     settings = Settings.from_environment()
     found = catalog.find(Storage(settings.storage), sweep)
-    tracking.rebuild(settings, found.document)
+    for complaint in tracking.rebuild(settings, found.document):
+        print(f"not in MLflow: {complaint}")
     print(f"{found.id}: {len(found.document['trials'])} trials written to MLflow")

@@ -20,9 +20,9 @@ def result(point: str, seed: int, seg: float, status: str = "finished", varied: 
 def test_seeds_are_one_row_with_mean_and_spread() -> None:
     rows = leaderboard([result("a", 0, 0.5), result("a", 1, 0.7), result("b", 0, 0.65)], SEG)
     assert [row.point for row in rows] == ["b", "a"]
-    assert rows[1].score == pytest.approx(0.6) and rows[1].spread == pytest.approx(math.sqrt(0.02))
-    assert rows[0].spread is None and rows[1].seeds == (0, 1)
-    assert table(rows, SEG)[2][1:4] == ["a", "60.0 ± 14.1", "30.0"]
+    assert rows[1].score == pytest.approx(0.6) and rows[1].spreads[SEG] == pytest.approx(math.sqrt(0.02))
+    assert not rows[0].spreads and rows[1].seeds == (0, 1)
+    assert table(rows, SEG)[2][1:5] == ["a", "30.0 ± 7.1", "-", "60.0 ± 14.1"]
 
 
 def test_unfinished_trials_and_unmeasured_metrics_are_not_ranked() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -16,15 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from mlflow import MlflowClient
 from PIL import Image
 
 from mcc_core.config import resolve
-from orchestrator.events import EventLog
+from orchestrator.cursor import Cursor
+from orchestrator.events import EventLog, write_end
+from orchestrator.feeder import Feeder
+from orchestrator.lease import Lease
+from orchestrator.mlflow_names import metric_name, picture_name, pictures
 from orchestrator.outbox import Outbox
 from orchestrator.settings import Settings
 from orchestrator.storage import Storage
-from orchestrator.tracking import Feeder, Tracker, rebuild
+from orchestrator.tracking import Tracker, rebuild, results
+from orchestrator.trial_files import CheckpointShelf
 
 SWEEP = "s-1234"
 
@@ -76,7 +85,11 @@ def attempt(storage: Storage, folder: Path, trial: str, number: int, first: int,
             outbox.put(f"trials/{trial}/images/{i:07d}-a.png", picture.getvalue())
             log.emit("image", i, key="panel/a", path=f"trials/{trial}/images/{i:07d}-a.png")
     if end:
-        outbox.put(f"trials/{trial}/checkpoints/{last:07d}.pt", b"weights")
+        shelf = CheckpointShelf(outbox, trial, "max", [], 0)
+        for i, score in ((last - 1, 0.9), (last, 0.5)):
+            weights = folder / f"{trial}.pt"
+            weights.write_bytes(f"weights {number} {i}".encode())
+            shelf.add(weights, i, score)
         log.emit("end", last, status="finished", message="", metrics=scores(last / 100), launch="x")
     log.close()
     assert outbox.drain(30)
@@ -113,13 +126,28 @@ def steps(tracker: Tracker, run: str, key: str = "loss/total") -> list[int]:
     return [m.step for m in tracker.client.get_metric_history(run, key)]
 
 
+def shown(tracker: Tracker, run: str) -> list[tuple[str, int]]:
+    """Every picture of a run, with repetitions."""
+    files = [a.path for a in tracker.client.list_artifacts(run, "images") if a.path.endswith(".png")]
+    return sorted(pair for file in files for pair in pictures([file.replace(".png", ".webp")]))
+
+
 def test_runs_params_metrics_pictures_and_artifacts(settings: Settings, storage: Storage, tmp_path: Path) -> None:
     for trial in ("0" * 16, "0" * 15 + "1"):
+        record = {"git": {"commit": "c0ffee", "diff": "+x"}, "packages": {"torch": "2"}}
+        storage.write(f"trials/{trial}/environment.json", json.dumps(record).encode())
         attempt(storage, tmp_path, trial, 1, 0, 10, end=True)
     tracker = Tracker(settings, document())
     tracker.sync()
-    tracker.finish()
     client = tracker.client
+    assert {client.get_run(str(c.run)).info.status for c in tracker.children.values()} == {
+        "FINISHED"
+    }  # before the rest
+    assert client.get_run(tracker.parent).info.status == "RUNNING"
+    tracker.finish()
+    tracker.finish()
+    assert [(m.value, m.step) for m in client.get_metric_history(tracker.parent, "best")] == [(0.1, 0)]
+    assert "| 1 |" in client.get_run(tracker.parent).data.tags["mlflow.note.content"]
     parent = client.get_run(tracker.parent)
     assert parent.info.status == "FINISHED" and parent.data.tags["mcc.best"] in {"ratio=0.5", "ratio=0.95"}
     names = {a.path for a in client.list_artifacts(tracker.parent)}
@@ -132,9 +160,22 @@ def test_runs_params_metrics_pictures_and_artifacts(settings: Settings, storage:
         assert run.data.params["seed"] == "0" and len(run.data.params) > 60
         assert steps(tracker, child.run) == list(range(1, 11))
         assert steps(tracker, child.run, "val/seg/single/miou") == [5, 10]
-        assert len([a for a in client.list_artifacts(child.run, "images") if a.path.endswith(".png")]) == 2
-        assert [a.path for a in client.list_artifacts(child.run, "checkpoint")] == ["checkpoint/0000010.pt"]
-        assert {a.path for a in client.list_artifacts(child.run, "config")} >= {"config/experiment.yaml"}
+        assert shown(tracker, child.run) == [("panel/a", 5), ("panel/a", 10)]
+        files = {a.path for a in client.list_artifacts(child.run, "checkpoint")}
+        assert files == {"checkpoint/last.pt", "checkpoint/best.pt"}
+        assert Path(client.download_artifacts(child.run, "checkpoint/last.pt")).read_bytes() == b"weights 1 10"
+        (last,) = settings.artifact_root.rglob(f"{child.run}/artifacts/checkpoint/last.pt")
+        assert last.stat().st_nlink == 2  # no second copy on the disk
+        (loss,) = [m for m in client.get_metric_history(child.run, "loss/total") if m.step == 10]
+        assert 0 <= time.time() - loss.timestamp / 1000 < 600 and run.info.end_time < parent.info.end_time + 1000
+        configs = {a.path for a in client.list_artifacts(child.run, "config")}
+        assert configs >= {
+            "config/experiment.yaml",
+            "config/environment.json",
+            "config/git.diff",
+            "config/start-1.json",
+        }
+        assert run.data.tags["mlflow.source.git.commit"] == "c0ffee"
 
 
 def test_feeding_twice_and_repeated_iterations_add_nothing(
@@ -152,7 +193,7 @@ def test_feeding_twice_and_repeated_iterations_add_nothing(
     assert run is not None
     assert steps(tracker, run) == list(range(1, 13))
     assert steps(tracker, run, "val/seg/single/miou") == [5, 10]
-    assert len([a for a in tracker.client.list_artifacts(run, "images") if a.path.endswith(".png")]) == 2
+    assert shown(tracker, run) == [("panel/a", 5), ("panel/a", 10)]
     found = tracker.client.search_runs([tracker.experiment], "tags.`mcc.sweep` = 's-1234'")
     assert len(found) == 2  # the parent, and one child: the other trial never began
 
@@ -180,14 +221,187 @@ def test_killed_tracker_leaves_nothing_out_and_nothing_twice(
             deadline = time.monotonic() + 60
             while _progress(watcher) == before and time.monotonic() < deadline and process.poll() is None:
                 time.sleep(0.01)
-            os.kill(process.pid, signal.SIGKILL)
-        assert process.wait(60) == (-9 if kill and process.returncode == -9 else 0)
+            process.kill()  # nothing happens if it was faster
+        assert process.wait(60) in ({0, -signal.SIGKILL} if kill else {0})
     tracker = Tracker(settings, document())
     tracker.sync()
     run = tracker.children[trial].run
     assert run is not None
     assert steps(tracker, run) == list(range(1, 61))
     assert steps(tracker, run, "val/seg/single/miou") == list(range(5, 61, 5))
+    assert shown(tracker, run) == [("panel/a", i) for i in range(5, 61, 5)]
+
+
+def test_a_kill_between_metrics_and_cursor_repeats_nothing(
+    settings: Settings, storage: Storage, tmp_path: Path
+) -> None:
+    """The cursor is lost: as if the process had died right after each of its requests."""
+    trial = "0" * 16
+    attempt(storage, tmp_path, trial, 1, 0, 10, end=True)
+    tracker = Tracker(settings, document())
+    tracker.sync()
+    run = str(tracker.children[trial].run)
+    sent = tracker.client.get_metric_history(run, "loss/total")
+    tracker.client.delete_tag(run, "mcc.cursor")
+    # The same steps at other times: what the store itself would not take for repetitions.
+    for name in sorted((settings.home / f"trials/{trial}/events").iterdir()):
+        events = [json.loads(line) | {"t": 1e9} for line in name.read_text().splitlines()]
+        name.write_text("".join(json.dumps(event) + "\n" for event in events))
+    again = Tracker(settings, document())
+    again.sync()
+    key = lambda m: (m.step, m.value, m.timestamp)  # noqa: E731
+    assert sorted(map(key, again.client.get_metric_history(run, "loss/total"))) == sorted(map(key, sent))
+    assert shown(again, run) == [("panel/a", 5), ("panel/a", 10)]
+
+
+def test_segments_that_arrive_after_the_end_from_outside_are_not_left_out(
+    settings: Settings, storage: Storage, tmp_path: Path
+) -> None:
+    """A worker dies with events on its disk, its trial is ended from outside, the next attempt sends what was left."""
+    trial = "0" * 16
+    attempt(storage, tmp_path, trial, 1, 0, 10, end=False)
+    folder = settings.home / f"trials/{trial}/events"
+    waiting = sorted(folder.iterdir())[-2:]
+    left = {file: file.read_bytes() for file in waiting}
+    for file in waiting:
+        file.unlink()
+    write_end(storage, trial, "failed", "its process ended without a word")
+    tracker = Tracker(settings, document())
+    tracker.sync()
+    run = str(tracker.children[trial].run)
+    assert tracker.client.get_run(run).info.status == "FAILED" and steps(tracker, run)[-1] < 10
+    for file, content in left.items():
+        file.write_bytes(content)
+    attempt(storage, tmp_path, trial, 2, 10, 12, end=True)
+    for fresh in (tracker, Tracker(settings, document())):
+        fresh.sync()
+        assert steps(fresh, run) == list(range(1, 13))
+    assert tracker.client.get_run(run).info.status == "FINISHED"
+
+
+def test_a_finished_trial_that_is_run_again_replaces_its_run(
+    settings: Settings, storage: Storage, tmp_path: Path
+) -> None:
+    trial = "0" * 16
+    attempt(storage, tmp_path, trial, 1, 0, 10, end=True)
+    first = Tracker(settings, document())
+    first.sync()
+    old = str(first.children[trial].run)
+    attempt(storage, tmp_path, trial, 2, 0, 5, end=True)  # --force
+    for tracker in (first, None):
+        tracker = tracker or Tracker(settings, document())  # the second begins when the first is done
+        tracker.sync()
+        (run,) = tracker.runs("trial")
+        assert run.info.run_id == tracker.children[trial].run != old and run.info.status == "FINISHED"
+        assert steps(tracker, run.info.run_id) == [1, 2, 3, 4, 5]
+        assert shown(tracker, run.info.run_id) == [("panel/a", 5)]
+
+
+def test_runs_of_trials_whose_process_is_gone_are_ended(settings: Settings, storage: Storage, tmp_path: Path) -> None:
+    trial, other = "0" * 16, "0" * 15 + "1"
+    storage.write(f"sweeps/{SWEEP}/plan.json", b"{}")
+    storage.write("sweeps/next/plan.json", b"{}")
+    attempt(storage, tmp_path, trial, 1, 0, 3, end=False)
+    attempt(storage, tmp_path, other, 1, 0, 3, end=False)
+    lease = Lease(storage, "l", "another", [other])
+    lease.take()
+    left = Tracker(settings, document())
+    left.sync()  # and then its process is killed
+    later = Tracker(settings, document() | {"sweep": "next", "trials": []})
+    later.reconcile()
+    runs = {t: left.client.get_run(str(left.children[t].run)).info.status for t in (trial, other)}
+    assert runs == {trial: "KILLED", other: "RUNNING"}  # the other is being run by a process that lives
+    assert left.client.get_run(left.parent).info.status == "KILLED"
+    assert left.client.get_run(later.parent).info.status == "RUNNING"
+    lease.release()
+    left.finish()
+    assert left.client.get_run(str(left.children[other].run)).info.status == "KILLED"
+
+
+def test_a_trial_that_cannot_be_shown_does_not_hold_up_the_others(
+    settings: Settings, storage: Storage, tmp_path: Path
+) -> None:
+    bad, good = "0" * 16, "0" * 15 + "1"
+    storage.write(f"trials/{bad}/events/0001-000001.jsonl", b"no event\n")
+    attempt(storage, tmp_path, good, 1, 0, 5, end=True)
+    with Feeder(settings, document(), every_s=0.1) as feeder:
+        _until(lambda: bool(feeder.complaints))
+        assert "0001-000001.jsonl: line 1 is not an event" in feeder.complaints[0] and feeder.problem is None
+    tracker = Tracker(settings, document())
+    tracker.sync()
+    assert steps(tracker, str(tracker.children[good].run)) == [1, 2, 3, 4, 5]
+
+
+def test_names_of_photographs_and_classes_that_mlflow_refuses(
+    settings: Settings, storage: Storage, tmp_path: Path
+) -> None:
+    trial = "0" * 16
+    outbox = Outbox(storage, tmp_path / "o")
+    log = EventLog(outbox, trial, 1)
+    log.emit("start", 0, attempt=1, info={})
+    for name in ("IMG (1)", "Straße: früh+spät", "gone"):
+        path = f"trials/{trial}/images/{len(name)}.png"
+        picture = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(picture, "PNG")
+        if name != "gone":
+            outbox.put(path, picture.getvalue())
+        log.emit("image", 2, key=f"panel/{name}", path=path)
+    log.emit("metrics", 2, metrics={"val/seg/single/iou/a//b(c)/../": 0.5, "loss/total": float("nan")})
+    log.close()
+    outbox.close(10)
+    for _ in range(2):
+        tracker = Tracker(settings, document())
+        tracker.sync()
+        assert tracker.complaints == []
+    run = str(tracker.children[trial].run)
+    assert shown(tracker, run) == [("panel/IMG _1_", 2), ("panel/Stra_e_ fr_h_sp_t", 2)]
+    assert len(tracker.client.get_run(run).data.metrics) == 2
+
+
+@given(st.text(min_size=1, max_size=300))
+def test_any_name_becomes_one_that_mlflow_accepts(name: str) -> None:
+    from mlflow.utils.validation import _validate_metric_name
+
+    _validate_metric_name(metric_name(f"val/seg/single/iou/{name}"))
+    assert re.fullmatch(r"[a-zA-Z0-9_\-./ ]+", picture_name(f"panel/{name}"))
+
+
+def test_cursor_survives_as_text() -> None:
+    cursor = Cursor()
+    for name in ("0001-000007.jsonl", "0001-999999.jsonl", "0003-000002.jsonl"):
+        cursor.add(name)
+    for same in (cursor, Cursor(str(cursor))):
+        read = ["0001-000001.jsonl", "0001-000007.jsonl", "0001-999999.jsonl", "0003-000002.jsonl"]
+        assert all(name in same for name in read)
+        unread = ["0001-000008.jsonl", "0002-000001.jsonl", "0003-000003.jsonl", "0003-999999.jsonl"]
+        assert not any(name in same for name in unread)
+
+
+def test_a_trial_of_two_sweeps_is_a_child_of_both_and_can_be_read_back(
+    settings: Settings, storage: Storage, tmp_path: Path
+) -> None:
+    assert results(Settings.at(tmp_path / "never"), SWEEP) == []
+    assert not (tmp_path / "never").exists()
+    trial = "0" * 16
+    attempt(storage, tmp_path, trial, 1, 0, 10, end=True)
+    trackers = [Tracker(settings, document() | {"sweep": name}) for name in (SWEEP, "other-5678")]
+    for tracker in trackers:
+        tracker.sync()
+        ((result, run),) = results(settings, tracker.document["sweep"])
+        assert tracker.client.get_run(run).data.tags["mlflow.parentRunId"] == tracker.parent
+        assert (result.identity, result.name, result.seed, result.status) == (trial, "ratio=0.5", 0, "finished")
+        assert result.metrics["val/seg/single/miou"] == 0.1 and result.varied["mask.ratio"] == "0.5"
+    assert trackers[0].parent != trackers[1].parent
+
+
+def test_runs_go_to_the_experiment_that_was_asked_for_even_if_it_was_deleted(settings: Settings) -> None:
+    named = Settings.at(settings.home, experiment_name="mine")
+    for _ in range(2):
+        tracker = Tracker(named, document() | {"trials": []})
+        experiment = tracker.client.get_experiment_by_name("mine")
+        assert experiment is not None and experiment.artifact_location == named.artifact_root.as_uri()
+        assert tracker.client.get_run(tracker.parent).info.experiment_id == experiment.experiment_id
+        tracker.client.delete_experiment(experiment.experiment_id)
 
 
 def _progress(tracker: Tracker) -> int:
@@ -219,7 +433,7 @@ def test_mlflow_away_only_delays(settings: Settings, storage: Storage, tmp_path:
             client = MlflowClient(tracking_uri=remote.tracking_uri)
             experiment = client.get_experiment_by_name("mcc")
             (parent,) = client.search_runs([experiment.experiment_id], "tags.`mcc.kind` = 'sweep'")
-            assert parent.info.status == "FAILED"  # the other trial never began
+            assert parent.info.status == "KILLED"  # the other trial never began
             tracker = Tracker(remote, document())
             tracker.sync()
             run = tracker.children[trial].run
