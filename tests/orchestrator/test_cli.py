@@ -119,7 +119,7 @@ def test_train_predict_list_and_best(tmp_path: Path) -> None:
     sets = [part for value in few for part in ("--set", value)]
     done = mcc("train", "tiny", *SMALL, *sets, "--name", "first", home=tmp_path, COLUMNS="200")
     assert done.returncode == 0, done.stderr + done.stdout
-    assert "everything background scores" in done.stdout and "mcc ui" in done.stdout
+    assert "(all background)" in done.stdout and "mcc ui" in done.stdout
     again = mcc("train", "tiny", *SMALL, *sets, "--name", "first", home=tmp_path, COLUMNS="200")
     assert again.returncode == 0 and "0 of 1 trials to run" in again.stdout
     assert "first-" in mcc("sweep", "list", home=tmp_path, COLUMNS="200").stdout
