@@ -12,20 +12,22 @@ from torch import Tensor
 
 from mcc_core.cam import CamPair, multi_scale_cams
 from mcc_core.config import ParConfig
+from mcc_core.model import Output
 from mcc_core.objective import Batch, Contrast, Objective
-from mcc_core.schedules import value_at
 
 
 class PlainObjective(Objective):
     """Losses equal to `Objective`'s, without the savings."""
 
+    def _forward(self, batch: Batch, with_view2: bool) -> Output:
+        return self.model(batch.images)
+
     def _cams(self, batch: Batch, output: object, classes: Tensor) -> CamPair:
         final, aux = multi_scale_cams(self.model, batch.images, self.experiment.cam.scales)
         return final[:, classes], aux[:, classes]
 
-    def _contrast(self, batch: Batch, cls: Tensor, masks: Tensor, flags: Tensor, iteration: int) -> Contrast:
-        model, e = self.model, self.experiment
-        model.update_momentum_projector(value_at(e.contrast.momentum, iteration, self.total_iterations))
+    def _contrast(self, batch: Batch, output: Output, masks: Tensor, flags: Tensor) -> Contrast:
+        model = self.model
         views = (batch.images, batch.view2)
         with torch.no_grad():
             queries = torch.cat([model.momentum_projector(model.encoder(view).cls) for view in views])

@@ -34,16 +34,15 @@ def multi_scale_cams(
     weights = _weights(model, classes)
     sums = [images.new_zeros(()), images.new_zeros(())]
     for scale in scales:
-        if scale == 1.0:
-            scaled, straight = images, known or model.encoder(images)
+        if scale == 1.0 and known is not None:
+            flipped = model.encoder(images.flip(-1))
+            both = [(known.patches, flipped.patches), (known.aux, flipped.aux)]
         else:
             target = [int(scale * side) for side in size]
             scaled = F.interpolate(images, size=target, mode="bilinear", align_corners=False)
-            straight = model.encoder(scaled)
-        flipped = model.encoder(scaled.flip(-1))
-        for which, (weight, a, b) in enumerate(
-            [(weights[0], straight.patches, flipped.patches), (weights[1], straight.aux, flipped.aux)]
-        ):
+            found = model.encoder(torch.cat([scaled, scaled.flip(-1)]))
+            both = [found.patches.chunk(2), found.aux.chunk(2)]
+        for which, (weight, (a, b)) in enumerate(zip(weights, both, strict=True)):
             one = F.interpolate(F.conv2d(a, weight), size=size, mode="bilinear", align_corners=False)
             two = F.interpolate(F.conv2d(b, weight), size=size, mode="bilinear", align_corners=False).flip(-1)
             sums[which] = sums[which] + F.relu(torch.maximum(one, two))

@@ -175,10 +175,28 @@ class OptimConfig(Strict):
     freeze_pos_embed: bool = True
 
 
+class ComputeConfig(Strict):
+    """How a step is computed. Nothing here changes what is computed, only rounding, time and memory."""
+
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of encoder and decoder matrix products; losses, CAMs and weights stay float32"
+    )
+    compile: bool = Field(False, description="torch.compile the encoder's blocks (needs a C++ compiler on CPUs)")
+    checkpoint_activations: bool = Field(
+        False, description="keep only each encoder block's input for the backward pass and compute the rest again"
+    )
+    channels_last: bool = Field(False, description="memory format of the decoder's convolutions")
+
+
 class TrainConfig(Strict):
     iterations: int = Field(20_000, ge=1)
-    batch_size: int = Field(4, ge=1, description="images per worker; losses are normalised per worker")
-    workers: int = Field(1, ge=1, description="data-parallel workers; the global batch is workers x batch_size")
+    batch_size: int = Field(4, ge=1, description="images per forward pass; losses are normalised over these")
+    workers: int = Field(
+        1, ge=1, description="data-parallel workers; the global batch is workers x accumulate x batch_size"
+    )
+    accumulate: int = Field(
+        1, ge=1, description="passes per optimiser step; 1 worker with 4 of them trains as 4 workers with 1 do"
+    )
     crop: int = Field(448, ge=16)
     log_every: int = Field(10, ge=1)
     eval_every: int = Field(2000, ge=1, description="iterations between evaluations with a checkpoint; also at the end")
@@ -187,6 +205,11 @@ class TrainConfig(Strict):
     eval_train_images: int = Field(0, ge=0, description="training images with masks to score too, at the end")
     panels: int = Field(4, ge=0, description="images shown as CAM panels at each evaluation")
     loader_workers: int = Field(4, ge=0, description="data-loading processes per worker")
+
+    @property
+    def global_batch(self) -> int:
+        """Images of one optimiser step."""
+        return self.batch_size * self.accumulate * self.workers
 
 
 class Experiment(Strict):
@@ -204,6 +227,7 @@ class Experiment(Strict):
     energy: EnergyConfig = EnergyConfig()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
+    compute: ComputeConfig = ComputeConfig()
     train: TrainConfig = TrainConfig()
 
     @model_validator(mode="after")

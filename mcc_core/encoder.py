@@ -6,14 +6,17 @@ T tokens of several sequences packed behind each other.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath, PatchDropout
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mcc_core.errors import UsageError
 
@@ -45,11 +48,15 @@ class Encoder(nn.Module):
             type(block) is not Block or type(block.attn) is not Attention or block.attn.gate for block in vit.blocks
         ):
             raise UsageError("model.backbone: only timm's standard transformer blocks can drop masked tokens exactly")
+        if any(isinstance(m, DropPath | PatchDropout) or getattr(m, "p", 0) for m in vit.modules()):
+            raise UsageError("model.backbone_args: dropout and stochastic depth would make dropping tokens inexact")
         self.vit = vit
         self.aux_block = aux_block
         self.width: int = vit.embed_dim
         self.patch: int = vit.patch_embed.proj.kernel_size[0]
         self.prefix: int = vit.num_prefix_tokens
+        self.use_bfloat16 = False  # matrix products under autocast
+        self.recompute = False  # keep only the inputs of blocks for the backward pass
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Token grid of an image of `height` x `width` pixels."""
@@ -57,15 +64,46 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Features:
         """Full forward of images B,3,H,W."""
+        return self.features_and_cls(images)[0]
+
+    def features_and_cls(self, images: Tensor, others: Tensor | None = None) -> tuple[Features, Tensor | None]:
+        """Features of images B,3,H,W, and the class tokens O,D of `others` O,3,H,W, which go through the same pass.
+
+        The last block computes only the class tokens of `others`: nothing else of them is asked for.
+        """
+        with self._autocast(images):
+            tokens, aux, cls = self._tokens(images, others)
         h, w = self.grid(*images.shape[-2:])
-        tokens = self.embed(images)
+        tokens, aux = tokens.to(images.dtype), aux.to(images.dtype)
+        features = Features(tokens[:, 0], self._as_map(tokens, h, w), self._as_map(aux, h, w))
+        return features, None if cls is None else cls.to(images.dtype)
+
+    def _tokens(self, images: Tensor, others: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Final and auxiliary tokens of `images`, class tokens of `others`."""
+        count = len(images)
+        tokens = self.embed(images if others is None else torch.cat([images, others]))
         aux = tokens
-        for number, block in enumerate(self.vit.blocks, start=1):
-            tokens = block(tokens)
+        *blocks, last = self.vit.blocks
+        for number, block in enumerate(blocks, start=1):
+            tokens = self._run(block, tokens)
             if number == self.aux_block:
-                aux = tokens
-        tokens = self.vit.norm(tokens)
-        return Features(tokens[:, 0], self._as_map(tokens, h, w), self._as_map(aux, h, w))
+                aux = tokens[:count]
+        cls = None
+        if others is not None:
+            cls = self.vit.norm(self._run(_class_block, last, tokens[count:], _Dense()))
+            tokens = tokens[:count]
+        tokens = self._run(last, tokens)
+        if self.aux_block == len(self.vit.blocks):
+            aux = tokens
+        return self.vit.norm(tokens), aux, cls
+
+    def _run(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(function, *arguments, use_reentrant=False)
+        return function(*arguments)
+
+    def _autocast(self, images: Tensor) -> torch.autocast:
+        return torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.use_bfloat16)
 
     def embed(self, images: Tensor) -> Tensor:
         """Token embeddings B,P+N,D of images B,3,H,W, positions added."""
@@ -89,7 +127,10 @@ class Encoder(nn.Module):
             drop: drop masked tokens. The same keys are masked in every block, so a masked token never reaches the
                 class token: dropping is exact and leaves about 1 - ratio of the work. False masks attention instead.
         """
-        tokens = self.embed(images)
+        with self._autocast(images):
+            return self._masked_cls(self.embed(images), masks, drop).to(images.dtype)
+
+    def _masked_cls(self, tokens: Tensor, masks: Tensor, drop: bool) -> Tensor:
         kept_BVN = masks.flatten(2) == 0
         views = kept_BVN.shape[1]
         kept = kept_BVN.transpose(0, 1).flatten(0, 1)  # view-major: VB,N
@@ -99,7 +140,7 @@ class Encoder(nn.Module):
             return self._packed_cls(tokens, kept, views)
         tokens = tokens.repeat(views, 1, 1)
         for block in self.vit.blocks:
-            tokens = block(tokens, attn_mask=kept[:, None, None, :])
+            tokens = self._run(block, tokens, kept[:, None, None, :])
         return self.vit.norm(tokens)[:, 0]
 
     def _packed_cls(self, tokens: Tensor, kept: Tensor, views: int) -> Tensor:
@@ -112,12 +153,11 @@ class Encoder(nn.Module):
         slots = sequence * longest + rank
         valid = torch.arange(longest, device=kept.device) < counts[:, None]
         key_mask = None if bool(valid.all()) else valid[:, None, None, :]
-        layout = _Layout(len(kept), longest, slots, key_mask)
-        for block in self.vit.blocks:
-            packed = packed + block.ls1(_packed_attention(block.attn, block.norm1(packed), layout))
-            packed = packed + block.ls2(block.mlp(block.norm2(packed)))
-        first = counts.cumsum(0) - counts
-        return self.vit.norm(packed[first])
+        layout = _Packed(len(kept), longest, slots, counts.cumsum(0) - counts, key_mask)
+        *blocks, last = self.vit.blocks
+        for block in blocks:
+            packed = self._run(_packed_block, block, packed, layout)
+        return self.vit.norm(self._run(_class_block, last, packed, layout))
 
     def _as_map(self, tokens: Tensor, h: int, w: int) -> Tensor:
         return tokens[:, self.prefix :].transpose(1, 2).unflatten(2, (h, w))
@@ -132,21 +172,60 @@ class Encoder(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """Where packed tokens stand in a padded batch of sequences."""
+class _Dense:
+    """Sequences of one length, S,T,D, the class token first."""
+
+    key_mask = None
+
+    def class_tokens(self, tokens: Tensor) -> Tensor:
+        return tokens[:, 0]
+
+    def padded(self, tokens: Tensor) -> Tensor:
+        return tokens
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """Where packed tokens T,D stand in a padded batch of sequences."""
 
     sequences: int
     longest: int
     slots: Tensor  # T: flat index into sequences*longest
+    first: Tensor  # sequences: where each class token is among the packed
     key_mask: Tensor | None  # sequences,1,1,longest, True = a real key; None when nothing is padded
 
+    def class_tokens(self, tokens: Tensor) -> Tensor:
+        return tokens[self.first]
 
-def _packed_attention(attn: Any, packed: Tensor, layout: _Layout) -> Tensor:
+    def padded(self, tokens: Tensor) -> Tensor:
+        empty = tokens.new_zeros(self.sequences * self.longest, tokens.shape[1])
+        return empty.index_copy(0, self.slots, tokens).unflatten(0, (self.sequences, self.longest))
+
+
+def _packed_block(block: Any, packed: Tensor, layout: _Packed) -> Tensor:
+    """A timm `Block` on packed tokens T,D."""
+    packed = packed + block.ls1(_packed_attention(block.attn, block.norm1(packed), layout))
+    return packed + block.ls2(block.mlp(block.norm2(packed)))
+
+
+def _packed_attention(attn: Any, packed: Tensor, layout: _Packed) -> Tensor:
     """Self-attention of a timm `Attention` within each packed sequence: T,D to T,D."""
-    qkv = attn.qkv(packed)
-    padded = qkv.new_zeros(layout.sequences * layout.longest, qkv.shape[1]).index_copy(0, layout.slots, qkv)
-    heads = padded.view(layout.sequences, layout.longest, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
+    heads = layout.padded(attn.qkv(packed)).unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
     q, k, v = heads.unbind(0)
     out = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v, attn_mask=layout.key_mask)
     out = out.transpose(1, 2).flatten(0, 1).flatten(1)[layout.slots]
     return attn.proj(attn.norm(out))
+
+
+def _class_block(block: Any, tokens: Tensor, layout: _Dense | _Packed) -> Tensor:
+    """Class tokens S,D after a timm `Block`; the other tokens are only read, as keys and values."""
+    attn = block.attn
+    cls, normed = layout.class_tokens(tokens), block.norm1(tokens)
+    weight, bias, width = attn.qkv.weight, attn.qkv.bias, attn.attn_dim
+    q_bias, kv_bias = (None, None) if bias is None else (bias[:width], bias[width:])
+    q = F.linear(layout.class_tokens(normed), weight[:width], q_bias).unflatten(1, (attn.num_heads, 1, -1))
+    kv = layout.padded(F.linear(normed, weight[width:], kv_bias))
+    k, v = kv.unflatten(2, (2, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    out = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v, attn_mask=layout.key_mask)
+    cls = cls + block.ls1(attn.proj(attn.norm(out.flatten(1))))
+    return cls + block.ls2(block.mlp(block.norm2(cls)))

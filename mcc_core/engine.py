@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +19,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
 from mcc_core.config import Experiment
-from mcc_core.data.datasets import TrainingBatches, TrainingSet
+from mcc_core.data.datasets import Draw, TrainingBatches, TrainingSet
 from mcc_core.data.index import DataIndex, supervision_certificate
 from mcc_core.errors import TrainingFault
 from mcc_core.evaluation import EvaluationRecord, evaluate
@@ -101,7 +102,7 @@ def probe(experiment: Experiment, index: DataIndex, device: torch.device, steps:
     run.step(1, next(batches))
     start = time.perf_counter()
     for iteration, batch in enumerate(batches, start=2):
-        run.step(iteration, batch).total.item()
+        run.step(iteration, batch)[-1].total.item()
     return (time.perf_counter() - start) / steps
 
 
@@ -123,7 +124,7 @@ class _Run:
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.model = MCCNet(experiment.model, len(index.classes)).to(device)
+            self.model = MCCNet(experiment.model, len(index.classes), experiment.compute).to(device)
         self.optimizer = build_optimizer(self.model, experiment.optim)
         self.objective = Objective(self.model, experiment)
         self.parallel: torch.nn.Module = self.objective
@@ -131,7 +132,7 @@ class _Run:
             self.parallel = DistributedDataParallel(self.objective)
         self.done = 0
         self.metrics: dict[str, float] = {}
-        self.window = _Window(experiment.train.batch_size * self.world)
+        self.window = _Window()
 
     def restore(self, saved: Checkpoint) -> None:
         """Take up where a checkpoint of the same trial stopped."""
@@ -146,8 +147,8 @@ class _Run:
         self.window.restart()
         batches = self.batches(self.done, total)
         for iteration, batch in zip(range(self.done, total), batches, strict=True):
-            step = self.step(iteration, batch)
-            self.window.add(step, self._state(iteration, step))
+            for step in self.step(iteration, batch):
+                self.window.add(step, self._state(iteration, step))
             self.done = iteration + 1
             evaluating = self.done % self.experiment.train.eval_every == 0 or self.done == total
             logging = self.done % self.experiment.train.log_every == 0
@@ -160,28 +161,58 @@ class _Run:
                 return Outcome("stopped", self.done, self.metrics)
         return Outcome("finished", self.done, self.metrics)
 
-    def batches(self, start: int, end: int) -> Iterator[dict[str, Any]]:
-        """Collated batches of iterations `start` to `end` for this rank."""
+    def batches(self, start: int, end: int) -> Iterator[tuple[dict[str, Any], ...]]:
+        """For each iteration `start` to `end`, this rank's collated batches: one for each pass."""
         config = self.experiment.train
+        passes = config.accumulate
         dataset = TrainingSet(
             self.index.train, len(self.index.classes), self.experiment.augment, config.crop, self.seed
         )
-        sampler = TrainingBatches(
-            len(dataset), config.batch_size, self.seed, start=start, end=end, rank=self.rank, world_size=self.world
-        )
+        turns = [
+            TrainingBatches(
+                len(dataset),
+                config.batch_size,
+                self.seed,
+                start=start,
+                end=end,
+                rank=self.rank * passes + turn,
+                world_size=self.world * passes,
+            )
+            for turn in range(passes)
+        ]
         loader = DataLoader(
             dataset,
-            batch_sampler=sampler,
+            batch_sampler=_Turns(turns),
             num_workers=config.loader_workers,
             pin_memory=self.device.type == "cuda",
             persistent_workers=config.loader_workers > 0,
         )
-        return iter(loader)
+        return zip(*[iter(loader)] * passes, strict=True)
 
-    def step(self, iteration: int, collated: dict[str, Any]) -> Step:
-        """One optimiser step at a 0-based iteration."""
-        e = self.experiment
+    def step(self, iteration: int, batches: Sequence[dict[str, Any]]) -> list[Step]:
+        """One optimiser step at a 0-based iteration: a pass for each batch, gradients averaged over passes and ranks.
+
+        A pass takes the place of a rank: its losses are normalised over its own batch, its masks are its own.
+        """
         self.model.train()
+        self.rate = set_learning_rate(
+            self.optimizer, self.experiment.optim, iteration, self.experiment.train.iterations
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        steps = []
+        for turn, collated in enumerate(batches):
+            parallel = self.parallel
+            more = turn + 1 < len(batches) and isinstance(parallel, DistributedDataParallel)
+            with parallel.no_sync() if more else nullcontext():  # type: ignore[operator]
+                step: Step = parallel(*self._inputs(iteration, turn, collated), iteration, first=turn == 0)
+                (step.total / len(batches)).backward()
+            steps.append(step)
+        self.optimizer.step()
+        return steps
+
+    def _inputs(self, iteration: int, turn: int, collated: dict[str, Any]) -> tuple[Batch, Tensor]:
+        """The batch on the device, and its masks."""
+        e, total = self.experiment, self.experiment.train.iterations
         batch = Batch(
             images=self._moved(collated["view1"]),
             view2=self._moved(collated["view2"]),
@@ -189,21 +220,15 @@ class _Run:
             labels=self._moved(collated["labels"]),
             boxes=self._moved(collated["box"]),
         )
-        total = e.train.iterations
         masks = sample_masks(
             len(batch.images),
             round(value_at(e.mask.views, iteration, total)),
             self.model.encoder.grid(*batch.images.shape[-2:]),
             value_at(e.mask.ratio, iteration, total),
             round(value_at(e.mask.scale, iteration, total)),
-            torch.Generator().manual_seed(_mix(self.seed, self.rank, iteration)),
-        ).to(self.device)
-        self.rate = set_learning_rate(self.optimizer, e.optim, iteration, total)
-        step: Step = self.parallel(batch, masks, iteration)
-        self.optimizer.zero_grad(set_to_none=True)
-        step.total.backward()
-        self.optimizer.step()
-        return step
+            torch.Generator().manual_seed(_mix(self.seed, self.rank * e.train.accumulate + turn, iteration)),
+        )
+        return batch, self._moved(masks)
 
     def _moved(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)
@@ -278,17 +303,30 @@ class _Run:
         }
 
 
+class _Turns(Sampler[list[Draw]]):
+    """Batches of several samplers, one of each by turns."""
+
+    def __init__(self, samplers: Sequence[TrainingBatches]) -> None:
+        self.samplers = samplers
+
+    def __len__(self) -> int:
+        return sum(map(len, self.samplers))
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for batches in zip(*self.samplers, strict=True):
+            yield from batches
+
+
 class _Window:
     """Running means between two log records, kept as tensors so that a GPU is not waited for at each step."""
 
-    def __init__(self, images_per_step: int) -> None:
-        self.images_per_step = images_per_step
+    def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
         self.sums: dict[str, Any] = defaultdict(float)
         self.counts: dict[str, int] = defaultdict(int)
-        self.steps = 0
+        self.images = 0
         self.began = time.perf_counter()
 
     def add(self, step: Step, state: dict[str, float | Tensor]) -> None:
@@ -296,7 +334,7 @@ class _Window:
         for name, value in (losses | {"loss/total": step.total.detach()} | state).items():
             self.sums[name] = self.sums[name] + value
             self.counts[name] += 1
-        self.steps += 1
+        self.images += len(step.output.cls)
 
     def close(self, device: torch.device, world: int) -> dict[str, float]:
         names = sorted(self.sums)
@@ -305,7 +343,7 @@ class _Window:
             dist.all_reduce(means)
             means /= world
         metrics = dict(zip(names, means.tolist(), strict=True))
-        metrics["images_per_second"] = self.steps * self.images_per_step / (time.perf_counter() - self.began)
+        metrics["images_per_second"] = self.images * world / (time.perf_counter() - self.began)
         return metrics
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from mcc_core.config import ModelConfig, ProjectorConfig
+from mcc_core.config import ComputeConfig, ModelConfig, ProjectorConfig
 from mcc_core.encoder import Encoder, Features
 from mcc_core.errors import UsageError
 
@@ -80,6 +80,7 @@ class Output:
     cls: Tensor  # B,C image-level logits
     cls_aux: Tensor  # B,C
     seg: Tensor  # B,C+1,h,w
+    other_cls: Tensor | None = None  # O,D class tokens of the other images of the pass
 
 
 class MCCNet(nn.Module):
@@ -88,10 +89,12 @@ class MCCNet(nn.Module):
     Args:
         config: encoder and head sizes.
         num_classes: foreground classes C.
+        compute: precision, compilation and memory of a pass.
     """
 
-    def __init__(self, config: ModelConfig, num_classes: int) -> None:
+    def __init__(self, config: ModelConfig, num_classes: int, compute: ComputeConfig | None = None) -> None:
         super().__init__()
+        compute = compute or ComputeConfig()
         self.encoder = Encoder(build_vit(config), config.aux_block)
         width = self.encoder.width
         self.num_classes = num_classes
@@ -100,15 +103,25 @@ class MCCNet(nn.Module):
         self.decoder = Decoder(width, config.decoder_channels, num_classes + 1, config.decoder_dilation)
         self.projector = Projector(width, config.projector)
         self.momentum_projector = copy.deepcopy(self.projector).requires_grad_(False)
+        self.encoder.use_bfloat16 = self.use_bfloat16 = compute.precision == "bfloat16"
+        self.encoder.recompute = compute.checkpoint_activations
+        if compute.channels_last:
+            self.decoder.to(memory_format=torch.channels_last)
+        if compute.compile:
+            for block in self.encoder.vit.blocks:
+                block.compile()
 
-    def forward(self, images: Tensor) -> Output:
-        """Classification, auxiliary classification and segmentation logits, with the features behind them."""
-        features = self.encoder(images)
+    def forward(self, images: Tensor, others: Tensor | None = None) -> Output:
+        """Logits of `images` with the features behind them, and the class tokens alone of `others` O,3,H,W."""
+        features, other_cls = self.encoder.features_and_cls(images, others)
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.use_bfloat16):
+            seg = self.decoder(features.patches)
         return Output(
             features,
             cls=_pooled_logits(features.patches, self.classifier),
             cls_aux=_pooled_logits(features.aux, self.aux_classifier),
-            seg=self.decoder(features.patches),
+            seg=seg.to(images.dtype),
+            other_cls=other_cls,
         )
 
     @torch.no_grad()

@@ -81,17 +81,20 @@ class Objective(nn.Module):
     def total_iterations(self) -> int:
         return self.experiment.train.iterations
 
-    def forward(self, batch: Batch, masks: Tensor, iteration: int, all_classes: bool = False) -> Step:
+    def forward(
+        self, batch: Batch, masks: Tensor, iteration: int, all_classes: bool = False, first: bool = True
+    ) -> Step:
         """Losses of one step.
 
         Args:
             masks: B,V,h,w key masks, 1 = masked.
             iteration: 0-based.
             all_classes: compute the maps of every class, not only of those present; the losses are the same.
+            first: the first pass of an optimiser step, which moves the momentum projector.
         """
         e = self.experiment
         weights = self.weights(iteration)
-        output = self.model(batch.images)
+        output = self._forward(batch, bool(weights["mcc"]))
         classes = torch.arange(batch.labels.shape[1], device=batch.labels.device)
         classes = classes if all_classes else _present(batch.labels)
         cams = self._cams(batch, output, classes)
@@ -103,7 +106,7 @@ class Objective(nn.Module):
             "cls": losses.classification(output.cls, batch.labels),
             "cls_aux": losses.classification(output.cls_aux, batch.labels),
         }
-        grid = output.features.patches.shape[-2:]
+        grid = self.model.encoder.grid(*batch.images.shape[-2:])
         token_label = None
         if weights["aff"]:
             token_label = affinity_label(aux, batch.boxes, grid, background, foreground)
@@ -112,7 +115,10 @@ class Objective(nn.Module):
         if weights["mcc"]:
             guide = aux if _before(iteration, e.cam.positiveness_aux_until) else final
             flags = positiveness(guide, masks, background, foreground, self._at("positiveness", iteration))
-            compared = self._contrast(batch, output.features.cls, masks, flags, iteration)
+            if first:
+                momentum = value_at(e.contrast.momentum, iteration, self.total_iterations)
+                self.model.update_momentum_projector(momentum)
+            compared = self._contrast(batch, output, masks, flags)
             temperature = value_at(e.contrast.temperature, iteration, self.total_iterations)
             terms["mcc"] = losses.contrast(
                 compared.queries, compared.keys, flags, temperature, e.contrast.epsilon, e.contrast.empty_term
@@ -132,16 +138,20 @@ class Objective(nn.Module):
         total = total + self._untouched(terms, output)
         return Step(total, terms, output, classes, cams, token_label, compared, refined)
 
+    def _forward(self, batch: Batch, with_view2: bool) -> Output:
+        """The one pass that serves classification, unflipped CAM, and both global views."""
+        return self.model(batch.images, batch.view2 if with_view2 else None)
+
     def _cams(self, batch: Batch, output: Output, classes: Tensor) -> CamPair:
         """CAMs of `classes`; the classification forward serves as their unflipped forward at scale 1."""
         return multi_scale_cams(self.model, batch.images, self.experiment.cam.scales, _detached(output), classes)
 
-    def _contrast(self, batch: Batch, cls: Tensor, masks: Tensor, flags: Tensor, iteration: int) -> Contrast:
+    def _contrast(self, batch: Batch, output: Output, masks: Tensor, flags: Tensor) -> Contrast:
         """Queries are the two global class tokens, detached, through the momentum projector; keys are the student's."""
-        model, e = self.model, self.experiment
-        model.update_momentum_projector(value_at(e.contrast.momentum, iteration, self.total_iterations))
-        global_tokens = torch.cat([cls, model.encoder(batch.view2).cls])
-        local_tokens = model.encoder.masked_cls(batch.local, masks, drop=e.mask.drop_tokens)
+        model = self.model
+        assert output.other_cls is not None
+        global_tokens = torch.cat([output.features.cls, output.other_cls])
+        local_tokens = model.encoder.masked_cls(batch.local, masks, drop=self.experiment.mask.drop_tokens)
         with torch.no_grad():
             queries = model.momentum_projector(global_tokens.detach())
         keys = model.projector(torch.cat([global_tokens, local_tokens]))

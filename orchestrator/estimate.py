@@ -67,7 +67,8 @@ def speed_profile(experiment: Experiment, cpus_per_worker: float, gpus_per_worke
     """Name of what decides a trial's speed: network, crop, batch, views, and the processors given to it."""
     content = {
         "model": experiment.model.model_dump(mode="json", exclude={"weights"}),
-        "train": [experiment.train.crop, experiment.train.batch_size, experiment.train.workers],
+        "train": [getattr(experiment.train, name) for name in ("crop", "batch_size", "accumulate", "workers")],
+        "compute": experiment.compute.model_dump(mode="json"),
         "views": [experiment.mask.views, experiment.mask.drop_tokens, list(experiment.cam.scales)],
         "processors": [cpus_per_worker, gpus_per_worker],
     }
@@ -90,7 +91,7 @@ def _duration(experiment: Experiment, speed: Speed, val_images: int) -> float:
     evaluation = speed.evaluation_s
     if evaluation is None:
         images = min(val_images, train.eval_images or val_images) / train.workers
-        evaluation = images * speed.iteration_s / train.batch_size * _EVALUATION_SHARE
+        evaluation = images * speed.iteration_s / (train.batch_size * train.accumulate) * _EVALUATION_SHARE
     evaluations = -(-train.iterations // train.eval_every)
     return TRIAL_OVERHEAD_S + train.iterations * speed.iteration_s + evaluations * evaluation
 

@@ -64,7 +64,7 @@ class _Watched:
         """Iterations per second."""
         config = self.trial.experiment.train
         rate = self.metrics.get("images_per_second")
-        return rate / (config.batch_size * config.workers) if rate else None
+        return rate / config.global_batch if rate else None
 
 
 class SweepProgress:

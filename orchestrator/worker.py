@@ -248,7 +248,7 @@ class _SpeedMeter:
     """Seconds per iteration and per evaluation, for later estimates."""
 
     def __init__(self, experiment: Experiment, iteration: int) -> None:
-        self._images = experiment.train.batch_size * experiment.train.workers
+        self._images = experiment.train.global_batch
         self._last = iteration
         self._iterations, self._train_s = 0, 0.0
         self._evaluations: list[float] = []

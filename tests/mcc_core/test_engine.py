@@ -158,7 +158,7 @@ def _rank(rank: int, port: int, index: DataIndex, work: Path, out: Any) -> None:
     recorder = Recorder()
     experiment = resolve("tiny", SMALL | {"train.workers": 2, "train.batch_size": 1})
     train(experiment, 0, index, device=CPU, workdir=work, callbacks=recorder)
-    out.put((rank, recorder.calls, recorder.scores))
+    out.put((rank, recorder.calls, recorder.scores, recorder.losses))
     dist.destroy_process_group()
 
 
@@ -179,3 +179,8 @@ def test_two_ranks_agree_and_only_the_first_writes(index: DataIndex, tmp_path: P
     assert results[0][1] == results[1][1]  # the same scores
     assert [c for c in results[1][0] if not c.startswith(("start", "evaluation"))] == []
     assert "checkpoint 6" in results[0][0]
+
+    passes, _ = run(index, tmp_path, resolve("tiny", SMALL | {"train.accumulate": 2, "train.batch_size": 1}))
+    for iteration, losses in results[0][2].items():  # two passes of one process are two ranks
+        assert passes.losses[iteration] == pytest.approx(losses, rel=1e-4), iteration
+    assert len(results[0][2]) > 1
