@@ -1,10 +1,13 @@
 """The same training step written as the paper's text reads, as the baseline that the benchmarks state ratios against.
 
-Every view gets its own full forward with masked attention over all tokens, the momentum branch encodes both global
-views again, CAMs are computed for all classes with no shared forward, and each refinement computes its own affinity.
+Every view gets its own full forward with explicit, masked attention over all tokens, the momentum branch encodes both
+global views again, CAMs are computed for all classes with no shared forward, each refinement has its own affinity.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +15,7 @@ from torch import Tensor
 
 from mcc_core.cam import CamPair, multi_scale_cams
 from mcc_core.config import ParConfig
-from mcc_core.model import Output
+from mcc_core.model import MCCNet, Output
 from mcc_core.objective import Batch, Contrast, Objective
 
 
@@ -36,6 +39,18 @@ class PlainObjective(Objective):
             one = model.encoder.masked_cls(batch.local, masks[:, view : view + 1], drop=False)
             keys.append(model.projector(one))
         return Contrast(queries, torch.cat(keys), flags)
+
+
+@contextmanager
+def explicit_attention(model: MCCNet, explicit: bool) -> Iterator[None]:
+    """Attention as matrix product, softmax and matrix product while inside, if `explicit`."""
+    blocks = model.encoder.vit.blocks
+    before = [block.attn.fused_attn for block in blocks]
+    for block in blocks:
+        block.attn.fused_attn = block.attn.fused_attn and not explicit
+    yield
+    for block, fused in zip(blocks, before, strict=True):
+        block.attn.fused_attn = fused
 
 
 def refine_separately(images: Tensor, scores: Tensor, config: ParConfig) -> Tensor:

@@ -3,9 +3,10 @@
     python benchmarks/step.py                                         DeiT-Tiny, crop 448, batch 1, all cores
     python benchmarks/step.py --backbone deit_base_patch16_224 --flops-only
     python benchmarks/step.py --crop 224 448 --batch 1 2 --views 4 8  scaling
+    python benchmarks/step.py --options                               what each field of `compute` gains and changes
 
-Both steps see the same weights, images and masks, in one process, by turns; their losses are compared first. Times are
-medians, ratios are plain over ours. Peak memory is the growth of a fresh process over the step (CPU) or the
+Everything is measured in one process, by turns, with the same weights, images and masks; losses are compared first.
+Times are medians, ratios are plain over ours. Peak memory is that of a fresh process which makes one step (CPU) or the
 allocator's peak (GPU).
 """
 
@@ -13,52 +14,76 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import resource
 import statistics
+import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import plain as plain_module
 import torch
 import torch.multiprocessing as multiprocessing
 import torch.nn.functional as F
-from plain import PlainObjective, refine_separately
+from plain import PlainObjective, explicit_attention, refine_separately
 from rich.console import Console
 from rich.table import Table
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mcc_core import cam, losses, objective, pseudo_label
-from mcc_core.config import Experiment
+from mcc_core.config import ComputeConfig, Experiment
 from mcc_core.masking import sample_masks
 from mcc_core.model import MCCNet
 from mcc_core.objective import Batch, Objective
+from mcc_core.optim import build_optimizer
 
 ITERATION = 5000  # all terms of the published schedule are on
+STAGES = ("cams", "other forward", "refinement", "energy", "backward", "optimizer", "step")
+OPTIONS: dict[str, dict[str, Any]] = {
+    "precision: bfloat16": {"precision": "bfloat16"},
+    "compile": {"compile": True},
+    "recompute: nothing": {"recompute": "nothing"},
+    "recompute: blocks": {"recompute": "blocks"},
+    "channels_last": {"channels_last": True},
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a step's cost depends on."""
+
+    backbone: str
+    crop: int
+    batch: int
+    views: int
+    device: str
 
 
 class Case:
     """One network and one batch, to be stepped either way."""
 
-    def __init__(self, backbone: str, crop: int, batch: int, views: int, device: str) -> None:
+    def __init__(self, size: Size, compute: Mapping[str, Any] | None = None, plainly: bool = False) -> None:
+        crop, batch, views = size.crop, size.batch, size.views
         fields = {
-            "model": {"backbone": backbone, "weights": "random"},
+            "model": {"backbone": size.backbone, "weights": "random"},
             "mask": {"views": views},
             "train": {"crop": crop, "batch_size": batch},
+            "compute": compute or {},
         }
-        self.experiment = Experiment.model_validate(fields)
-        self.device = torch.device(device)
+        experiment = Experiment.model_validate(fields)
+        self.plainly = plainly
+        self.device = torch.device(size.device)
         generator = torch.Generator().manual_seed(0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.model = MCCNet(self.experiment.model, 20).to(self.device)
-        self.model.encoder.vit.pos_embed.requires_grad_(False)
-        self.steps = {
-            "ours": Objective(self.model, self.experiment),
-            "plain": PlainObjective(self.model, self.experiment),
-        }
+            self.model = MCCNet(experiment.model, 20, experiment.compute).to(self.device)
+        self.optimizer = build_optimizer(self.model, experiment.optim)
+        self.objective = (PlainObjective if plainly else Objective)(self.model, experiment)
         coarse = torch.randn(3, batch, 3, crop // 16, crop // 16, generator=generator)
         smooth = F.interpolate(coarse.flatten(0, 1), size=crop, mode="bicubic").unflatten(0, (3, batch))
         images = (smooth + 0.1 * torch.randn(smooth.shape, generator=generator)).to(self.device)
@@ -69,99 +94,159 @@ class Case:
         grid = self.model.encoder.grid(crop, crop)
         self.masks = sample_masks(batch, views, grid, 0.95, 4, generator).to(self.device)
 
-    def run(self, name: str) -> float:
-        """One step, backward included; its total loss."""
-        refine = refine_separately if name == "plain" else pseudo_label.refine
-        with mock.patch.object(pseudo_label, "refine", refine):
-            loss = self.steps[name](self.batch, self.masks, ITERATION).total
-        self.model.zero_grad()
-        loss.backward()
-        return float(loss)
+    def step(self, stage: Callable[[str], Any]) -> dict[str, float]:
+        """One optimiser step at a learning rate of 0, so that every step is the same; its losses."""
+        for group in self.optimizer.param_groups:
+            group.update(lr=0.0)
+        refine = refine_separately if self.plainly else pseudo_label.refine
+        with mock.patch.object(pseudo_label, "refine", refine), explicit_attention(self.model, self.plainly):
+            self.optimizer.zero_grad(set_to_none=True)
+            step = self.objective(self.batch, self.masks, ITERATION)
+            with stage("backward"):
+                step.total.backward()
+        with stage("optimizer"):
+            self.optimizer.step()
+        return {name: float(term.detach()) for name, term in {**step.terms, "total": step.total}.items()}
+
+    def run(self) -> dict[str, float]:
+        """One step, not timed."""
+        return self.step(lambda name: mock.MagicMock())
 
 
-@contextmanager
-def stages(seconds: dict[str, float], device: torch.device) -> Iterator[None]:
-    """Collect the time of CAMs, refinement, energy and backward while inside."""
+class Stopwatch:
+    """Seconds spent in named stages of one step."""
 
-    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = self.now()
+        yield
+        self.seconds[name] += self.now() - start
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            start = now(device)
-            result = function(*args, **kwargs)
-            seconds[name] += now(device) - start
-            return result
+            with self.stage(name):
+                return function(*args, **kwargs)
 
         return call
 
-    import plain
-
-    with (
-        mock.patch.object(objective, "multi_scale_cams", timed("cams", cam.multi_scale_cams)),
-        mock.patch.object(plain, "multi_scale_cams", timed("cams", cam.multi_scale_cams)),
-        mock.patch.object(objective, "refined_label", timed("refinement", pseudo_label.refined_label)),
-        mock.patch.object(losses, "dense_energy", timed("energy", losses.dense_energy)),
-        mock.patch.object(torch.Tensor, "backward", timed("backward", torch.Tensor.backward)),
-    ):
-        yield
-
-
-def now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+    def time(self, case: Case) -> dict[str, float]:
+        with (
+            mock.patch.object(objective, "multi_scale_cams", self.timed("cams", cam.multi_scale_cams)),
+            mock.patch.object(plain_module, "multi_scale_cams", self.timed("cams", cam.multi_scale_cams)),
+            mock.patch.object(objective, "refined_label", self.timed("refinement", pseudo_label.refined_label)),
+            mock.patch.object(losses, "dense_energy", self.timed("energy", losses.dense_energy)),
+            self.stage("step"),
+        ):
+            case.step(self.stage)
+        self.seconds["other forward"] = 2 * self.seconds["step"] - sum(self.seconds.values())
+        return self.seconds
 
 
-def measure(case: Case, rounds: int) -> dict[str, dict[str, float]]:
-    """Median seconds of each stage and the whole, ours and plain by turns."""
-    samples: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in case.steps}
-    for round_ in range(rounds + 1):
-        for name in case.steps:
-            seconds: dict[str, float] = defaultdict(float)
-            with stages(seconds, case.device):
-                start = now(case.device)
-                case.run(name)
-                seconds["step"] = now(case.device) - start
-            seconds["other forward"] = 2 * seconds["step"] - sum(seconds.values())
-            if round_:  # the first warms up
-                for stage, value in seconds.items():
-                    samples[name][stage].append(value)
-    return {name: {s: statistics.median(v) for s, v in found.items()} for name, found in samples.items()}
+def median_seconds(cases: Mapping[str, Case], rounds: int) -> dict[str, dict[str, float]]:
+    """Median seconds of each stage, the cases taken by turns; the first round warms up."""
+    samples: dict[str, list[dict[str, float]]] = {name: [] for name in cases}
+    for _ in range(rounds + 1):
+        for name, case in cases.items():
+            samples[name].append(Stopwatch(case.device).time(case))
+    return {
+        name: {stage: statistics.median(one[stage] for one in found[1:]) for stage in STAGES}
+        for name, found in samples.items()
+    }
 
 
-def forward_equivalents(case: Case) -> dict[str, float]:
-    """FLOPs of a step per image, in forwards of the encoder over one image."""
-    with FlopCounterMode(display=False) as one, torch.no_grad():
-        case.model.encoder(case.batch.images[:1])
-    found = {}
-    for name in case.steps:
-        with FlopCounterMode(display=False) as counter:
-            case.run(name)
-        found[name] = counter.get_total_flops() / one.get_total_flops() / len(case.batch.images)
-    return found | {"encoder GFLOP": one.get_total_flops() / 1e9}
+def gflop(call: Callable[[], object]) -> float:
+    """Billions of floating-point operations of matrix products, attention and convolutions."""
+    # The counter does not know the CPU's fused attention; its plain form has the same products.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        call()
+    return counter.get_total_flops() / 1e9
 
 
-def _peak(out: Any, name: str, arguments: tuple[Any, ...], threads: int) -> None:
+def forward_gflop(case: Case) -> float:
+    with torch.no_grad():
+        return gflop(lambda: case.model.encoder(case.batch.images[:1]))
+
+
+def _peak(out: Any, size: Size, compute: Mapping[str, Any], plainly: bool, threads: int) -> None:
     torch.set_num_threads(threads)
-    case = Case(*arguments)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    case.run(name)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    out.put((before / 2**20, after / 2**20))
+    case = Case(size, compute, plainly)
+    case.run()
+    case.run()
+    status = Path("/proc/self/status").read_text().split("VmHWM:")[1]
+    out.put(int(status.split()[0]) / 2**20)
 
 
-def peak_memory(name: str, arguments: tuple[Any, ...]) -> tuple[float, float]:
-    """GiB before and at the peak of one step: of a fresh process on the CPU, of the allocator on a GPU."""
-    if arguments[-1] != "cpu":
-        case = Case(*arguments)
+def peak_gib(size: Size, compute: Mapping[str, Any] | None = None, plainly: bool = False) -> float:
+    """Most memory of two steps: resident size of a fresh process on the CPU, the allocator's on a GPU."""
+    if size.device != "cpu":
+        case = Case(size, compute, plainly)
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated() / 2**30
-        case.run(name)
-        return before, torch.cuda.max_memory_allocated() / 2**30
+        case.run()
+        case.run()
+        return torch.cuda.max_memory_allocated() / 2**30
     context = multiprocessing.get_context("spawn")
     out = context.SimpleQueue()
-    process = context.Process(target=_peak, args=(out, name, arguments, torch.get_num_threads()))
+    process = context.Process(target=_peak, args=(out, size, compute, plainly, torch.get_num_threads()))
     process.start()
     process.join()
     return out.get()
+
+
+def against_plain(size: Size, rounds: int, flops_only: bool, console: Console) -> None:
+    cases = {"ours": Case(size), "plain": Case(size, plainly=True)}
+    one = forward_gflop(cases["ours"])
+    ours, plain = (gflop(case.run) / size.batch / one for case in cases.values())
+    console.print(
+        f"{size.backbone}, crop {size.crop}, batch {size.batch}, {size.views} local views\n"
+        f"forward-equivalents per image ({one:.1f} GFLOP each): ours {ours:.2f}, plain {plain:.2f}, "
+        f"ratio {plain / ours:.2f}"
+    )
+    if flops_only:
+        return
+    found = {name: case.run() for name, case in cases.items()}
+    gap = max(abs(found["ours"][k] - v) / max(abs(v), 1e-8) for k, v in found["plain"].items())
+    console.print(f"total loss {found['ours']['total']:.6f}; largest relative gap of a loss {gap:.1e}")
+    medians = median_seconds(cases, rounds)
+    table = Table("median seconds", box=None, pad_edge=False)
+    for name in ("ours", "plain", "ratio"):
+        table.add_column(name, justify="right")
+    for stage in STAGES:
+        a, b = medians["ours"][stage], medians["plain"][stage]
+        table.add_row(stage, f"{a:.3f}", f"{b:.3f}", f"{b / a:.2f}")
+    a, b = (size.batch / medians[name]["step"] for name in ("ours", "plain"))
+    table.add_row("images per second", f"{a:.2f}", f"{b:.2f}", f"{a / b:.2f}")
+    a, b = peak_gib(size), peak_gib(size, plainly=True)
+    table.add_row("peak GiB", f"{a:.2f}", f"{b:.2f}", f"{b / a:.2f}")
+    console.print(table)
+
+
+def options(size: Size, rounds: int, console: Console) -> None:
+    """Each option alone, against the default."""
+    defaults = ComputeConfig().model_dump()
+    settings: dict[str, dict[str, Any]] = {"default": {}, **OPTIONS}
+    cases = {name: Case(size, defaults | setting) for name, setting in settings.items()}
+    losses_ = {name: case.run() for name, case in cases.items()}
+    medians = median_seconds(cases, rounds)
+    table = Table("option", box=None, pad_edge=False)
+    for name in ("step s", "gain", "peak GiB", "largest relative change of a loss"):
+        table.add_column(name, justify="right")
+    for name, setting in settings.items():
+        seconds = medians[name]["step"]
+        change = max(abs(losses_[name][k] - v) / max(abs(v), 1e-8) for k, v in losses_["default"].items())
+        gain = medians["default"]["step"] / seconds
+        table.add_row(
+            name, f"{seconds:.3f}", f"{gain:.2f}", f"{peak_gib(size, defaults | setting):.2f}", f"{change:.1e}"
+        )
+    console.print(table)
 
 
 def main() -> None:
@@ -172,43 +257,19 @@ def main() -> None:
     parser.add_argument("--views", type=int, nargs="+", default=[8])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--flops-only", action="store_true")
+    parser.add_argument("--options", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args()
-    console = Console(width=110)
-    for crop, batch, views in itertools.product(options.crop, options.batch, options.views):
-        arguments = (options.backbone, crop, batch, views, options.device)
-        case = Case(*arguments)
-        console.print(
-            f"[bold]{options.backbone}, crop {crop}, batch {batch}, {views} local views[/bold]", highlight=False
-        )
-        flops = forward_equivalents(case)
-        console.print(
-            f"forward-equivalents per image: ours {flops['ours']:.1f}, plain {flops['plain']:.1f}, ratio "
-            f"{flops['plain'] / flops['ours']:.2f} (one forward: {flops['encoder GFLOP']:.1f} GFLOP)",
-            highlight=False,
-        )
-        if options.flops_only:
-            continue
-        losses_ = {name: case.run(name) for name in case.steps}
-        gap = abs(losses_["ours"] / losses_["plain"] - 1)
-        console.print(
-            f"loss: ours {losses_['ours']:.6f}, plain {losses_['plain']:.6f}, relative gap {gap:.1e}", highlight=False
-        )
-        medians = measure(case, options.rounds)
-        table = Table(box=None, pad_edge=False)
-        for name in ("median seconds", "ours", "plain", "ratio"):
-            table.add_column(name, justify="left" if name == "median seconds" else "right")
-        for stage in ("cams", "other forward", "refinement", "energy", "backward", "step"):
-            ours, plain = medians["ours"][stage], medians["plain"][stage]
-            table.add_row(stage, f"{ours:.3f}", f"{plain:.3f}", f"{plain / ours:.2f}")
-        peaks = {name: peak_memory(name, arguments) for name in case.steps}
-        table.add_row("images per second", *(f"{batch / medians[n]['step']:.2f}" for n in ("ours", "plain")), "")
-        table.add_row(
-            "peak GiB",
-            *(f"{peaks[n][1]:.2f}" for n in ("ours", "plain")),
-            f"{peaks['plain'][1] / peaks['ours'][1]:.2f}",
-        )
-        console.print(table)
+    given = parser.parse_args()
+    console = Console(width=110, highlight=False)
+    console.print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {given.device}, python {sys.version.split()[0]}"
+    )
+    for crop, batch, views in itertools.product(given.crop, given.batch, given.views):
+        size = Size(given.backbone, crop, batch, views, given.device)
+        if given.options:
+            options(size, given.rounds, console)
+        else:
+            against_plain(size, given.rounds, given.flops_only, console)
 
 
 if __name__ == "__main__":

@@ -182,8 +182,10 @@ class ComputeConfig(Strict):
         "float32", description="of encoder and decoder matrix products; losses, CAMs and weights stay float32"
     )
     compile: bool = Field(False, description="torch.compile the encoder's blocks (needs a C++ compiler on CPUs)")
-    checkpoint_activations: bool = Field(
-        False, description="keep only each encoder block's input for the backward pass and compute the rest again"
+    recompute: Literal["nothing", "elementwise", "blocks"] = Field(
+        "elementwise",
+        description="what the backward pass computes again instead of keeping it: normalisations and activations "
+        "(costs 1 %), or whole encoder blocks (activation checkpointing)",
     )
     channels_last: bool = Field(False, description="memory format of the decoder's convolutions")
 

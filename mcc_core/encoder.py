@@ -7,18 +7,20 @@ T tokens of several sequences packed behind each other.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, PatchDropout
+from timm.layers import DropPath, Mlp, PatchDropout
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mcc_core.errors import UsageError
+
+Recompute = Literal["nothing", "elementwise", "blocks"]
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,8 @@ class Encoder(nn.Module):
             raise UsageError(f"model.backbone: {type(vit).__name__} is not a vision transformer with a class token")
         if aux_block > len(vit.blocks):
             raise UsageError(f"model.aux_block: {aux_block}: the backbone has {len(vit.blocks)} blocks")
-        if any(
-            type(block) is not Block or type(block.attn) is not Attention or block.attn.gate for block in vit.blocks
-        ):
+        standard = (Block, Attention, Mlp)
+        if any((type(b), type(b.attn), type(b.mlp)) != standard or b.attn.gate for b in vit.blocks):
             raise UsageError("model.backbone: only timm's standard transformer blocks can drop masked tokens exactly")
         if any(isinstance(m, DropPath | PatchDropout) or getattr(m, "p", 0) for m in vit.modules()):
             raise UsageError("model.backbone_args: dropout and stochastic depth would make dropping tokens inexact")
@@ -56,7 +57,8 @@ class Encoder(nn.Module):
         self.patch: int = vit.patch_embed.proj.kernel_size[0]
         self.prefix: int = vit.num_prefix_tokens
         self.use_bfloat16 = False  # matrix products under autocast
-        self.recompute = False  # keep only the inputs of blocks for the backward pass
+        self.recompute: Recompute = "nothing"  # of what the backward pass needs
+        self._block: Callable[..., Tensor] = _block
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Token grid of an image of `height` x `width` pixels."""
@@ -90,17 +92,24 @@ class Encoder(nn.Module):
                 aux = tokens[:count]
         cls = None
         if others is not None:
-            cls = self.vit.norm(self._run(_class_block, last, tokens[count:], _Dense()))
+            cls = self.vit.norm(self._run(last, tokens[count:], _Dense(class_only=True)))
             tokens = tokens[:count]
         tokens = self._run(last, tokens)
         if self.aux_block == len(self.vit.blocks):
             aux = tokens
         return self.vit.norm(tokens), aux, cls
 
-    def _run(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(function, *arguments, use_reentrant=False)
-        return function(*arguments)
+    def _run(self, block: Any, tokens: Tensor, layout: _Dense | _Packed | None = None) -> Tensor:
+        """One block, keeping for the backward pass what `recompute` says."""
+        recompute = self.recompute if torch.is_grad_enabled() else "nothing"
+        layout = layout or _Dense()
+        if recompute == "blocks":
+            return _again(self._block, block, tokens, layout, False)
+        return self._block(block, tokens, layout, recompute == "elementwise")
+
+    def compile_blocks(self) -> None:
+        """Compile the blocks' computation at their first use, once for each shape of tokens."""
+        self._block = torch.compile(_block)
 
     def _autocast(self, images: Tensor) -> torch.autocast:
         return torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.use_bfloat16)
@@ -140,7 +149,7 @@ class Encoder(nn.Module):
             return self._packed_cls(tokens, kept, views)
         tokens = tokens.repeat(views, 1, 1)
         for block in self.vit.blocks:
-            tokens = self._run(block, tokens, kept[:, None, None, :])
+            tokens = self._run(block, tokens, _Dense(kept[:, None, None, :]))
         return self.vit.norm(tokens)[:, 0]
 
     def _packed_cls(self, tokens: Tensor, kept: Tensor, views: int) -> Tensor:
@@ -153,11 +162,11 @@ class Encoder(nn.Module):
         slots = sequence * longest + rank
         valid = torch.arange(longest, device=kept.device) < counts[:, None]
         key_mask = None if bool(valid.all()) else valid[:, None, None, :]
-        layout = _Packed(len(kept), longest, slots, counts.cumsum(0) - counts, key_mask)
+        layout = _Packed(key_mask, False, len(kept), longest, slots, counts.cumsum(0) - counts)
         *blocks, last = self.vit.blocks
         for block in blocks:
-            packed = self._run(_packed_block, block, packed, layout)
-        return self.vit.norm(self._run(_class_block, last, packed, layout))
+            packed = self._run(block, packed, layout)
+        return self.vit.norm(self._run(last, packed, replace(layout, class_only=True)))
 
     def _as_map(self, tokens: Tensor, h: int, w: int) -> Tensor:
         return tokens[:, self.prefix :].transpose(1, 2).unflatten(2, (h, w))
@@ -175,7 +184,8 @@ class Encoder(nn.Module):
 class _Dense:
     """Sequences of one length, S,T,D, the class token first."""
 
-    key_mask = None
+    key_mask: Tensor | None = None  # S,1,1,T, True = a key that may be seen; None: all
+    class_only: bool = False  # the class tokens S,D are all that is asked for; the others are keys and values
 
     def class_tokens(self, tokens: Tensor) -> Tensor:
         return tokens[:, 0]
@@ -183,16 +193,20 @@ class _Dense:
     def padded(self, tokens: Tensor) -> Tensor:
         return tokens
 
+    def unpadded(self, tokens: Tensor) -> Tensor:
+        return tokens
+
 
 @dataclass(frozen=True)
 class _Packed:
     """Where packed tokens T,D stand in a padded batch of sequences."""
 
+    key_mask: Tensor | None  # sequences,1,1,longest, True = a real key; None when nothing is padded
+    class_only: bool
     sequences: int
     longest: int
     slots: Tensor  # T: flat index into sequences*longest
     first: Tensor  # sequences: where each class token is among the packed
-    key_mask: Tensor | None  # sequences,1,1,longest, True = a real key; None when nothing is padded
 
     def class_tokens(self, tokens: Tensor) -> Tensor:
         return tokens[self.first]
@@ -201,31 +215,54 @@ class _Packed:
         empty = tokens.new_zeros(self.sequences * self.longest, tokens.shape[1])
         return empty.index_copy(0, self.slots, tokens).unflatten(0, (self.sequences, self.longest))
 
-
-def _packed_block(block: Any, packed: Tensor, layout: _Packed) -> Tensor:
-    """A timm `Block` on packed tokens T,D."""
-    packed = packed + block.ls1(_packed_attention(block.attn, block.norm1(packed), layout))
-    return packed + block.ls2(block.mlp(block.norm2(packed)))
+    def unpadded(self, tokens: Tensor) -> Tensor:
+        return tokens.flatten(0, 1)[self.slots]
 
 
-def _packed_attention(attn: Any, packed: Tensor, layout: _Packed) -> Tensor:
-    """Self-attention of a timm `Attention` within each packed sequence: T,D to T,D."""
-    heads = layout.padded(attn.qkv(packed)).unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    q, k, v = heads.unbind(0)
-    out = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v, attn_mask=layout.key_mask)
-    out = out.transpose(1, 2).flatten(0, 1).flatten(1)[layout.slots]
-    return attn.proj(attn.norm(out))
+def _block(block: Any, tokens: Tensor, layout: _Dense | _Packed, lean: bool) -> Tensor:
+    """A timm `Block` on tokens in a layout; only class tokens come out where it says so.
+
+    `lean` keeps no output of a normalisation or an activation for the backward pass: each is computed again from
+    its input, which is kept anyway.
+    """
+    attn, mlp = block.attn, block.mlp
+    run = _again if lean else _call
+    if layout.class_only:
+        q, kv = run(_class_query, block, tokens, layout)
+        q = q.unflatten(1, (attn.num_heads, 1, -1))
+        k, v = layout.padded(kv).unflatten(2, (2, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        tokens = layout.class_tokens(tokens)
+    else:
+        qkv = layout.padded(run(_normed, block.norm1, attn.qkv, tokens))
+        q, k, v = qkv.unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    seen = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v, attn_mask=layout.key_mask)
+    seen = seen.transpose(1, 2).flatten(2)
+    seen = seen[:, 0] if layout.class_only else layout.unpadded(seen)
+    tokens = tokens + block.ls1(attn.proj(attn.norm(seen)))
+    hidden = run(_normed, block.norm2, mlp.fc1, tokens)
+    return tokens + block.ls2(run(_activated, mlp, hidden))
 
 
-def _class_block(block: Any, tokens: Tensor, layout: _Dense | _Packed) -> Tensor:
-    """Class tokens S,D after a timm `Block`; the other tokens are only read, as keys and values."""
-    attn = block.attn
-    cls, normed = layout.class_tokens(tokens), block.norm1(tokens)
-    weight, bias, width = attn.qkv.weight, attn.qkv.bias, attn.attn_dim
+def _normed(norm: nn.Module, linear: nn.Module, tokens: Tensor) -> Tensor:
+    return linear(norm(tokens))
+
+
+def _activated(mlp: Any, hidden: Tensor) -> Tensor:
+    return mlp.fc2(mlp.norm(mlp.act(hidden)))
+
+
+def _class_query(block: Any, tokens: Tensor, layout: _Dense | _Packed) -> tuple[Tensor, Tensor]:
+    """Queries S,D of the class tokens; keys and values of all tokens."""
+    weight, bias, width = block.attn.qkv.weight, block.attn.qkv.bias, block.attn.attn_dim
     q_bias, kv_bias = (None, None) if bias is None else (bias[:width], bias[width:])
-    q = F.linear(layout.class_tokens(normed), weight[:width], q_bias).unflatten(1, (attn.num_heads, 1, -1))
-    kv = layout.padded(F.linear(normed, weight[width:], kv_bias))
-    k, v = kv.unflatten(2, (2, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-    out = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v, attn_mask=layout.key_mask)
-    cls = cls + block.ls1(attn.proj(attn.norm(out.flatten(1))))
-    return cls + block.ls2(block.mlp(block.norm2(cls)))
+    normed = block.norm1(tokens)
+    return F.linear(layout.class_tokens(normed), weight[:width], q_bias), F.linear(normed, weight[width:], kv_bias)
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+def _again(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's value; the backward pass calls it again rather than keeping what it computed on the way."""
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)

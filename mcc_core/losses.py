@@ -105,9 +105,11 @@ def dense_energy(images: Tensor, logits: Tensor, labels: Tensor, boxes: Tensor, 
         images: B,3,H,W normalised; logits: B,C+1,H,W; labels: B,H,W with IGNORE; boxes: B,4.
     """
     probabilities = logits.softmax(1)
-    inside = box_masks(boxes, labels.shape[-2:]).to(logits.dtype)[:, None]
+    kind = logits.dtype
+    del logits  # large; the backward pass needs only the probabilities
+    inside = box_masks(boxes, labels.shape[-2:]).to(kind)[:, None]
     pixels = denormalise(images, quantise=False)
-    label_map = labels.to(logits.dtype)[:, None]
+    label_map = labels.to(kind)[:, None]
     if config.scale != 1:
         small = [int(side * config.scale) for side in labels.shape[-2:]]
         pixels, inside, label_map = (F.interpolate(x, size=small, mode="nearest") for x in (pixels, inside, label_map))

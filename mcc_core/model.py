@@ -104,12 +104,11 @@ class MCCNet(nn.Module):
         self.projector = Projector(width, config.projector)
         self.momentum_projector = copy.deepcopy(self.projector).requires_grad_(False)
         self.encoder.use_bfloat16 = self.use_bfloat16 = compute.precision == "bfloat16"
-        self.encoder.recompute = compute.checkpoint_activations
+        self.encoder.recompute = compute.recompute
         if compute.channels_last:
             self.decoder.to(memory_format=torch.channels_last)
         if compute.compile:
-            for block in self.encoder.vit.blocks:
-                block.compile()
+            self.encoder.compile_blocks()
 
     def forward(self, images: Tensor, others: Tensor | None = None) -> Output:
         """Logits of `images` with the features behind them, and the class tokens alone of `others` O,3,H,W."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -110,7 +112,21 @@ class Objective(nn.Module):
         token_label = None
         if weights["aff"]:
             token_label = affinity_label(aux, batch.boxes, grid, background, foreground)
-            terms["aff"] = losses.affinity(output.features.patches, token_label)
+            terms["aff"] = settled(partial(losses.affinity, labels=token_label), output.features.patches)
+        refined = None
+        if weights["seg"] or weights["reg"]:
+            source = aux if _before(iteration, e.cam.pseudo_label_aux_until) else final
+            refined = refined_label(batch.images, source, present, batch.boxes, background, foreground, e.par)
+            refined = _class_ids(refined, classes)
+            label = refined
+            if weights["seg"]:
+                terms["seg"] = settled(lambda seg: losses.segmentation(_enlarged(seg, label), label), output.seg)
+            if weights["reg"]:
+                terms["reg"] = settled(
+                    lambda seg: losses.dense_energy(batch.images, _enlarged(seg, label), label, batch.boxes, e.energy),
+                    output.seg,
+                )
+        # Last, so that the local views' activations are not held while the terms above need room.
         compared = None
         if weights["mcc"]:
             guide = aux if _before(iteration, e.cam.positiveness_aux_until) else final
@@ -123,16 +139,6 @@ class Objective(nn.Module):
             terms["mcc"] = losses.contrast(
                 compared.queries, compared.keys, flags, temperature, e.contrast.epsilon, e.contrast.empty_term
             )
-        refined = None
-        if weights["seg"] or weights["reg"]:
-            source = aux if _before(iteration, e.cam.pseudo_label_aux_until) else final
-            refined = refined_label(batch.images, source, present, batch.boxes, background, foreground, e.par)
-            refined = _class_ids(refined, classes)
-            logits = F.interpolate(output.seg, size=refined.shape[-2:], mode="bilinear", align_corners=False)
-            if weights["seg"]:
-                terms["seg"] = losses.segmentation(logits, refined)
-            if weights["reg"]:
-                terms["reg"] = losses.dense_energy(batch.images, logits, refined, batch.boxes, e.energy)
 
         total = sum((weights[name] * term for name, term in terms.items()), start=output.cls.new_zeros(()))
         total = total + self._untouched(terms, output)
@@ -168,6 +174,38 @@ class Objective(nn.Module):
 
     def _at(self, threshold: str, iteration: int) -> float:
         return value_at(getattr(self.experiment.thresholds, threshold), iteration, self.total_iterations)
+
+
+class _Settled(torch.autograd.Function):
+    """A value whose gradient is already known."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return grad * gradient, None, None
+
+
+def settled(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The scalar `function(x)`, whose gradient in `x` is computed at once.
+
+    What the function keeps for its backward pass is gone before the next term is computed: maps of all classes at
+    full resolution, or all pairs of tokens.
+    """
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return function(x)
+    leaf = x.detach().requires_grad_()
+    value = function(leaf)
+    (gradient,) = torch.autograd.grad(value, leaf)
+    return _Settled.apply(x, value.detach(), gradient)
+
+
+def _enlarged(logits: Tensor, label: Tensor) -> Tensor:
+    return F.interpolate(logits, size=label.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def _before(iteration: int, until: int | None) -> bool:

@@ -27,7 +27,7 @@ def build_optimizer(model: MCCNet, config: OptimConfig) -> torch.optim.AdamW:
     known = {id(p) for p in model.encoder.parameters()}
     heads = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
     groups = [{"params": encoder, "lr_scale": 1.0}, {"params": heads, "lr_scale": config.head_lr_scale}]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimConfig, iteration: int, total: int) -> float:
