@@ -67,6 +67,7 @@ class AugmentConfig(Strict):
 class ProjectorConfig(Strict):
     """Projection of class tokens for the contrast: D to hidden, hidden, bottleneck, then weight-normalised to out."""
 
+    kind: Literal["mlp", "linear"] = Field("mlp", description="linear: D to out alone, as section 3.3 reads")
     hidden: int = Field(2048, ge=1)
     bottleneck: int = Field(256, ge=1)
     out: int = Field(1024, ge=1)
@@ -94,6 +95,7 @@ class ThresholdConfig(Strict):
 
     background: Fraction = Field(0.25, description="beta_bg of Eq. 8: at or below is background")
     foreground: Fraction = Field(0.70, description="beta_fg of Eq. 8: above is foreground")
+    foreground_inclusive: bool = Field(False, description="a value equal to beta_fg is foreground too, as in Eq. 8")
     positiveness: Annotated[Scheduled, _bounded(0.0, 2.0)] = Field(0.2, description="mu of Eq. 6")
     score: Fraction = Field(0.50, description="background threshold when CAMs are scored as segmentations")
 
@@ -108,7 +110,16 @@ class MaskConfig(Strict):
 
 
 class ContrastConfig(Strict):
-    """InfoNCE over global and local class tokens (Eq. 7)."""
+    """InfoNCE over global and local class tokens (Eq. 6 and 7)."""
+
+    queries: Literal["both", "first"] = Field("both", description="global views that are queries; the text has one")
+    global_keys: bool = Field(True, description="the global views are positive keys too; the text has local keys only")
+    positiveness_from: Literal["levels", "labels"] = Field(
+        "levels",
+        description="what Eq. 6 averages: 0, 1, 2 for background, between, foreground; or the labels of Eq. 8 as they "
+        "read (class number, 255 where uncertain)",
+    )
+    positiveness_resize: Literal["bicubic", "bilinear"] = Field("bicubic", description="of the CAM to the token grid")
 
     temperature: Annotated[Scheduled, _bounded(1e-3)] = Field(0.5, description="tau")
     momentum: Fraction = Field(0.9, description="m of the projector's moving average")
@@ -157,6 +168,12 @@ class LossConfig(Strict):
     seg: Weight = Field(0.1, description="lambda 3, segmentation")
     reg: Weight = Field(0.05, description="lambda 4, dense energy")
     seg_start: int = Field(2000, ge=0, description="seg and reg count after this iteration")
+    aff_form: Literal["published", "equation"] = Field(
+        "published", description="published: half the mean absolute cosines; equation: Eq. 9 as printed"
+    )
+    seg_form: Literal["halves", "mean"] = Field(
+        "halves", description="halves: background and foreground pixels count half each; mean: over all labelled pixels"
+    )
 
 
 class OptimConfig(Strict):
@@ -207,6 +224,7 @@ class TrainConfig(Strict):
     eval_train_images: int = Field(0, ge=0, description="training images with masks to score too, at the end")
     panels: int = Field(4, ge=0, description="images shown as CAM panels at each evaluation")
     loader_workers: int = Field(4, ge=0, description="data-loading processes per worker")
+    same_masks: bool = Field(False, description="every worker draws the same masks, as in the published code (a bug)")
 
     @property
     def global_batch(self) -> int:
@@ -218,6 +236,11 @@ class Experiment(Strict):
     """One validated configuration. With a seed it is a trial."""
 
     description: str = ""
+    compat: Literal["published", "paper"] = Field(
+        "published",
+        description="paper: where the published code differs from the text, follow the text (docs/method.md); applies "
+        "under the fields that are set beside it",
+    )
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
@@ -232,6 +255,13 @@ class Experiment(Strict):
     compute: ComputeConfig = ComputeConfig()
     train: TrainConfig = TrainConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _bundle(cls, fields: Any) -> Any:
+        if isinstance(fields, Mapping) and isinstance(bundle := BUNDLES.get(str(fields.get("compat"))), Mapping):
+            return _under(fields, bundle)
+        return fields
+
     @model_validator(mode="after")
     def _threshold_order(self) -> Experiment:
         total = self.train.iterations
@@ -244,6 +274,38 @@ class Experiment(Strict):
                     + (f" at iteration {i}" if i else "")
                 )
         return self
+
+
+# What `compat` sets; docs/method.md has the row of PAPER_NOTES behind each.
+BUNDLES: dict[str, dict[str, Any]] = {
+    "paper": {
+        "model.projector.kind": "linear",
+        "thresholds.foreground_inclusive": True,
+        "contrast.queries": "first",
+        "contrast.global_keys": False,
+        "contrast.positiveness_from": "labels",
+        "contrast.positiveness_resize": "bilinear",
+        "contrast.empty_term": False,
+        "cam.positiveness_aux_until": None,
+        "loss.aff_form": "equation",
+        "loss.seg_form": "mean",
+        "loss.seg_start": 0,
+        "optim.warmup_start_is": "rate",
+    }
+}
+
+
+def _under(fields: Mapping[str, Any], bundle: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested `fields` with those of the bundle that they lack."""
+    merged = copy.deepcopy(dict(fields))
+    for key, value in bundle.items():
+        node: Any = merged
+        *sections, last = key.split(".")
+        for section in sections:
+            node = node.setdefault(section, {}) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            node.setdefault(last, value)
+    return merged
 
 
 # --- presets, overrides, and validation errors as one line each ---------------------------------------------------
@@ -286,9 +348,13 @@ def load_base(base: str | Path) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], overrides: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """A copy of nested `base` with dotted `overrides` put in. Raises UsageError for a key below a non-section."""
+    """A copy of nested `base` with dotted `overrides` put in; the bundle of `compat` comes before the others.
+
+    Raises UsageError for a key below a non-section.
+    """
     merged = copy.deepcopy(dict(base))
-    for key, value in overrides.items():
+    bundle = BUNDLES.get(str(overrides.get("compat")), {})
+    for key, value in {**bundle, **overrides}.items():
         node = merged
         *sections, last = key.split(".")
         for section in sections:

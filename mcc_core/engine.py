@@ -220,13 +220,14 @@ class _Run:
             labels=self._moved(collated["labels"]),
             boxes=self._moved(collated["box"]),
         )
+        place = 0 if e.train.same_masks else self.rank * e.train.accumulate + turn
         masks = sample_masks(
             len(batch.images),
             round(value_at(e.mask.views, iteration, total)),
             self.model.encoder.grid(*batch.images.shape[-2:]),
             value_at(e.mask.ratio, iteration, total),
             round(value_at(e.mask.scale, iteration, total)),
-            torch.Generator().manual_seed(_mix(self.seed, self.rank * e.train.accumulate + turn, iteration)),
+            torch.Generator().manual_seed(_mix(self.seed, place, iteration)),
         )
         return batch, self._moved(masks)
 
@@ -243,7 +244,7 @@ class _Run:
         }
         state |= {f"weight/{name}": weight for name, weight in self.objective.weights(iteration).items()}
         if step.contrast is not None:
-            state["mask/positive_views"] = step.contrast.flags[:, 2:].mean()
+            state["mask/positive_views"] = step.contrast.flags[:, 2 * e.contrast.global_keys :].mean()
         return state
 
     def _log(self) -> None:

@@ -19,23 +19,29 @@ def classification(logits: Tensor, labels: Tensor) -> Tensor:
     return F.multilabel_soft_margin_loss(logits, labels)
 
 
-def affinity(features: Tensor, labels: Tensor) -> Tensor:
-    """Token affinity (Eq. 9 as published, PAPER_NOTES row 12).
+def affinity(features: Tensor, labels: Tensor, form: str = "published") -> Tensor:
+    """Token affinity, Eq. 9 (PAPER_NOTES row 12).
 
-    Half of one minus the mean absolute cosine of pairs with the same label, plus half of the mean absolute cosine of
-    pairs with different labels, over all ordered pairs of reliable tokens of an image except a token with itself.
+    Over all ordered pairs of reliable tokens of an image except a token with itself: `published` is half of one minus
+    the mean absolute cosine of pairs with the same label, plus half of the mean absolute cosine of pairs with different
+    labels, with one more than the pairs in each denominator; `equation` has neither the halves, nor the absolute value,
+    nor the one. A kind of pair that does not occur contributes 0 there.
 
     Args:
         features: B,D,h,w final patch features; labels: B,h,w with IGNORE.
     """
     tokens = F.normalize(features.flatten(2), dim=1, eps=1e-8)
-    cosine = (tokens.transpose(1, 2) @ tokens).abs()
+    cosine = tokens.transpose(1, 2) @ tokens
     flat = labels.flatten(1)
     known = flat != IGNORE
     pairs = known[:, :, None] & known[:, None, :]
     pairs = pairs & ~torch.eye(flat.shape[1], dtype=torch.bool, device=flat.device)
     same = flat[:, :, None] == flat[:, None, :]
     positive, negative = pairs & same, pairs & ~same
+    if form == "equation":
+        pull = ((1 - cosine) * positive).sum() / positive.sum().clamp(min=1)
+        return pull + (cosine * negative).sum() / negative.sum().clamp(min=1)
+    cosine = cosine.abs()
     pull = 1 - (cosine * positive).sum() / (positive.sum() + 1)
     push = (cosine * negative).sum() / (negative.sum() + 1)
     return 0.5 * pull + 0.5 * push
@@ -65,13 +71,17 @@ def contrast(
     return per_image.mean()
 
 
-def segmentation(logits: Tensor, labels: Tensor) -> Tensor:
+def segmentation(logits: Tensor, labels: Tensor, form: str = "halves") -> Tensor:
     """Half the mean cross entropy over background pixels plus half of that over foreground pixels (PAPER_NOTES row 15).
+
+    `form: mean` is the mean over all labelled pixels.
 
     Args:
         logits: B,C+1,H,W; labels: B,H,W with IGNORE. An absent kind of pixel contributes 0.
     """
     per_pixel = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+    if form == "mean":
+        return per_pixel.sum() / (labels != IGNORE).sum().clamp(min=1)
     background = labels == 0
     foreground = (labels != 0) & (labels != IGNORE)
     halves = [(per_pixel * kind).sum() / kind.sum().clamp(min=1) for kind in (background, foreground)]

@@ -22,19 +22,24 @@ def sample_masks(
     return fine[:, :, :h, :w].to(torch.uint8)
 
 
-def positiveness(
-    cam: Tensor, masks: Tensor, background: float, foreground: float, threshold: float, views_global: int = 2
-) -> Tensor:
+def activation_levels(cam: Tensor, grid: tuple[int, int], background: float, foreground: float, resize: str) -> Tensor:
+    """Three-valued map B,h,w of CAMs B,C,H,W that are zero for absent classes (PAPER_NOTES rows 5 and 6).
+
+    0 at or below `background`, 2 at or above `foreground`, 1 between. `resize`: bicubic or bilinear, to the grid.
+    """
+    resized = F.interpolate(cam, size=grid, mode=resize, align_corners=False).amax(1)
+    return (resized > background).to(cam.dtype) + (resized >= foreground).to(cam.dtype)
+
+
+def positiveness(level: Tensor, masks: Tensor, threshold: float, views_global: int = 2) -> Tensor:
     """Flags B,G+V (float, 1 = positive) of the global keys, always positive, and the local ones (Eq. 6).
 
     Args:
-        cam: B,C,H,W normalised CAM, zero for absent classes.
+        level: B,h,w how much object each token shows.
         masks: B,V,h,w, 1 = masked.
-        threshold: mu; a view is positive if the mean over its kept tokens of the three-valued map exceeds it
-            (PAPER_NOTES rows 5 and 6). A view that keeps nothing is negative (row 3).
+        threshold: mu; a view is positive if the mean level of its kept tokens exceeds it. A view that keeps nothing
+            is negative (PAPER_NOTES row 3).
     """
-    resized = F.interpolate(cam, size=masks.shape[-2:], mode="bicubic", align_corners=False).amax(1)
-    level = (resized > background).to(cam.dtype) + (resized >= foreground).to(cam.dtype)
-    kept = (masks == 0).to(cam.dtype)
+    kept = (masks == 0).to(level.dtype)
     local = (level[:, None] * kept).sum((2, 3)) > threshold * kept.sum((2, 3))
-    return torch.cat([local.new_ones(len(cam), views_global), local], dim=1).to(cam.dtype)
+    return torch.cat([local.new_ones(len(level), views_global), local], dim=1).to(level.dtype)

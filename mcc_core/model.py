@@ -51,10 +51,20 @@ class UnitLinear(nn.Module):
 
 
 class Projector(nn.Module):
-    """Class token D to the contrast space: three-layer MLP with GELU, L2 normalisation, UnitLinear."""
+    """Class token D to the contrast space: three-layer MLP with GELU, L2 normalisation, UnitLinear.
+
+    The text has one linear layer (`kind: linear`, PAPER_NOTES row 10).
+    """
+
+    mlp: nn.Sequential | None
+    last: nn.Module
 
     def __init__(self, width: int, config: ProjectorConfig) -> None:
         super().__init__()
+        if config.kind == "linear":
+            self.mlp, self.last = None, nn.Linear(width, config.out)
+            _init(self.last, config.init_std)
+            return
         self.mlp = nn.Sequential(
             nn.Linear(width, config.hidden),
             nn.GELU(),
@@ -64,12 +74,16 @@ class Projector(nn.Module):
         )
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=config.init_std)
-                nn.init.zeros_(layer.bias)
+                _init(layer, config.init_std)
         self.last = UnitLinear(config.bottleneck, config.out)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.last(F.normalize(self.mlp(tokens), dim=-1))
+        return self.last(tokens if self.mlp is None else F.normalize(self.mlp(tokens), dim=-1))
+
+
+def _init(layer: nn.Linear, std: float) -> None:
+    nn.init.trunc_normal_(layer.weight, std=std)
+    nn.init.zeros_(layer.bias)
 
 
 @dataclass(frozen=True)

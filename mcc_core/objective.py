@@ -15,9 +15,9 @@ from mcc_core import losses
 from mcc_core.cam import CamPair, multi_scale_cams
 from mcc_core.config import Experiment
 from mcc_core.encoder import Features
-from mcc_core.masking import positiveness
+from mcc_core.masking import activation_levels, positiveness
 from mcc_core.model import MCCNet, Output
-from mcc_core.pseudo_label import affinity_label, refined_label
+from mcc_core.pseudo_label import inside_boxes, refined_label, token_label
 from mcc_core.schedules import always_zero, value_at
 
 TERMS = ("cls", "cls_aux", "aff", "mcc", "seg", "reg")
@@ -38,9 +38,9 @@ class Batch:
 class Contrast:
     """What the contrastive loss compared."""
 
-    queries: Tensor  # 2B,E view-major
-    keys: Tensor  # (2+V)B,E view-major
-    flags: Tensor  # B,2+V
+    queries: Tensor  # 2B,E view-major (or B: contrast.queries)
+    keys: Tensor  # (2+V)B,E view-major (or VB: contrast.global_keys)
+    flags: Tensor  # B,2+V (or V), one for each key
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ class Objective(nn.Module):
         """
         e = self.experiment
         weights = self.weights(iteration)
-        output = self._forward(batch, bool(weights["mcc"]))
+        compares_view2 = e.contrast.queries == "both" or e.contrast.global_keys
+        output = self._forward(batch, bool(weights["mcc"]) and compares_view2)
         classes = torch.arange(batch.labels.shape[1], device=batch.labels.device)
         classes = classes if all_classes else _present(batch.labels)
         cams = self._cams(batch, output, classes)
@@ -109,18 +110,20 @@ class Objective(nn.Module):
             "cls_aux": losses.classification(output.cls_aux, batch.labels),
         }
         grid = self.model.encoder.grid(*batch.images.shape[-2:])
-        token_label = None
+        inclusive = e.thresholds.foreground_inclusive
+        affinity_label = None
         if weights["aff"]:
-            token_label = affinity_label(aux, batch.boxes, grid, background, foreground)
-            terms["aff"] = settled(partial(losses.affinity, labels=token_label), output.features.patches)
+            affinity_label = inside_boxes(token_label(aux, grid, background, foreground, inclusive), batch.boxes)
+            loss = partial(losses.affinity, labels=affinity_label, form=e.loss.aff_form)
+            terms["aff"] = settled(loss, output.features.patches)
         refined = None
         if weights["seg"] or weights["reg"]:
             source = aux if _before(iteration, e.cam.pseudo_label_aux_until) else final
             refined = refined_label(batch.images, source, present, batch.boxes, background, foreground, e.par)
             refined = _class_ids(refined, classes)
-            label = refined
+            label, form = refined, e.loss.seg_form
             if weights["seg"]:
-                terms["seg"] = settled(lambda seg: losses.segmentation(_enlarged(seg, label), label), output.seg)
+                terms["seg"] = settled(lambda seg: losses.segmentation(_enlarged(seg, label), label, form), output.seg)
             if weights["reg"]:
                 terms["reg"] = settled(
                     lambda seg: losses.dense_energy(batch.images, _enlarged(seg, label), label, batch.boxes, e.energy),
@@ -130,7 +133,14 @@ class Objective(nn.Module):
         compared = None
         if weights["mcc"]:
             guide = aux if _before(iteration, e.cam.positiveness_aux_until) else final
-            flags = positiveness(guide, masks, background, foreground, self._at("positiveness", iteration))
+            resize = e.contrast.positiveness_resize
+            if e.contrast.positiveness_from == "levels":
+                level = activation_levels(guide, grid, background, foreground, resize)
+            else:
+                numbers = _class_ids(token_label(guide, grid, background, foreground, inclusive, resize), classes)
+                level = numbers.to(guide.dtype)
+            keys_global = 2 if e.contrast.global_keys else 0
+            flags = positiveness(level, masks, self._at("positiveness", iteration), keys_global)
             if first:
                 momentum = value_at(e.contrast.momentum, iteration, self.total_iterations)
                 self.model.update_momentum_projector(momentum)
@@ -142,7 +152,7 @@ class Objective(nn.Module):
 
         total = sum((weights[name] * term for name, term in terms.items()), start=output.cls.new_zeros(()))
         total = total + self._untouched(terms, output)
-        return Step(total, terms, output, classes, cams, token_label, compared, refined)
+        return Step(total, terms, output, classes, cams, affinity_label, compared, refined)
 
     def _forward(self, batch: Batch, with_view2: bool) -> Output:
         """The one pass that serves classification, unflipped CAM, and both global views."""
@@ -153,14 +163,14 @@ class Objective(nn.Module):
         return multi_scale_cams(self.model, batch.images, self.experiment.cam.scales, _detached(output), classes)
 
     def _contrast(self, batch: Batch, output: Output, masks: Tensor, flags: Tensor) -> Contrast:
-        """Queries are the two global class tokens, detached, through the momentum projector; keys are the student's."""
-        model = self.model
-        assert output.other_cls is not None
-        global_tokens = torch.cat([output.features.cls, output.other_cls])
-        local_tokens = model.encoder.masked_cls(batch.local, masks, drop=self.experiment.mask.drop_tokens)
+        """Queries are global class tokens, detached, through the momentum projector; keys are the student's."""
+        model, e = self.model, self.experiment
+        global_tokens = [token for token in (output.features.cls, output.other_cls) if token is not None]
+        asking = global_tokens if e.contrast.queries == "both" else global_tokens[:1]
         with torch.no_grad():
-            queries = model.momentum_projector(global_tokens.detach())
-        keys = model.projector(torch.cat([global_tokens, local_tokens]))
+            queries = model.momentum_projector(torch.cat(asking).detach())
+        local_tokens = model.encoder.masked_cls(batch.local, masks, drop=e.mask.drop_tokens)
+        keys = model.projector(torch.cat([*global_tokens, local_tokens] if e.contrast.global_keys else [local_tokens]))
         return Contrast(queries, keys, flags)
 
     def _untouched(self, terms: Mapping[str, Tensor], output: Output) -> Tensor:

@@ -22,15 +22,16 @@ def denormalise(images: Tensor, *, quantise: bool) -> Tensor:
     return pixels.to(torch.uint8).to(images.dtype) if quantise else pixels
 
 
-def cam_label(cam: Tensor, background: float, foreground: float | None = None) -> Tensor:
+def cam_label(cam: Tensor, background: float, foreground: float | None = None, inclusive: bool = False) -> Tensor:
     """Labels B,H,W of CAMs B,C,H,W that are zero for absent classes: 0 background, 1..C classes.
 
-    A value at or below `background` is background; with `foreground`, what lies between is IGNORE (Eq. 8).
+    A value at or below `background` is background; with `foreground`, what lies between is IGNORE (Eq. 8), the value
+    `foreground` itself too unless `inclusive` (PAPER_NOTES row 13).
     """
     value, label = cam.max(dim=1)
     label = label + 1
     if foreground is not None:
-        label = label.masked_fill(value <= foreground, IGNORE)
+        label = label.masked_fill(value < foreground if inclusive else value <= foreground, IGNORE)
     return label.masked_fill(value <= background, 0)
 
 
@@ -47,10 +48,17 @@ def box_masks(boxes: Tensor, size: tuple[int, ...]) -> Tensor:
     return (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
 
 
-def affinity_label(cam: Tensor, boxes: Tensor, grid: tuple[int, int], background: float, foreground: float) -> Tensor:
-    """Reliable token labels B,h,w from CAMs B,C,H,W resized bilinearly to the token grid (Eq. 8)."""
-    resized = F.interpolate(cam, size=grid, mode="bilinear", align_corners=False)
-    return inside_boxes(cam_label(resized, background, foreground), boxes)
+def token_label(
+    cam: Tensor,
+    grid: tuple[int, int],
+    background: float,
+    foreground: float,
+    inclusive: bool = False,
+    resize: str = "bilinear",
+) -> Tensor:
+    """Reliable token labels B,h,w from CAMs B,C,H,W resized to the token grid (Eq. 8)."""
+    resized = F.interpolate(cam, size=grid, mode=resize, align_corners=False)
+    return cam_label(resized, background, foreground, inclusive)
 
 
 def refined_label(

@@ -30,6 +30,7 @@ def trial_identity(experiment: Experiment, seed: int, fingerprint: str) -> str:
     """16 hexadecimal digits. Raises OSError when a weights file cannot be read."""
     fields: dict[str, Any] = experiment.model_dump(mode="json")
     fields.pop("description")
+    fields.pop("compat")  # a name for values that are all there
     fields["model"].pop("weights")
     for section, names in _WITHOUT.items():
         for name in names:

@@ -90,7 +90,11 @@ def test_yaml_cannot_construct_objects(tmp_path: Path) -> None:
 
 def test_numeric_fields_of_losses_thresholds_and_masking_can_be_scheduled() -> None:
     ramp = {"schedule": "cosine", "start": 0.5, "end": 0.6}
-    sections = {"loss": {"seg_start"}, "thresholds": set(), "mask": {"drop_tokens"}}
+    sections = {
+        "loss": {"seg_start", "aff_form", "seg_form"},
+        "thresholds": {"foreground_inclusive"},
+        "mask": {"drop_tokens"},
+    }
     for section, fixed in sections.items():
         for name in field_names(Experiment):
             if name.startswith(section + ".") and name.split(".")[1] not in fixed:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mcc_core.cam import multi_scale_cams
 from mcc_core.config import Experiment, OptimConfig, ParConfig, resolve
-from mcc_core.masking import positiveness, sample_masks
+from mcc_core.masking import activation_levels, positiveness, sample_masks
 from mcc_core.model import MCCNet
 from mcc_core.objective import Batch, Objective
 from mcc_core.optim import build_optimizer, learning_rate, set_learning_rate
@@ -68,7 +68,8 @@ def test_positiveness_follows_the_kept_tokens() -> None:
     masks[0, 0, :, 0] = 0  # only object
     masks[0, 1, :, 3] = 0  # only background
     masks[0, 2] = 0  # everything
-    flags = positiveness(cam, masks, 0.25, 0.7, 0.2)  # view 3 keeps nothing
+    level = activation_levels(cam, (4, 4), 0.25, 0.7, "bicubic")
+    flags = positiveness(level, masks, 0.2)  # view 3 keeps nothing
     assert flags.tolist() == [[1, 1, 1, 0, 1, 0]]
 
 
