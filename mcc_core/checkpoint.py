@@ -1,9 +1,8 @@
-"""One checkpoint format, loadable with `weights_only=True`, and the reading of published MCC and ToCo checkpoints."""
+"""One checkpoint format, loadable with `weights_only=True`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,6 @@ from mcc_core.errors import UsageError
 from mcc_core.model import MCCNet
 
 FORMAT = 1
-
-# Published name prefixes and ours, the longer first.
-_PUBLISHED = (
-    ("proj_head_t.last_layer.weight_v", "momentum_projector.last.direction"),
-    ("proj_head_t.last_layer.weight_g", "momentum_projector.last.gain"),
-    ("proj_head_t.", "momentum_projector."),
-    ("proj_head.last_layer.weight_v", "projector.last.direction"),
-    ("proj_head.last_layer.weight_g", "projector.last.gain"),
-    ("proj_head.", "projector."),
-    ("encoder.", "encoder.vit."),
-)
 
 
 @dataclass(frozen=True)
@@ -90,21 +78,3 @@ def load(path: Path) -> Checkpoint:
         optimizer=content["optimizer"],
         metrics=content["metrics"],
     )
-
-
-def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of an MCCNet from a published one, with or without `module.` before each name.
-
-    The ImageNet head, which MCC does not use, is left out.
-    """
-    ours: dict[str, Tensor] = {}
-    for published, tensor in state.items():
-        name = published.removeprefix("module.")
-        if name.startswith("encoder.head."):
-            continue
-        for old, new in _PUBLISHED:
-            if name.startswith(old):
-                name = new + name.removeprefix(old)
-                break
-        ours[name] = tensor
-    return ours

@@ -1,6 +1,6 @@
 """A timm vision transformer as MCC uses it: class token, patch features, auxiliary features, masked forward.
 
-Shapes: B images, V local views, N = h*w patch tokens, P prefix tokens (class token first, then registers), D width,
+Shapes: B images, V local views, N = h*w patch tokens, P prefix tokens (class token first, then others), D width,
 T tokens of several sequences packed behind each other.
 """
 
@@ -118,8 +118,9 @@ class Encoder(nn.Module):
         """Token embeddings B,P+N,D of images B,3,H,W, positions added."""
         vit = self.vit
         patches = vit.patch_embed.norm(vit.patch_embed.proj(images).flatten(2).transpose(1, 2))
-        prefix = [vit.cls_token] + ([vit.reg_token] if getattr(vit, "reg_token", None) is not None else [])
-        prefix_tokens = torch.cat(prefix, dim=1).expand(len(images), -1, -1)
+        extra = [getattr(vit, name, None) for name in ("dist_token", "reg_token")]
+        prefix = torch.cat([vit.cls_token, *(token for token in extra if token is not None)], dim=1)
+        prefix_tokens = prefix.expand(len(images), -1, -1)
         positions = vit.pos_embed
         if positions is not None:
             own = 0 if vit.no_embed_class else self.prefix

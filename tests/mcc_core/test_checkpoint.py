@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import golden
 import pytest
@@ -11,10 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 from mcc_core import checkpoint as checkpoints
-from mcc_core.checkpoint import Checkpoint, from_published
+from mcc_core.checkpoint import Checkpoint
 from mcc_core.config import resolve
 from mcc_core.errors import UsageError
 from mcc_core.model import MCCNet
+from mcc_core.published import from_published, import_weights
 
 LAYOUTS = json.loads((Path(__file__).parents[1] / "data" / "golden" / "checkpoint_layout.json").read_text())
 
@@ -112,3 +114,66 @@ def test_missing_weights_say_both_ways(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with pytest.raises(UsageError, match="not a timm model"):
         MCCNet(resolve("tiny", {"model.backbone": "deit_tinny"}).model, 2)
+
+
+def _published_file(path: Path, wrap: str | None = None, **changes: torch.Tensor | None) -> Path:
+    state = dict(golden.recorded_weights(LAYOUTS["voc_deit_tiny"]))
+    for name, tensor in changes.items():
+        state.pop(name) if tensor is None else state.update({name: tensor})
+    torch.save({wrap: state, "iter": 20000} if wrap else {f"module.{n}": t for n, t in state.items()}, path)
+    return path
+
+
+@pytest.mark.parametrize("wrap", [None, "model", "state_dict"])
+def test_published_file_becomes_a_checkpoint(tmp_path: Path, wrap: str | None) -> None:
+    found = import_weights(_published_file(tmp_path / "mcc.pth", wrap))
+    assert found.checkpoint.experiment.model.backbone == "deit_tiny_patch16_224"
+    assert (len(found.checkpoint.classes), found.fresh) == (20, ())
+    assert found.unused == ("encoder.head.weight", "encoder.head.bias")
+    out = tmp_path / "ours.pt"
+    checkpoints.save(found.checkpoint, out)
+    network = checkpoints.load(out).network()
+    expected = golden.recorded_weights(LAYOUTS["voc_deit_tiny"])
+    assert torch.equal(network.decoder.conv7.weight, expected["decoder.conv7.weight"])
+    with pytest.raises(UsageError, match="is an mcc checkpoint already"):
+        import_weights(out)
+
+
+def test_a_file_without_projectors_still_predicts(tmp_path: Path) -> None:
+    names = [name for name in LAYOUTS["voc_deit_tiny"] if name.startswith("proj_head")]
+    found = import_weights(_published_file(tmp_path / "toco.pth", "model", **dict.fromkeys(names)))
+    assert len(found.fresh) == len(names) and all("projector" in name for name in found.fresh)
+    with torch.no_grad():
+        assert found.checkpoint.network()(torch.zeros(1, 3, 64, 64)).seg.shape == (1, 21, 4, 4)
+
+
+def test_a_backbone_becomes_a_checkpoint_with_new_heads(tmp_path: Path) -> None:
+    state = {n.removeprefix("encoder."): t for n, t in golden.recorded_weights(LAYOUTS["voc_deit_tiny"]).items()}
+    heads = ("proj_", "decoder", "classifier", "aux")
+    torch.save({"model": {n: t for n, t in state.items() if not n.startswith(heads)}}, tmp_path / "d.pth")
+    found = import_weights(tmp_path / "d.pth", "coco")
+    assert found.kind == "backbone alone" and len(found.checkpoint.classes) == 80
+    assert found.unused == ("head.weight", "head.bias")
+    assert torch.equal(found.checkpoint.model["encoder.vit.blocks.3.mlp.fc1.weight"], state["blocks.3.mlp.fc1.weight"])
+
+
+def test_files_of_another_kind_are_one_line(tmp_path: Path) -> None:
+    cases: dict[str, tuple[Any, str]] = {
+        "resnet": ({"conv1.weight": torch.zeros(64, 3, 7, 7)}, "neither a published .* starts with conv1.weight"),
+        "empty": ({}, "starts with nothing"),
+        "code": ({"model": Path("/")}, "cannot be read as weights"),
+        "list": ([torch.zeros(1)], "cannot be read as weights"),
+    }
+    for name, (content, message) in cases.items():
+        torch.save(content, tmp_path / f"{name}.pth")
+        with pytest.raises(UsageError, match=message) as caught:
+            import_weights(tmp_path / f"{name}.pth")
+        assert "\n" not in str(caught.value)
+    odd = {"decoder.conv8.weight": torch.zeros(30, 512, 1, 1)}
+    with pytest.raises(UsageError, match=r"decoder.conv8.weight is 30x512x1x1, not 21x512x1x1"):
+        import_weights(_published_file(tmp_path / "odd.pth", "model", **odd))
+    with pytest.raises(UsageError, match=r"lacks decoder.conv6.weight"):
+        import_weights(_published_file(tmp_path / "less.pth", "model", **{"decoder.conv6.weight": None}))
+    wide = {"encoder.patch_embed.proj.weight": torch.zeros(200, 3, 16, 16)}
+    with pytest.raises(UsageError, match="no known backbone of width 200"):
+        import_weights(_published_file(tmp_path / "wide.pth", "model", **wide))

@@ -8,14 +8,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mcc_core.config import Experiment
 from mcc_core.encoder import Encoder
 from mcc_core.errors import UsageError
 from mcc_core.masking import sample_masks
+from mcc_core.model import MCCNet
+from mcc_core.objective import Batch, Objective
 
 BACKBONES = {
     "deit_tiny_patch16_224": {"img_size": 64},
     "vit_small_patch14_dinov2": {"img_size": 56, "embed_dim": 96, "num_heads": 3},  # LayerScale
     "vit_small_patch14_reg4_dinov2": {"img_size": 56, "embed_dim": 96, "num_heads": 3},  # registers
+    "deit_small_patch16_224": {"img_size": 64, "embed_dim": 96, "num_heads": 3},
+    "deit_base_patch16_224": {"img_size": 64, "embed_dim": 96, "num_heads": 3},
+    "vit_base_patch16_224.augreg_in21k": {"img_size": 64, "embed_dim": 96, "num_heads": 3},
+    "vit_base_patch14_dinov2": {"img_size": 56, "embed_dim": 96, "num_heads": 3},
+    "deit_tiny_distilled_patch16_224": {"img_size": 64},  # two class tokens; the first is MCC's
 }
 
 
@@ -66,6 +74,28 @@ def test_dropping_equals_masking_for_any_masks(seed: int, ratio: float, scale: i
     with torch.no_grad():
         dropped, masked = (encoder.masked_cls(images, masks, drop=d) for d in (True, False))
     torch.testing.assert_close(dropped, masked, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_makes_a_step(name: str) -> None:
+    model_fields = {
+        "backbone": name,
+        "backbone_args": {"depth": 2, **BACKBONES[name]},
+        "weights": "random",
+        "aux_block": 1,
+    }
+    fields = {"model": {**model_fields, "decoder_channels": 16}, "loss": {"seg_start": 0}, "par": {"dilations": [1]}}
+    experiment = Experiment.model_validate(fields)
+    model = MCCNet(experiment.model, 3)
+    side = 4 * model.encoder.patch
+    images = torch.randn(3, 2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    labels, boxes = torch.tensor([[1.0, 0, 1], [0, 1, 0]]), torch.tensor([[0, side, 0, side]] * 2)
+    masks = sample_masks(2, 3, (4, 4), 0.5, 2, torch.Generator().manual_seed(1))
+    step = Objective(model, experiment)(Batch(images[0], images[1], images[2], labels, boxes), masks, 1)
+    step.total.backward()
+    assert len(step.terms) == 6 and step.total.isfinite()
+    encoder = dict(model.encoder.named_parameters())
+    assert all(p.grad is not None and p.grad.isfinite().all() for n, p in encoder.items())
 
 
 def test_masked_pixels_do_not_reach_the_class_token() -> None:

@@ -1,0 +1,36 @@
+"""`mcc import-weights`: foreign checkpoints into ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def import_weights(
+    file: Annotated[Path, typer.Argument(help="Checkpoint of the published MCC or ToCo code, or a backbone.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Default: the file's name with .mcc.pt.")] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="Preset or experiment file for what the weights do not say.")
+    ] = None,
+) -> None:
+    """Say what a published weights file holds, and write it as a checkpoint for predict and evaluate."""
+    from mcc_core.checkpoint import save
+    from mcc_core.published import import_weights as read
+
+    found = read(file, base)
+    saved = found.checkpoint
+    target = out or file.with_suffix(".mcc.pt")
+    save(saved, target)
+    print(f"{file}: {found.kind}")
+    print(f"  backbone  {saved.experiment.model.backbone}, auxiliary block {saved.experiment.model.aux_block}")
+    print(f"  classes   {len(saved.classes)}: {', '.join(saved.classes[:5])}, ...")
+    print(f"  used      {len(saved.model) - len(found.fresh)} tensors")
+    print(f"  not used  {_short(found.unused)}")
+    print(f"  drawn new {_short(found.fresh)}")
+    print(f"written: {target}")
+
+
+def _short(names: tuple[str, ...]) -> str:
+    return f"{len(names)}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else "none"
