@@ -28,6 +28,7 @@ class Checkpoint:
     model: dict[str, Tensor]
     optimizer: dict[str, Any] | None
     metrics: dict[str, float]
+    window: list[dict[str, Any]] | None = None  # of each rank: what a run stopped between two log records had summed up
 
     def network(self) -> MCCNet:
         """The network with the checkpoint's weights, on the CPU, in evaluation mode."""
@@ -38,7 +39,7 @@ class Checkpoint:
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Write a checkpoint; the file appears whole or not at all."""
+    """Write a checkpoint; the file appears whole or not at all. Raises OSError, a full disk among them."""
     content = {
         "format": FORMAT,
         "experiment": checkpoint.experiment.model_dump(mode="json"),
@@ -48,11 +49,15 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         "model": checkpoint.model,
         "optimizer": checkpoint.optimizer,
         "metrics": checkpoint.metrics,
+        "window": checkpoint.window,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.part")
     try:
-        torch.save(content, partial)
+        with partial.open("wb") as file:  # not by name: torch's own writer tells a full disk from no other fault
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -77,4 +82,5 @@ def load(path: Path) -> Checkpoint:
         model=content["model"],
         optimizer=content["optimizer"],
         metrics=content["metrics"],
+        window=content.get("window"),
     )

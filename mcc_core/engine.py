@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ from mcc_core.model import MCCNet
 from mcc_core.objective import Batch, Objective, Step
 from mcc_core.optim import build_optimizer, set_learning_rate
 from mcc_core.schedules import value_at
+from mcc_core.window import Window
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,10 @@ class Callbacks:
     def on_evaluation(self, record: EvaluationRecord) -> None:
         """Metrics and pictures of an evaluation."""
 
+    def on_write_error(self, error: OSError) -> None:
+        """A checkpoint could not be written, on a full disk perhaps. Returning tries again; this raises."""
+        raise error
+
 
 def train(
     experiment: Experiment,
@@ -83,10 +87,10 @@ def train(
     resume: Path | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Train one trial to its last iteration, or until `should_stop` says so at a log record.
+    """Train one trial to its last iteration, or until `should_stop` says so, which is asked about once a second.
 
-    Uses torch.distributed when it is initialised. Raises TrainingFault when a loss is not finite, DataError when an
-    image cannot be read.
+    Uses torch.distributed when it is initialised. Raises TrainingFault when a loss or a weight is not finite,
+    DataError when an image cannot be read.
     """
     run = _Run(experiment, seed, index, device, workdir, callbacks or Callbacks())
     if resume is not None:
@@ -132,7 +136,8 @@ class _Run:
             self.parallel = DistributedDataParallel(self.objective)
         self.done = 0
         self.metrics: dict[str, float] = {}
-        self.window = _Window()
+        self.window = Window()
+        self.ask_every = 1  # iterations between questions whether to stop, the same on all ranks
 
     def restore(self, saved: Checkpoint) -> None:
         """Take up where a checkpoint of the same trial stopped."""
@@ -140,11 +145,13 @@ class _Run:
         if saved.optimizer is not None:
             self.optimizer.load_state_dict(saved.optimizer)
         self.done, self.metrics = saved.iteration, saved.metrics
+        if saved.window is not None:
+            self.window.restore(saved.window[self.rank])
 
     def go(self, should_stop: Callable[[], bool]) -> Outcome:
         total = self.experiment.train.iterations
         self.callbacks.on_start(self.done, self._info())
-        self.window.restart()
+        self.window.resume()
         batches = self.batches(self.done, total)
         for iteration, batch in zip(range(self.done, total), batches, strict=True):
             for step in self.step(iteration, batch):
@@ -156,8 +163,10 @@ class _Run:
                 self._log()
             if evaluating:
                 self._evaluate()
-            elif logging and self._agreed(should_stop):
-                self._save()
+            if self.done < total and self._agreed(should_stop, evaluating or logging):
+                if not evaluating:
+                    self._check_weights()
+                    self._save()
                 return Outcome("stopped", self.done, self.metrics)
         return Outcome("finished", self.done, self.metrics)
 
@@ -250,6 +259,9 @@ class _Run:
     def _log(self) -> None:
         """Close the window of iterations. The mean is over ranks too, so that every rank sees the same fault."""
         metrics = self.window.close(self.device, self.world)
+        self.ask_every = max(
+            1, min(self.experiment.train.log_every, round(self.experiment.train.log_every / self.window.lasted))
+        )
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]
         if bad:
             raise TrainingFault(f"{', '.join(bad)} not finite at iteration {self.done}; the last checkpoint is kept")
@@ -257,8 +269,15 @@ class _Run:
             self.callbacks.on_step(StepRecord(self.done, metrics))
         self.window.restart()
 
+    def _check_weights(self) -> None:
+        """A step of finite loss can leave weights that are not, which must not become the last checkpoint."""
+        bad = [name for name, value in self.model.named_parameters() if not value.isfinite().all()]
+        if bad:
+            raise TrainingFault(f"weights {bad[0]} not finite at iteration {self.done}; the last checkpoint is kept")
+
     def _evaluate(self) -> None:
         config = self.experiment.train
+        self._check_weights()
         record = evaluate(self.model, self.index, self.experiment, self.device, self.done, panels=config.panels)
         if config.eval_train_images and self.done == config.iterations:
             more = evaluate(
@@ -277,21 +296,45 @@ class _Run:
         self.window.restart()
 
     def _save(self) -> None:
+        windows = self._windows() if self.window.images else None
         if self.rank:
             return
         file = self.workdir / f"{self.done:07d}.pt"
-        model = {name: tensor.cpu() for name, tensor in self.model.state_dict().items()}
         saved = Checkpoint(
-            self.experiment, self.index.classes, self.done, self.seed, model, self.optimizer.state_dict(), self.metrics
+            self.experiment,
+            self.index.classes,
+            self.done,
+            self.seed,
+            {name: tensor.cpu() for name, tensor in self.model.state_dict().items()},
+            self.optimizer.state_dict(),
+            self.metrics,
+            windows,
         )
-        checkpoints.save(saved, file)
+        while True:
+            try:
+                checkpoints.save(saved, file)
+                break
+            except OSError as error:
+                self.callbacks.on_write_error(error)
         self.callbacks.on_checkpoint(self.done, file)
 
-    def _agreed(self, should_stop: Callable[[], bool]) -> bool:
-        """Whether any rank is asked to stop. Asked only after a record, so that a resumed run logs the same means."""
+    def _windows(self) -> list[dict[str, Any]]:
+        """The open window of every rank."""
+        if self.world == 1:
+            return [self.window.state()]
+        windows: list[Any] = [None] * self.world
+        dist.all_gather_object(windows, self.window.state())
+        return windows
+
+    def _agreed(self, should_stop: Callable[[], bool], record: bool) -> bool:
+        """Whether any rank is asked to stop. Several ranks ask each other at records and every `ask_every` iterations:
+        each question makes them wait for one another."""
+        if self.world == 1:
+            return should_stop()
+        if not record and self.done % self.ask_every:
+            return False
         wish = torch.tensor(float(should_stop()), device=self.device)
-        if self.world > 1:
-            dist.all_reduce(wish, op=dist.ReduceOp.MAX)
+        dist.all_reduce(wish, op=dist.ReduceOp.MAX)
         return bool(wish)
 
     def _info(self) -> dict[str, Any]:
@@ -316,36 +359,6 @@ class _Turns(Sampler[list[Draw]]):
     def __iter__(self) -> Iterator[list[Draw]]:
         for batches in zip(*self.samplers, strict=True):
             yield from batches
-
-
-class _Window:
-    """Running means between two log records, kept as tensors so that a GPU is not waited for at each step."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        self.sums: dict[str, Any] = defaultdict(float)
-        self.counts: dict[str, int] = defaultdict(int)
-        self.images = 0
-        self.began = time.perf_counter()
-
-    def add(self, step: Step, state: dict[str, float | Tensor]) -> None:
-        losses = {f"loss/{name}": term.detach() for name, term in step.terms.items()}
-        for name, value in (losses | {"loss/total": step.total.detach()} | state).items():
-            self.sums[name] = self.sums[name] + value
-            self.counts[name] += 1
-        self.images += len(step.output.cls)
-
-    def close(self, device: torch.device, world: int) -> dict[str, float]:
-        names = sorted(self.sums)
-        means = torch.stack([torch.as_tensor(self.sums[n] / self.counts[n], device=device).double() for n in names])
-        if world > 1:
-            dist.all_reduce(means)
-            means /= world
-        metrics = dict(zip(names, means.tolist(), strict=True))
-        metrics["images_per_second"] = self.images * world / (time.perf_counter() - self.began)
-        return metrics
 
 
 def _mix(seed: int, rank: int, iteration: int) -> int:

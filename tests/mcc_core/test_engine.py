@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from small import SMALL
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.config import Experiment, resolve
@@ -111,10 +112,83 @@ def test_stop_keeps_a_checkpoint_to_go_on_from(index: DataIndex, tmp_path: Path)
     assert outcome.status == "finished"
 
 
+SPARSE = SMALL | {"train.iterations": 8, "train.log_every": 4, "train.eval_every": 8}
+
+
+def test_stopped_between_two_records_it_goes_on_as_if_it_had_not(index: DataIndex, tmp_path: Path) -> None:
+    experiment = resolve("tiny", SPARSE)
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    whole, _ = run(index, tmp_path / "whole", experiment)
+    calls = 0
+
+    def at_the_third() -> bool:
+        nonlocal calls
+        calls += 1
+        return calls == 3
+
+    first, outcome = run(index, tmp_path / "parts", experiment, should_stop=at_the_third)
+    assert (outcome.status, outcome.iteration, first.calls) == ("stopped", 3, ["start 0", "checkpoint 3"])
+    rest, outcome = run(index, tmp_path / "parts", experiment, resume=tmp_path / "parts" / "3.pt")
+    assert outcome.status == "finished"
+    assert rest.losses == whole.losses and list(rest.losses) == [4, 8]  # the means over 1 to 4 too
+    a, b = (checkpoints.load(tmp_path / name / "8.pt") for name in ("whole", "parts"))
+    assert all(torch.equal(tensor, b.model[key]) for key, tensor in a.model.items())
+    assert a.window is None
+
+
+def test_stop_is_heard_at_an_evaluation_too(index: DataIndex, tmp_path: Path) -> None:
+    experiment = resolve("tiny", SMALL | {"train.log_every": 3})
+    recorder = Recorder(tmp_path)
+    _, outcome = run(
+        index, tmp_path, experiment, callbacks=recorder, should_stop=lambda: "evaluation 3" in recorder.calls
+    )
+    assert (outcome.status, outcome.iteration) == ("stopped", 3)
+    assert recorder.calls == ["start 0", "step 3", "checkpoint 3", "evaluation 3"]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_tried_again(index: DataIndex, tmp_path: Path) -> None:
+    blocked = tmp_path / "work"
+    blocked.write_text("a file where the folder should be")
+
+    class Patient(Recorder):
+        def on_write_error(self, error: OSError) -> None:
+            self.calls.append("trouble")
+            if self.calls.count("trouble") == 2:
+                blocked.unlink()
+
+    recorder, outcome = run(index, blocked, callbacks=Patient())
+    assert outcome.status == "finished"
+    assert recorder.calls[3:8] == ["step 3", "trouble", "trouble", "checkpoint 3", "evaluation 3"]
+    blocked = tmp_path / "other"
+    blocked.write_text("")
+    with pytest.raises(OSError, match="other"):
+        run(index, blocked, callbacks=Recorder())
+
+
+def test_weights_that_are_not_finite_never_become_a_checkpoint(index: DataIndex, tmp_path: Path) -> None:
+    steps: list[int] = []
+
+    def poison(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        steps.append(1)
+        if len(steps) == 5:  # a finite loss whose step leaves a weight that is not
+            optimizer.param_groups[0]["params"][0].data.fill_(float("inf"))
+
+    hook = register_optimizer_step_post_hook(poison)
+    recorder = Recorder(tmp_path)
+    try:
+        with pytest.raises(TrainingFault, match=r"weights .* not finite at iteration 5; the last checkpoint is kept"):
+            run(index, tmp_path, resolve("tiny", SMALL | {"train.eval_every": 1}), callbacks=recorder)
+    finally:
+        hook.remove()
+    assert recorder.calls[-2:] == ["evaluation 4", "step 5"]
+    assert all(v.isfinite().all() for v in checkpoints.load(tmp_path / "4.pt").model.values())
+
+
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(index: DataIndex, tmp_path: Path) -> None:
     wild = resolve("tiny", SMALL | {"optim.lr": 1e18, "optim.warmup": 0, "train.eval_every": 1})
     recorder = Recorder(tmp_path)
-    with pytest.raises(TrainingFault, match=r"loss/.* not finite at iteration [2-6]; the last checkpoint is kept"):
+    with pytest.raises(TrainingFault, match=r"(loss|weights) ?.* not finite at iteration [2-6]; the last checkpoint"):
         run(index, tmp_path, wild, callbacks=recorder)
     last = max(int(path.stem) for path in tmp_path.glob("?.pt"))
     assert f"evaluation {last}" in recorder.calls and checkpoints.load(tmp_path / f"{last}.pt").iteration == last
@@ -153,16 +227,27 @@ def test_probe_measures_a_step(index: DataIndex) -> None:
 
 
 def _rank(rank: int, port: int, index: DataIndex, work: Path, out: Any) -> None:
+    """One rank: an undisturbed run, then one that rank 0 is asked to stop after its third iteration, then its rest."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    recorder = Recorder()
-    experiment = resolve("tiny", SMALL | {"train.workers": 2, "train.batch_size": 1})
-    train(experiment, 0, index, device=CPU, workdir=work, callbacks=recorder)
-    out.put((rank, recorder.calls, recorder.scores, recorder.losses))
+    experiment = resolve("tiny", SPARSE | {"train.workers": 2, "train.batch_size": 1})
+    whole, first, rest = Recorder(work), Recorder(work), Recorder()
+    train(experiment, 0, index, device=CPU, workdir=work, callbacks=whole)
+    asked: list[int] = []
+
+    def stop() -> bool:
+        asked.append(1)
+        return rank == 0 and len(asked) == 3
+
+    outcome = train(experiment, 0, index, device=CPU, workdir=work, callbacks=first, should_stop=stop)
+    assert (outcome.status, outcome.iteration) == ("stopped", 3)
+    dist.barrier()
+    train(experiment, 0, index, device=CPU, workdir=work, callbacks=rest, resume=work / "3.pt")
+    out.put((rank, whole.calls, whole.scores, whole.losses, rest.scores, rest.losses))
     dist.destroy_process_group()
 
 
-def test_two_ranks_agree_and_only_the_first_writes(index: DataIndex, tmp_path: Path) -> None:
+def test_two_ranks_agree_stop_together_and_only_the_first_writes(index: DataIndex, tmp_path: Path) -> None:
     import socket
 
     with socket.socket() as free:
@@ -176,11 +261,13 @@ def test_two_ranks_agree_and_only_the_first_writes(index: DataIndex, tmp_path: P
     results = dict((r[0], r[1:]) for r in (out.get(), out.get()))
     for process in processes:
         process.join(60)
-    assert results[0][1] == results[1][1]  # the same scores
+    calls, scores, losses, scores_of_rest, losses_of_rest = results[0]
+    assert scores == results[1][1]
     assert [c for c in results[1][0] if not c.startswith(("start", "evaluation"))] == []
-    assert "checkpoint 6" in results[0][0]
+    assert "checkpoint 8" in calls
+    assert (scores_of_rest, losses_of_rest) == (scores, losses)  # stopped between records, and gone on from there
 
-    passes, _ = run(index, tmp_path, resolve("tiny", SMALL | {"train.accumulate": 2, "train.batch_size": 1}))
-    for iteration, losses in results[0][2].items():  # two passes of one process are two ranks
-        assert passes.losses[iteration] == pytest.approx(losses, rel=1e-4), iteration
-    assert len(results[0][2]) > 1
+    passes, _ = run(index, tmp_path, resolve("tiny", SPARSE | {"train.accumulate": 2, "train.batch_size": 1}))
+    for iteration, record in losses.items():  # two passes of one process are two ranks
+        assert passes.losses[iteration] == pytest.approx(record, rel=1e-4), iteration
+    assert len(losses) > 1
