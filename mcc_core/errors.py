@@ -16,4 +16,6 @@ class DataError(UsageError):
 
 
 class TrainingFault(MCCError):  # noqa: N818  a fault of the run, not of the caller
-    """A run stopped for a reason of its own, such as a loss that is not finite. Exit code 1."""
+    """A run stopped for a reason of its own: a loss or a weight that is not finite. Exit code 1."""
+
+    cause = "nan"

@@ -5,7 +5,8 @@ An event is one JSON object with `t` (unix seconds), `kind` and `iteration` (fin
 - start: `attempt`, `info`; the attempt goes on after `iteration` finished iterations (0: from the beginning)
 - metrics: `metrics` (key to number)
 - image: `key`, `path`; checkpoint: `path`; artifact: `key`, `path` (paths are keys of Storage)
-- end: `status` finished, failed or stopped; `message`; `metrics` of the last evaluation; `launch` (who ran it)
+- end: `status` finished, failed or stopped; `message`; `metrics` of the last evaluation; `launch` (who ran it);
+  `cause` of a failure where it has a name, such as nan
 
 Events lie in segments `trials/<identity>/events/<attempt>-<number>.jsonl`, which never change once stored and whose
 names sort in the order of writing. An attempt repeats the iterations that its predecessor did after the checkpoint it
@@ -16,6 +17,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -81,7 +84,7 @@ class EventLog:
     def _flush_in_time(self) -> None:
         while not self._closed:
             self._wake.wait(self._flush_s)
-            with contextlib.suppress(OSError):  # a full disk: the events wait, and the worker's own flush raises
+            with contextlib.suppress(OSError):  # no space for long: the events wait, and the worker's own flush raises
                 self.flush()
 
 
@@ -148,6 +151,7 @@ class TrialState:
     message: str = ""
     metrics: dict[str, float] | None = None
     launch: str = ""
+    cause: str = ""
 
 
 def trial_state(storage: Storage, identity: str) -> TrialState:
@@ -159,17 +163,33 @@ def trial_state(storage: Storage, identity: str) -> TrialState:
     last = read_segment(storage, identity, names[-1])[-1]
     if last["kind"] != "end":
         return TrialState("running", attempt)
-    return TrialState(last["status"], attempt, last["message"], last.get("metrics"), last.get("launch", ""))
+    launch, cause = last.get("launch", ""), last.get("cause", "")
+    return TrialState(last["status"], attempt, last["message"], last.get("metrics"), launch, cause)
+
+
+def claim_attempt(storage: Storage, identity: str) -> int:
+    """Number of a new attempt, put on record at once: one that never got to write an event keeps its number."""
+    folder = f"trials/{identity}/attempts"
+    number = 1 + newest_attempt(storage, identity)
+    mark = {"t": round(time.time(), 3), "host": socket.gethostname(), "pid": os.getpid()}
+    storage.write(f"{folder}/{number:04d}.json", json.dumps(mark).encode())
+    return number
+
+
+def newest_attempt(storage: Storage, identity: str) -> int:
+    """The highest number that an attempt of a trial has had; 0 when there was none."""
+    names = [key.rsplit("/", 1)[1] for key in storage.list(f"trials/{identity}/attempts")] + segments(storage, identity)
+    return max((int(name[:4]) for name in names), default=0)
 
 
 def write_end(
-    storage: Storage, identity: str, status: str, message: str, *, launch: str = "", iteration: int = 0
+    storage: Storage, identity: str, status: str, message: str, *, launch: str = "", iteration: int = 0, cause: str = ""
 ) -> None:
     """End the newest attempt from outside, for a worker that could not do it itself."""
     names = segments(storage, identity)
     attempt = int(names[-1].split("-")[0]) if names else 1
     event = {"t": round(time.time(), 3), "kind": "end", "iteration": iteration, "status": status, "message": message}
-    line = json.dumps(event | {"metrics": {}, "launch": launch}) + "\n"
+    line = json.dumps(event | {"metrics": {}, "launch": launch, "cause": cause}) + "\n"
     storage.write(f"{events_folder(identity)}/{_name(attempt, _LAST)}", line.encode())
 
 

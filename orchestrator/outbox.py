@@ -1,19 +1,22 @@
 """Files on their way to storage: first on local disk, then sent in order by a thread, however long that takes.
 
 Nothing that was put in is lost when storage is away for a while or the process is killed: what was not sent stays in
-the outbox's folder and is sent first by the next outbox of the same folder.
+the outbox's folder and is sent first by the next outbox of the same folder. On a full disk putting waits for space.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import shutil
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from orchestrator.storage import Storage
+from orchestrator.storage import Storage, is_full, patiently
 
 _RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0)  # pauses between attempts at one file
 
@@ -37,12 +40,7 @@ class Outbox:
 
     def put(self, key: str, data: bytes) -> None:
         """Queue a file with this content."""
-        partial = self._partial()
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        self._queue(partial, "put", key)
+        patiently(lambda: self._queue(self._written(data), "put", key), when=is_full)
 
     def put_file(self, key: str, file: Path) -> None:
         """Queue a file, which is moved away."""
@@ -50,9 +48,7 @@ class Outbox:
 
     def put_delete(self, key: str) -> None:
         """Queue the removal of a stored file, after everything queued before."""
-        partial = self._partial()
-        partial.touch()
-        self._queue(partial, "del", key)
+        patiently(lambda: self._queue(self._written(b""), "del", key), when=is_full)
 
     def drain(self, timeout: float) -> bool:
         """Wait until everything queued is stored; False when that takes longer than `timeout` seconds."""
@@ -77,8 +73,18 @@ class Outbox:
             self.folder.rmdir()
         return done
 
-    def _partial(self) -> Path:
-        return self.folder / f"{threading.get_ident()}.part"
+    def _written(self, data: bytes) -> Path:
+        partial = self.folder / f"{threading.get_ident()}.part"
+        try:
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise
+        return partial
 
     def _queue(self, file: Path, action: str, key: str) -> None:
         with self._changed:
@@ -119,3 +125,30 @@ class Outbox:
             self.storage.delete(key)
             with contextlib.suppress(FileNotFoundError):
                 file.unlink()
+
+
+@contextlib.contextmanager
+def alone(file: Path, seconds: float = 60.0) -> Iterator[None]:
+    """Hold a lock that the system takes from a process when it dies. A predecessor that is being ended is waited for.
+
+    Raises OSError when it does not end in time.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as lock:
+        patiently(lambda: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB), seconds)
+        yield
+
+
+def send_leftovers(storage: Storage, folder: Path, newest: int, seconds: float) -> None:
+    """Send what earlier attempts on this machine left in `folder`/<attempt>.
+
+    Only the newest attempt of all has something to say: what an attempt left that was followed by another, on another
+    machine perhaps, is superseded by what that one did, and is removed. Raises OSError when storage does not answer.
+    """
+    for left in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if left.name.isdigit() and int(left.name) >= newest:
+            outbox = Outbox(storage, left)
+            if not outbox.close(seconds):
+                raise OSError(f"{storage.url}: does not answer: {outbox.error}")
+        else:
+            shutil.rmtree(left)

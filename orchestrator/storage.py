@@ -5,13 +5,17 @@ A key is a relative path with forward slashes. A file appears whole or not at al
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from pyarrow import fs
@@ -19,14 +23,27 @@ from pyarrow import fs
 from mcc_core.errors import UsageError
 
 _BLOCK = 8 << 20  # bytes
+_PART = ".part"
+PATIENCE_S = 600.0
+_CONNECT_S, _ANSWER_S, _TRIES = 5, 20, 3  # then whoever asked decides whether to go on trying
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file in storage, or an upload that was begun and never ended."""
+
+    key: str
+    size: int  # bytes; 0 where it is not known
+    modified: float  # unix seconds
+    upload: str = ""  # the server's id of an unfinished upload
 
 
 class Storage:
     """A folder (`/path`, `file:///path`) or a bucket with a prefix (`s3://bucket/prefix`).
 
-    Every method raises FileNotFoundError for a missing key where a file is needed, and OSError when the storage does
-    not answer. Raises UsageError for an address it cannot use.
+    Every method raises FileNotFoundError for a missing key where a file is needed, ValueError for a key that leads
+    out of the storage, and OSError when the storage does not answer. Raises UsageError for an address it cannot use.
     """
 
     def __init__(self, url: str) -> None:
@@ -38,6 +55,11 @@ class Storage:
             self._root = self._folder.as_posix()
             self._fs: fs.FileSystem = fs.LocalFileSystem()
         elif kind == "s3":
+            if "@" in rest or "?" in rest:
+                raise UsageError(
+                    "MCC_STORAGE: give s3://bucket/prefix alone; keys come from AWS_ACCESS_KEY_ID and "
+                    "AWS_SECRET_ACCESS_KEY (or the AWS files), the address of a server from AWS_ENDPOINT_URL"
+                )
             self._root = rest
             self._fs = _s3(rest.partition("/")[0])
         else:
@@ -53,12 +75,12 @@ class Storage:
 
     def local(self, key: str) -> Path | None:
         """The file of a key in a local folder, whether it exists or not; None in a bucket."""
-        return self._folder / key if self._folder else None
+        return self._folder / _inside(key) if self._folder else None
 
     def write(self, key: str, data: bytes) -> None:
         """Create or replace a file."""
         if self._folder:
-            with _whole(self._folder / key) as partial, partial.open("wb") as file:
+            with _whole(self._folder / _inside(key)) as partial, partial.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -91,7 +113,7 @@ class Storage:
     def delete(self, key: str) -> None:
         """Remove a file; one that does not exist is no error."""
         if self._folder:
-            (self._folder / key).unlink(missing_ok=True)
+            (self._folder / _inside(key)).unlink(missing_ok=True)
         elif self.exists(key):
             self._fs.delete_file(self._path(key))
 
@@ -103,14 +125,22 @@ class Storage:
     def upload(self, file: Path, key: str, *, move: bool = False) -> None:
         """Store a local file under a key; with `move` the local file is gone afterwards."""
         if self._folder:
-            with _whole(self._folder / key) as partial:
+            with _whole(self._folder / _inside(key)) as partial:
                 if move:
                     shutil.move(file, partial)  # a rename where both are on one disk
                 else:
                     shutil.copyfile(file, partial)
             return
-        with file.open("rb") as source, self._fs.open_output_stream(self._path(key)) as stream:
-            shutil.copyfileobj(source, stream, _BLOCK)
+        with file.open("rb") as source:
+            stream = self._fs.open_output_stream(self._path(key))
+            try:
+                shutil.copyfileobj(source, stream, _BLOCK)
+            except BaseException:
+                with contextlib.suppress(OSError):  # closing is what makes the object appear, cut short
+                    stream.close()
+                    self._fs.delete_file(self._path(key))
+                raise
+            stream.close()
         if move:
             file.unlink()
 
@@ -126,22 +156,95 @@ class Storage:
             self.write(key, b"ok")
             self.delete(key)
         except OSError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise UsageError(f"MCC_STORAGE: {self.url}: cannot be written: {reason}") from None
+            raise UsageError(
+                f"MCC_STORAGE: {self.url}: cannot be written: {reason(error)}; mcc storage check says more"
+            ) from None
+
+    def files(self, prefix: str, *, hidden: bool = False) -> Iterator[Stored]:
+        """Every file below a folder, in any depth; with `hidden` the parts that killed processes left, too."""
+        selector = fs.FileSelector(self._path(prefix), allow_not_found=True, recursive=True)
+        start = len(self._root) + 1
+        for info in self._fs.get_file_info(selector):
+            if info.type == fs.FileType.File and hidden >= info.path.endswith(_PART):
+                yield Stored(info.path[start:], int(info.size), info.mtime.timestamp())
+
+    def free_bytes(self) -> int | None:
+        """What the disk of a folder has left; None for a bucket."""
+        return free_bytes(self._folder) if self._folder else None
+
+    @property
+    def bucket(self) -> str | None:
+        """Name of the bucket; None for a folder."""
+        return None if self._folder else self._root.partition("/")[0]
+
+    def bucket_exists(self) -> bool:
+        """Whether the bucket is there for these credentials. Raises OSError with the server's answer otherwise."""
+        return bool(self._asked(lambda s3: s3.head_bucket(Bucket=self.bucket), missing={"404", "NoSuchBucket"}))
+
+    def create_bucket(self) -> None:
+        """Make the bucket, where it is missing."""
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+        place = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+        self._asked(lambda s3: s3.create_bucket(Bucket=self.bucket, **place), missing={"BucketAlreadyOwnedByYou"})
+
+    def unfinished_uploads(self) -> Sequence[Stored]:
+        """Uploads below the prefix that were begun and neither ended nor given up; they cost space in a bucket."""
+        if self._folder:
+            return []
+        start = len(self._root.partition("/")[2]) + 1 if "/" in self._root else 0
+        found = []
+        pages = self._asked(
+            lambda s3: list(
+                s3.get_paginator("list_multipart_uploads").paginate(
+                    Bucket=self.bucket, Prefix=self._root.partition("/")[2]
+                )
+            )
+        )
+        for page in pages:
+            for one in page.get("Uploads", []):
+                begun: datetime = one["Initiated"]
+                found.append(Stored(one["Key"][start:], 0, begun.timestamp(), one["UploadId"]))
+        return found
+
+    def abort_upload(self, one: Stored) -> None:
+        """Give up an unfinished upload."""
+        key = "/".join(part for part in (self._root.partition("/")[2], one.key) if part)
+        self._asked(
+            lambda s3: s3.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=one.upload),
+            missing={"404", "NoSuchUpload"},
+        )
+
+    def _asked(self, question: Callable[[Any], Any], missing: Collection[str] = ()) -> Any:
+        """The server's answer through boto3, None where its error code is in `missing`; other errors are OSErrors."""
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        config = Config(connect_timeout=_CONNECT_S, read_timeout=_ANSWER_S, retries={"total_max_attempts": _TRIES})
+        try:
+            region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+            return question(boto3.client("s3", endpoint_url=_endpoint(), region_name=region, config=config))
+        except ClientError as error:
+            if error.response["Error"]["Code"] in missing:
+                return None
+            raise OSError(f"{error.response['Error']['Code']}: {reason(error)}") from None
+        except BotoCoreError as error:
+            raise OSError(reason(error)) from None
 
     def _path(self, key: str) -> str:
-        return f"{self._root}/{key}" if key else self._root
+        return f"{self._root}/{_inside(key)}" if key else self._root
 
     def _entries(self, prefix: str) -> Iterator[tuple[str, fs.FileType]]:
         selector = fs.FileSelector(self._path(prefix), allow_not_found=True)
         start = len(self._root) + 1
         found = sorted((info.path[start:], info.type) for info in self._fs.get_file_info(selector))
-        hidden = (".part", "/")
-        return ((key, kind) for key, kind in found if not key.endswith(hidden) and key != prefix)
+        return ((key, kind) for key, kind in found if not key.endswith((_PART, "/")) and key != prefix)
 
 
-def patiently(action: Callable[[], T], seconds: float = 600.0) -> T:
-    """Result of `action`, tried again while storage does not answer, for as long as `seconds`."""
+def patiently(
+    action: Callable[[], T], seconds: float = PATIENCE_S, when: Callable[[OSError], bool] = lambda error: True
+) -> T:
+    """Result of `action`, tried again while storage does not answer (or `when` the error is such), for `seconds`."""
     deadline = time.monotonic() + seconds
     pause = 0.5
     while True:
@@ -149,8 +252,8 @@ def patiently(action: Callable[[], T], seconds: float = 600.0) -> T:
             return action()
         except FileNotFoundError:
             raise
-        except OSError:
-            if time.monotonic() + pause > deadline:
+        except OSError as error:
+            if not when(error) or time.monotonic() + pause > deadline:
                 raise
         time.sleep(pause)
         pause = min(2 * pause, 15.0)
@@ -161,7 +264,7 @@ class _whole:  # noqa: N801 (a context manager that reads like a function)
 
     def __init__(self, target: Path) -> None:
         self.target = target
-        self.partial = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.part")
+        self.partial = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}{_PART}")
 
     def __enter__(self) -> Path:
         self.target.parent.mkdir(parents=True, exist_ok=True)
@@ -174,20 +277,57 @@ class _whole:  # noqa: N801 (a context manager that reads like a function)
             self.partial.unlink(missing_ok=True)
 
 
+def is_full(error: OSError) -> bool:
+    """Whether a disk, or what the user may have of it, is full: somebody can make room, and work goes on."""
+    return error.errno in {errno.ENOSPC, errno.EDQUOT}
+
+
+def free_bytes(folder: Path) -> int:
+    """What the disk has left on which a folder lies or would lie."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def reason(error: BaseException) -> str:
+    """An error as one line of bounded length."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _inside(key: str) -> str:
+    path = PurePosixPath(key)
+    if path.is_absolute() or ".." in path.parts or "\0" in key:
+        raise ValueError(f"{key!r} is not a key inside the storage")
+    return key
+
+
+def _endpoint() -> str | None:
+    """Address of an S3 server that is not AWS. Ray and MLflow read a variable each: one is enough for all."""
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL")
+    found = next((os.environ[name] for name in names if os.environ.get(name)), None)
+    if found is not None:
+        if urlsplit(found).scheme not in {"http", "https"} or "@" in found:
+            raise UsageError("AWS_ENDPOINT_URL: expected http://host:port or https://host, and nothing else in it")
+        for name in names[1:]:
+            os.environ.setdefault(name, found)
+    return found
+
+
 def _s3(bucket: str) -> fs.S3FileSystem:
     """A client by the environment. pyarrow alone does not read the endpoint variables, and would wait very long."""
     if not bucket:
         raise UsageError("MCC_STORAGE: s3:// lacks a bucket: s3://bucket/prefix")
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = _endpoint()
     parts = urlsplit(endpoint) if endpoint else None
     try:
         return fs.S3FileSystem(
             endpoint_override=parts.netloc if parts else None,
             scheme=parts.scheme if parts else "https",
             region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
-            connect_timeout=5,
-            request_timeout=60,
-            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=3),
+            connect_timeout=_CONNECT_S,
+            request_timeout=_ANSWER_S,
+            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_TRIES),
+            allow_delayed_open=True,  # one request for a small file instead of three
         )
     except OSError as error:
-        raise UsageError(f"MCC_STORAGE: s3://{bucket}: {' '.join(str(error).split())[:300]}") from None
+        raise UsageError(f"MCC_STORAGE: s3://{bucket}: {reason(error)}") from None

@@ -1,7 +1,8 @@
 """What one Ray Train worker runs: the engine, with callbacks that write the event log and report to Ray.
 
 Rank 0 writes. Events, pictures and checkpoints go to storage through one outbox, in order: a checkpoint is stored
-only after every event up to it, so a trial that goes on from a checkpoint has no hole in its log.
+only after every event up to it, so a trial that goes on from a checkpoint has no hole in its log. Storage that is away
+delays what is sent; a full disk makes the training wait.
 """
 
 from __future__ import annotations
@@ -9,17 +10,16 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import io
-import json
 import os
 import platform
 import re
 import shutil
 import socket
 import sys
-import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,13 @@ from mcc_core.errors import DataError, MCCError
 from mcc_core.evaluation import EvaluationRecord
 from orchestrator.assignment import Assignment
 from orchestrator.estimate import Speed, speed_profile, speed_record
-from orchestrator.events import EventLog, trial_state, write_end
-from orchestrator.outbox import Outbox
-from orchestrator.storage import Storage, patiently
+from orchestrator.events import EventLog, claim_attempt, newest_attempt, trial_state, write_end
+from orchestrator.outbox import Outbox, alone, send_leftovers
+from orchestrator.storage import PATIENCE_S, Storage, is_full, patiently
 from orchestrator.trial_files import CheckpointShelf, Saved, checkpoint_key, newest_checkpoint, saved_checkpoints
 
 _DRAIN_S = 300.0  # how long the end of an attempt waits for storage that does not answer
-_STOP_POLL_S = 1.0
+_STOP_POLL_S = 0.5
 
 
 def train_loop(config: dict[str, Any]) -> None:
@@ -58,20 +58,26 @@ def train_loop(config: dict[str, Any]) -> None:
     if state.launch == task.launch and state.status in {"failed", "finished"}:
         return
     torch.set_num_threads(max(1, round(task.cpus_per_worker)))
-    work = task.local_home() / "work" / task.identity / f"rank{rank}"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    outbox = _leftovers_sent(storage, task) if rank == 0 else None
-    resume = _chosen(storage, task, work, rank)
-    try:
-        with _output_in(storage, task.identity, f"{resume.attempt:04d}-rank{rank}.log", work):
-            _attempt(task, storage, outbox, resume, work, rank, world)
-    finally:
-        if outbox is not None:
-            outbox.close(timeout=10)
+    home = task.local_home()
+    work = home / "work" / task.identity / f"rank{rank}"
+    outbox: Outbox | None = None
+    # A worker whose driver was killed may live for some seconds beside its successor.
+    with alone(home / "locks" / f"{task.identity}-rank{rank}"):
         shutil.rmtree(work, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            work.parent.rmdir()
+        work.mkdir(parents=True)
+        try:
+            resume = _chosen(storage, task, work, rank)
+            if rank == 0:
+                outbox = Outbox(storage, _outbox_folder(task) / f"{resume.attempt:04d}")
+            with _output_in(storage, task.identity, f"{resume.attempt:04d}-rank{rank}.log", work):
+                _attempt(task, storage, outbox, resume, work, rank, world)
+        finally:
+            if outbox is not None:
+                outbox.close(timeout=10)
+            shutil.rmtree(work, ignore_errors=True)
+            for folder in (_outbox_folder(task), work.parent):  # stays when something is left in it
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
 
 
 @dataclass(frozen=True)
@@ -84,20 +90,18 @@ class Resume:
     complaints: list[str]
 
 
-def _leftovers_sent(storage: Storage, task: Assignment) -> Outbox:
-    """The trial's outbox, after what an earlier attempt on this machine left in it was sent."""
-    outbox = Outbox(storage, task.local_home() / "outbox" / task.identity)
-    if not outbox.drain(_DRAIN_S):
-        raise OSError(f"{storage.url}: does not answer: {outbox.error}")
-    return outbox
+def _outbox_folder(task: Assignment) -> Path:
+    return task.local_home() / "outbox" / task.identity
 
 
 def _chosen(storage: Storage, task: Assignment, work: Path, rank: int) -> Resume:
-    """Rank 0 chooses where to go on from; the others follow."""
+    """Rank 0 chooses where to go on from, after what an earlier attempt left here was sent; the others follow."""
     from ray.train.collective import broadcast_from_rank_zero
 
     if rank == 0:
-        attempt = patiently(lambda: trial_state(storage, task.identity)).attempt + 1
+        newest = patiently(lambda: newest_attempt(storage, task.identity))
+        send_leftovers(storage, _outbox_folder(task), newest, _DRAIN_S)
+        attempt = patiently(lambda: claim_attempt(storage, task.identity))
         one, file, complaints = patiently(lambda: newest_checkpoint(storage, task.identity, work))
         choice = (attempt, one.iteration if one else 0, complaints)
         broadcast_from_rank_zero(choice)
@@ -115,6 +119,7 @@ def _attempt(
     task: Assignment, storage: Storage, outbox: Outbox | None, resume: Resume, work: Path, rank: int, world: int
 ) -> None:
     reporter: Reporter | None = None
+    stop = _StopFlag(storage, task.stop_key)
     try:
         experiment = validate(Experiment, task.experiment, task.name)
         callbacks: Callbacks
@@ -131,28 +136,31 @@ def _attempt(
             workdir=work,
             callbacks=callbacks,
             resume=resume.file,
-            should_stop=_stop_asked(storage, task.stop_key) if rank == 0 else lambda: False,
+            should_stop=stop.asked if rank == 0 else lambda: False,
         )
         if reporter is not None:
             reporter.end(outcome)
     except MCCError as error:
-        _give_up(task, storage, reporter, str(error), world)
+        _give_up(task, storage, reporter, str(error), getattr(error, "cause", ""), world)
     except BaseException:
         traceback.print_exc()
         raise
     finally:
+        stop.close()
         if reporter is not None:
             reporter.log.close()
 
 
-def _give_up(task: Assignment, storage: Storage, reporter: Reporter | None, message: str, world: int) -> None:
+def _give_up(
+    task: Assignment, storage: Storage, reporter: Reporter | None, message: str, cause: str, world: int
+) -> None:
     """End the trial as failed. Ranks that wait for this one must be ended, so it raises when there are others; the
     next attempt then finds the trial ended and does nothing."""
     print(f"error: {message}", flush=True)
     if reporter is not None:
-        reporter.fail(message)
+        reporter.fail(message, cause)
     elif trial_state(storage, task.identity).launch != task.launch:
-        write_end(storage, task.identity, "failed", message, launch=task.launch)
+        write_end(storage, task.identity, "failed", message, launch=task.launch, cause=cause)
     if world > 1:
         raise TrialFailedError(message)
 
@@ -174,6 +182,7 @@ class Reporter(Callbacks):
         self.speed = _SpeedMeter(experiment, resume.iteration)
         self.pending: tuple[int, Path] | None = None
         self.started = False
+        self.full_since: float | None = None
 
     def on_start(self, iteration: int, info: dict[str, Any]) -> None:
         self.started = True
@@ -187,7 +196,16 @@ class Reporter(Callbacks):
 
     def on_checkpoint(self, iteration: int, file: Path) -> None:
         # Stored after the evaluation's events: a trial that goes on from it does not evaluate this iteration again.
-        self.pending = (iteration, file)
+        self.pending, self.full_since = (iteration, file), None
+
+    def on_write_error(self, error: OSError) -> None:
+        """Somebody may make room on a full disk; until then the training waits."""
+        if self.full_since is None:
+            print(f"waiting for space: {error}", flush=True)
+            self.full_since = time.monotonic()
+        if not is_full(error) or time.monotonic() - self.full_since > PATIENCE_S:
+            raise error
+        time.sleep(1)
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
         self.speed.evaluation()
@@ -199,21 +217,20 @@ class Reporter(Callbacks):
             picture.save(encoded, "PNG")
             self.outbox.put(path, encoded.getvalue())
             self.log.emit("image", record.iteration, key=f"panel/{name}", path=path)
-        key = self.store(metrics.get(self.task.metric))
-        _report(metrics | {"iteration": record.iteration}, {"checkpoint": key, "iteration": record.iteration})
+        self.store(metrics.get(self.task.metric))
+        _report(metrics | {"iteration": record.iteration})
         self.speed.restart()
 
-    def store(self, score: float | None) -> str | None:
+    def store(self, score: float | None) -> None:
         """Queue the pending checkpoint after every event so far; its own event comes after it."""
         if self.pending is None:
-            return None
+            return
         iteration, file = self.pending
         self.pending = None
         self.log.flush()
         key = self.shelf.add(file, iteration, score)
         self.log.emit("checkpoint", iteration, path=key)
         self.log.flush()
-        return key
 
     def end(self, outcome: Outcome) -> None:
         """The run is over; returns when everything is in storage, raises OSError when storage does not answer."""
@@ -225,15 +242,16 @@ class Reporter(Callbacks):
         if not self.outbox.drain(_DRAIN_S):
             raise OSError(f"{self.outbox.storage.url}: does not answer: {self.outbox.error}; the rest waits on disk")
 
-    def fail(self, message: str) -> None:
+    def fail(self, message: str, cause: str) -> None:
         """The run failed for good, perhaps before it began."""
         if not self.started:
             self.on_start(self.iteration, {})
-        self._end("failed", message, self.iteration, {})
+        self._end("failed", message, self.iteration, {}, cause)
         self.outbox.drain(_DRAIN_S)
 
-    def _end(self, status: str, message: str, iteration: int, metrics: dict[str, float]) -> None:
-        self.log.emit("end", iteration, status=status, message=message, metrics=metrics, launch=self.task.launch)
+    def _end(self, status: str, message: str, iteration: int, metrics: dict[str, float], cause: str = "") -> None:
+        fields = {"status": status, "message": message, "metrics": metrics, "launch": self.task.launch, "cause": cause}
+        self.log.emit("end", iteration, **fields)
         self.log.flush()
 
 
@@ -241,7 +259,7 @@ class _OtherRank(Callbacks):
     """Ranks above 0 only report to Ray, as often as rank 0 does."""
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
-        _report({"iteration": record.iteration}, None)
+        _report({"iteration": record.iteration})
 
 
 class _SpeedMeter:
@@ -275,16 +293,11 @@ class _SpeedMeter:
         return Speed(self._train_s / self._iterations, mean)
 
 
-def _report(metrics: dict[str, Any], pointer: dict[str, Any] | None) -> None:
-    """Tell Ray. Its checkpoint is a pointer: the file itself is kept once, by us."""
+def _report(metrics: dict[str, Any]) -> None:
+    """Tell Ray, without a checkpoint: those are ours to keep, and Ray would fail where storage is away for a while."""
     import ray.train
 
-    if pointer is None:
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "pointer.json").write_text(json.dumps(pointer))
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+    ray.train.report(metrics)
 
 
 def _device() -> torch.device:
@@ -301,19 +314,24 @@ def _same_data(index: DataIndex, task: Assignment) -> DataIndex:
     return index
 
 
-def _stop_asked(storage: Storage, key: str) -> Callable[[], bool]:
-    """Whether the sweep's stop flag is set, asking storage at most once a second."""
-    asked, answer = 0.0, False
+class _StopFlag:
+    """Looks for the sweep's stop flag in a thread, so that training never waits for the answer."""
 
-    def check() -> bool:
-        nonlocal asked, answer
-        if not answer and time.monotonic() - asked >= _STOP_POLL_S:
-            asked = time.monotonic()
+    def __init__(self, storage: Storage, key: str) -> None:
+        self._storage, self._key = storage, key
+        self._asked, self._closed = False, threading.Event()
+        threading.Thread(target=self._look, name="stop flag", daemon=True).start()
+
+    def asked(self) -> bool:
+        return self._asked
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _look(self) -> None:
+        while not self._asked and not self._closed.wait(_STOP_POLL_S):
             with contextlib.suppress(OSError):
-                answer = storage.exists(key)
-        return answer
-
-    return check
+                self._asked = self._storage.exists(self._key)
 
 
 def _machine(resume: Resume) -> dict[str, Any]:
