@@ -160,12 +160,12 @@ class Storage:
                 f"MCC_STORAGE: {self.url}: cannot be written: {reason(error)}; mcc storage check says more"
             ) from None
 
-    def files(self, prefix: str, *, hidden: bool = False) -> Iterator[Stored]:
-        """Every file below a folder, in any depth; with `hidden` the parts that killed processes left, too."""
+    def files(self, prefix: str, *, parts: bool = False) -> Iterator[Stored]:
+        """Every file below a folder, in any depth; with `parts` what killed processes left of files instead."""
         selector = fs.FileSelector(self._path(prefix), allow_not_found=True, recursive=True)
         start = len(self._root) + 1
-        for info in self._fs.get_file_info(selector):
-            if info.type == fs.FileType.File and hidden >= info.path.endswith(_PART):
+        for info in sorted(self._fs.get_file_info(selector), key=lambda info: str(info.path)):
+            if info.type == fs.FileType.File and info.path.endswith(_PART) == parts:
                 yield Stored(info.path[start:], int(info.size), info.mtime.timestamp())
 
     def free_bytes(self) -> int | None:
@@ -223,7 +223,8 @@ class Storage:
         config = Config(connect_timeout=_CONNECT_S, read_timeout=_ANSWER_S, retries={"total_max_attempts": _TRIES})
         try:
             region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-            return question(boto3.client("s3", endpoint_url=_endpoint(), region_name=region, config=config))
+            client = boto3.Session().client  # not the default session, which keeps the first credentials it saw
+            return question(client("s3", endpoint_url=_endpoint(), region_name=region, config=config))
         except ClientError as error:
             if error.response["Error"]["Code"] in missing:
                 return None

@@ -11,7 +11,7 @@ from pathlib import Path
 from orchestrator.outbox import Outbox
 from orchestrator.storage import Storage
 
-_KEPT = 2  # newest checkpoints kept beside the best
+KEPT = 2  # newest checkpoints kept beside the best
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class CheckpointShelf:
         return key
 
     def _prune(self) -> None:
-        keep = {s.iteration for s in sorted(self.saved, key=lambda s: s.iteration)[-_KEPT:]}
+        keep = {s.iteration for s in sorted(self.saved, key=lambda s: s.iteration)[-KEPT:]}
         if (best := best_saved(self.saved, self.mode)) is not None:
             keep.add(best.iteration)
         for one in [s for s in self.saved if s.iteration not in keep]:

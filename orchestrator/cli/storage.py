@@ -1,0 +1,52 @@
+"""`mcc storage`: is it in order, and what in it can go."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Look after the storage (MCC_STORAGE).", no_args_is_help=True)
+
+
+@app.command()
+def check(
+    create: Annotated[bool, typer.Option("--create", help="Make the bucket if it is missing.")] = False,
+) -> None:
+    """Try what trials do with the storage: one line each, with the fix where one is needed."""
+    from orchestrator import storage_care
+    from orchestrator.settings import Settings
+
+    settings = Settings.from_environment()
+    print(settings.storage)
+    good = True
+    for found in storage_care.check(settings, create=create):
+        good = good and found.good
+        print(f"  {'ok  ' if found.good else 'FAIL'} {found.name}: {found.detail}")
+        if not found.good:
+            print(f"       fix: {found.fix}")
+    raise typer.Exit(0 if good else 1)
+
+
+@app.command()
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    keep: Annotated[int, typer.Option("--keep", min=2, help="Newest checkpoints to keep beside the best.")] = 2,
+    older: Annotated[float, typer.Option("--older", min=0, metavar="HOURS", help="Spare what is younger.")] = 1.0,
+) -> None:
+    """Remove what no sweep refers to. Never anything of a trial that is being run."""
+    from orchestrator import storage_care
+    from orchestrator.settings import Settings
+    from orchestrator.storage import Storage
+
+    settings = Settings.from_environment()
+    storage = Storage(settings.storage)
+    found, notes = storage_care.garbage(storage, settings.home, keep=keep, older_s=3600 * older)
+    for one in found:
+        print(f"{storage_care.size_text(one.size):>12}  {one.what}: {one.key}")
+        if not dry_run:
+            storage_care.remove(storage, one)
+    for note in notes:
+        print(f"kept: {note}")
+    total = storage_care.size_text(sum(one.size for one in found))
+    print(f"{len(found)} things, {total}: {'would be removed' if dry_run else 'removed'}")
