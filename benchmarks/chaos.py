@@ -361,13 +361,14 @@ def nan_loss(folder: Path, reference: Lab) -> Verdict:
 
 def checkpoint_cut(folder: Path, reference: Lab) -> Verdict:
     """Driver killed, the newest checkpoint cut short, submitted again."""
+    from orchestrator.trial_files import checkpoint_key, saved_checkpoints
+
     lab = Lab(folder)
     process = lab.submit()
     lab.until(lambda: lab.reached(3 * EVAL_EVERY), process)
     process.kill()
     process.wait()
-    from orchestrator.trial_files import checkpoint_key, saved_checkpoints
-
+    lab.until(lambda: not Path(f"/proc/{lab.worker()}").exists(), None)  # it outlives its driver by some seconds
     newest = saved_checkpoints(lab.storage, lab.trials()[0])[-1]
     file = lab.storage.local(checkpoint_key(lab.trials()[0], newest.iteration))
     file.write_bytes(file.read_bytes()[: newest.size // 2])

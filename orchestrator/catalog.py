@@ -80,7 +80,7 @@ def _result(storage: Storage, trial: Mapping[str, Any], state: TrialState, alive
     if status not in {"new", "finished"} and (logs := storage.list(f"trials/{identity}/logs")):
         log = storage.where(logs[-1])
     point, varied, seed = trial["point"], trial["varied"], trial["seed"]
-    return Result(identity, trial["name"], point, varied, seed, status, metrics, message, log)
+    return Result(identity, trial["name"], point, varied, seed, status, metrics, message, log, state.cause)
 
 
 def tracked_results(settings: Settings, storage: Storage, sweep: Sweep) -> tuple[list[Result], dict[str, str], str]:

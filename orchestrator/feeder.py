@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from orchestrator.environment import hidden
 from orchestrator.settings import Settings
 from orchestrator.tracking import Tracker
 
@@ -58,7 +59,7 @@ class Feeder:
             if last:
                 self._tracker.finish()
         except Exception as error:  # MLflow, its database, its network, storage: all of it only delays the view
-            self.problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            self.problem = hidden(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
             self._tracker = None  # what it had not sent yet is read again from storage
             return False
         self.problem, self.complaints = None, self._tracker.complaints

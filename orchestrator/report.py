@@ -34,6 +34,7 @@ class Result:
     metrics: Mapping[str, float] = field(default_factory=dict)
     message: str = ""
     log: str | None = None  # where the last output of a trial that did not finish is
+    cause: str = ""  # of a failure that has a name, such as nan
 
 
 @dataclass(frozen=True)

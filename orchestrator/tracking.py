@@ -27,6 +27,7 @@ from mcc_core.config import Experiment, flatten
 from mcc_core.errors import MCCError
 from orchestrator import catalog, report
 from orchestrator.cursor import Cursor
+from orchestrator.environment import hidden
 from orchestrator.events import Event, history, read_segment, segments
 from orchestrator.lease import claimed
 from orchestrator.mlflow_names import metric_name, picture_name, pictures
@@ -301,6 +302,8 @@ class _Child:
                 if one is not None and (name == "last" or one != chosen["last"]):
                     self._checkpoint(checkpoint_key(self.identity, one.iteration), f"{name}.pt")
         self._finished = event["status"] == "finished"
+        if self.run is not None and event.get("cause"):
+            self.client.set_tag(self.run, "mcc.cause", event["cause"])
         self._terminate(event["status"], event["message"], int(1000 * event["t"]))
 
     def _terminate(self, status: str, message: str, at: int | None) -> None:
@@ -338,7 +341,7 @@ def rebuild(settings: Settings, document: Mapping[str, Any]) -> list[str]:
         fresh.finish()
         fresh.reconcile()
     except (MlflowException, OSError) as error:
-        raise MCCError(f"MLflow at {settings.tracking_uri}: {_line(error)}") from None
+        raise MCCError(hidden(f"MLflow at {settings.tracking_uri}: {_line(error)}")) from None
     return fresh.complaints
 
 

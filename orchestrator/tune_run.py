@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.cluster import DRIVER_CPU, prepare_environment
+from orchestrator.environment import keep_credentials_out_of_ray
 from orchestrator.events import trial_state, write_end
 from orchestrator.storage import Storage, patiently
 
@@ -67,6 +68,7 @@ class TuneRun:
         prepare_environment()
         from ray import tune
 
+        keep_credentials_out_of_ray()
         for name in ("ray", "ray.tune", "ray.train"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         driver = tune.with_parameters(

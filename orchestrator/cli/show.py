@@ -87,7 +87,8 @@ def print_status(sweep: Sweep, results: Sequence[Result], console: Console) -> N
     for result in results:
         scores = [f"{100 * result.metrics[k]:.1f}" if k in result.metrics else "" for k in report.COLUMNS.values()]
         name = shortened(result.name, 60 if wide else 34)
-        table.add_row(name, result.status, *scores, *([result.identity] if wide else []))
+        state = f"{result.status}-{result.cause}" if result.cause else result.status
+        table.add_row(name, state, *scores, *([result.identity] if wide else []))
     console.print(table)
     print_unfinished([r for r in results if r.status != "new"], console)
 
