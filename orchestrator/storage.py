@@ -283,6 +283,11 @@ def is_full(error: OSError) -> bool:
     return error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
+def is_away(error: OSError) -> bool:
+    """Whether an S3 server did not answer, or answered with an error of its own."""
+    return error.errno is None or "AWS Error" in str(error)
+
+
 def free_bytes(folder: Path) -> int:
     """What the disk has left on which a folder lies or would lie."""
     while not folder.exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 
 from rich.console import Console
 
@@ -15,7 +16,7 @@ from orchestrator.progress import SweepProgress, print_summary
 from orchestrator.report import summary
 from orchestrator.runner import run, save_plan
 from orchestrator.settings import Settings
-from orchestrator.storage import Storage
+from orchestrator.storage import Storage, patiently
 
 
 def run_and_track(plan: Plan, console: Console, *, force: bool = False) -> int:
@@ -43,7 +44,7 @@ def run_and_track(plan: Plan, console: Console, *, force: bool = False) -> int:
             complete = feeder.finish()
     results = catalog.results(storage, document)
     for name, content in summary(document, results, {}).items():
-        storage.write(f"sweeps/{plan.sweep}/{name}", content)
+        patiently(partial(storage.write, f"sweeps/{plan.sweep}/{name}", content), 60)
     print_summary(plan, results, storage, console, time.monotonic() - began)
     for complaint in feeder.complaints:
         console.print(f"not in MLflow: {complaint}", highlight=False, markup=False, soft_wrap=True)

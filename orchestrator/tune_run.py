@@ -176,6 +176,7 @@ def drive(
             callbacks=[TuneReportCallback()],  # type: ignore[list-item]
         ),
     )
+    patiently(lambda: Storage(task["storage"]).exists(f"trials/{task['identity']}"))  # Ray itself would not wait for it
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:

@@ -40,6 +40,7 @@ from orchestrator.trial_files import CheckpointShelf, Saved, checkpoint_key, new
 
 _DRAIN_S = 300.0  # how long the end of an attempt waits for storage that does not answer
 _STOP_POLL_S = 0.5
+_LOG_S = 5.0
 
 
 def train_loop(config: dict[str, Any]) -> None:
@@ -352,22 +353,38 @@ def _slug(name: str) -> str:
 
 @contextlib.contextmanager
 def _output_in(storage: Storage, identity: str, name: str, work: Path) -> Iterator[None]:
-    """Everything this process prints, and the traceback of a crash, in the trial's log file in storage."""
+    """Everything this process prints, and the traceback of a crash, in the trial's log file in storage; in a bucket it
+    is brought up to date every few seconds."""
     key = f"trials/{identity}/logs/{name}"
     target = storage.local(key)
     file = target or work / name
     file.parent.mkdir(parents=True, exist_ok=True)
+    over = threading.Event()
+
+    def bring_up_to_date() -> None:
+        sent, last = 0, False
+        while not last:
+            last = over.wait(_LOG_S)
+            if (size := file.stat().st_size) > sent:
+                with contextlib.suppress(OSError):
+                    storage.upload(file, key)
+                    sent = size
+
+    sender = threading.Thread(target=bring_up_to_date, name="log", daemon=True)
     with file.open("a") as stream:
         for number in (1, 2):
             os.dup2(stream.fileno(), number)
         sys.stdout.flush()
         faulthandler.enable(stream)
+        if target is None:
+            sender.start()
         try:
             yield
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            with contextlib.suppress(OSError):  # no space
+                sys.stdout.flush()
+                sys.stderr.flush()
             faulthandler.disable()
+            over.set()
             if target is None:
-                with contextlib.suppress(OSError):
-                    storage.upload(file, key)
+                sender.join()

@@ -60,6 +60,13 @@ def main() -> None:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         code = 2 if isinstance(error, UsageError) else 1
+    except OSError as error:
+        from orchestrator.storage import is_away, is_full, reason
+
+        if not (is_full(error) or is_away(error)):
+            raise
+        print(f"error: {reason(error)}; mcc storage check says more", file=sys.stderr)
+        code = 1
     except _ParserError as error:
         if text := error.format_message():  # type: ignore[attr-defined]  # empty: it printed the help
             print(f"error: {text}", file=sys.stderr)

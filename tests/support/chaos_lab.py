@@ -85,8 +85,7 @@ class Lab:
     def storage(self) -> Any:
         from orchestrator.storage import Storage
 
-        with environment_of(self.environment):
-            return Storage(self.environment.get("MCC_STORAGE") or str(self.home))
+        return Storage(self.environment.get("MCC_STORAGE") or str(self.home))
 
     def trials(self) -> list[str]:
         """Identities of the sweep's trials, in order."""
@@ -109,6 +108,8 @@ class Lab:
         deadline = time.monotonic() + timeout
         while not (found := what()):
             if time.monotonic() > deadline or (process is not None and process.poll() is not None):
+                if process is not None:
+                    process.kill()
                 raise RuntimeError(f"waited in vain:\n{self.tail()}")
             time.sleep(0.1)
         return found
@@ -192,7 +193,7 @@ class Lab:
 @contextlib.contextmanager
 def environment_of(values: dict[str, str]) -> Iterator[None]:
     before = dict(os.environ)
-    os.environ.update({k: v for k, v in values.items() if k.startswith("AWS_")})
+    os.environ.update(values)
     try:
         yield
     finally:
