@@ -259,9 +259,8 @@ class _Run:
     def _log(self) -> None:
         """Close the window of iterations. The mean is over ranks too, so that every rank sees the same fault."""
         metrics = self.window.close(self.device, self.world)
-        self.ask_every = max(
-            1, min(self.experiment.train.log_every, round(self.experiment.train.log_every / self.window.lasted))
-        )
+        every = self.experiment.train.log_every
+        self.ask_every = max(1, min(every, round(every / self.window.lasted)))  # about once a second
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]
         if bad:
             raise TrainingFault(f"{', '.join(bad)} not finite at iteration {self.done}; the last checkpoint is kept")
