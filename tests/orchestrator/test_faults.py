@@ -17,13 +17,14 @@ from typing import Any
 
 import pytest
 import torch
-from s3_server import s3_server
+from s3_server import free_port, s3_server
 from tiny import TINY
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.config import resolve
 from mcc_core.data.index import build_index
 from mcc_core.engine import Callbacks, train
+from orchestrator.cli import main
 from orchestrator.events import EventLog, claim_attempt, history, newest_attempt, segments
 from orchestrator.outbox import Outbox, alone, send_leftovers
 from orchestrator.storage import Storage, is_full, patiently
@@ -168,6 +169,20 @@ def test_an_upload_whose_source_breaks_leaves_nothing(tmp_path: Path, monkeypatc
             with pytest.raises(OSError, match="Input/output error"):
                 storage.upload(unreadable, "a/b")
             assert not storage.exists("a/b") and list(storage.files("a", parts=True)) == []
+
+
+def test_storage_that_is_away_is_one_line_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nobody = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}", "AWS_ACCESS_KEY_ID": "k"}
+    for name, value in (nobody | {"AWS_SECRET_ACCESS_KEY": "s", "MCC_STORAGE": "s3://b/x"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.argv", ["mcc", "sweep", "list"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert said.startswith("error: ") and said.count("\n") == 1 and "mcc storage check" in said
 
 
 def test_a_successor_waits_for_a_dying_worker_and_not_for_a_dead_one(tmp_path: Path) -> None:

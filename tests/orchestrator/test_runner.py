@@ -158,7 +158,8 @@ def test_a_killed_worker_is_replaced_and_a_fault_ends_only_its_own_trial(setting
 
     assert results["nan"].status == "failed"
     assert "not finite at iteration" in results["nan"].message
-    assert trial_state(storage, nan.identity).attempt == 1
+    state = trial_state(storage, nan.identity)
+    assert (state.attempt, state.cause) == (1, "nan")
     assert results["nan"].log is not None and "not finite" in Path(results["nan"].log).read_text()
 
 
