@@ -129,13 +129,14 @@ class Outbox:
 
 @contextlib.contextmanager
 def alone(file: Path, seconds: float = 60.0) -> Iterator[None]:
-    """Hold a lock that the system takes from a process when it dies. A predecessor that is being ended is waited for.
+    """Hold a lock that the system takes from a process when it dies, whatever processes that one started. A
+    predecessor that is being ended is waited for.
 
     Raises OSError when it does not end in time.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as lock:
-        patiently(lambda: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB), seconds)
+        patiently(lambda: fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB), seconds)
         yield
 
 
