@@ -43,13 +43,14 @@ def worker_killed(folder: Path, reference: Lab) -> Verdict:
 def node_gone(folder: Path, reference: Lab) -> Verdict:
     """The node that runs the trial vanishes from a cluster of three; storage is a bucket."""
     from ray.cluster_utils import Cluster
-    from s3_server import s3_server
+    from s3_server import free_port, s3_server
 
     (folder / "s3").mkdir(parents=True)
     with s3_server(folder / "s3") as server:
         lab = Lab(folder, **server.environment, MCC_STORAGE=f"s3://{server.bucket}/chaos", RAY_AUTH_MODE="disabled")
         with environment_of(lab.environment):
-            cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True})
+            head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": free_port()}
+            cluster = Cluster(initialize_head=True, head_node_args=head)
             try:
                 nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
                 lab.environment["RAY_ADDRESS"] = cluster.address

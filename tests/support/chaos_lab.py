@@ -131,7 +131,7 @@ class Lab:
         return float(next(e["t"] for e in events[max(starts, default=0) :] if e["kind"] == "metrics") - since)
 
     def repeated(self, trial: int = 0) -> int:
-        """Iterations that were trained more than once."""
+        """Iterations that were recorded and trained again; those of the last seconds before a kill were not recorded."""
         seen, again = 0, 0
         for event in self.events(trial):
             if event["kind"] == "start":
@@ -185,7 +185,7 @@ class Lab:
         self, fault: str, reference: Lab, moment: float, since: str, trial: int = 0, took: float | None = None
     ) -> Verdict:
         complete, equal = self.held_against(reference, trial)
-        lost = f"{self.repeated(trial)} iterations trained again" if self.repeated(trial) else "nothing"
+        lost = f"{self.repeated(trial)} iterations trained again" if self.repeated(trial) else "nothing recorded"
         took = self.recovery(moment, trial) if took is None else took
         return Verdict(fault, lost, took, since, complete, equal)
 
