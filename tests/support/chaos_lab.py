@@ -131,7 +131,7 @@ class Lab:
         return float(next(e["t"] for e in events[max(starts, default=0) :] if e["kind"] == "metrics") - since)
 
     def repeated(self, trial: int = 0) -> int:
-        """Iterations that were recorded and trained again; those of the last seconds before a kill were not recorded."""
+        """Recorded iterations trained again; the last seconds before a kill were not recorded."""
         seen, again = 0, 0
         for event in self.events(trial):
             if event["kind"] == "start":
