@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def train_loop(config: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     storage = Storage(task.storage)
     state = patiently(lambda: trial_state(storage, task.identity))
-    if state.launch == task.launch and state.status in {"failed", "finished"}:
+    if state.launch == task.launch and state.status in {"failed", "finished", "pruned"}:
         return
     torch.set_num_threads(max(1, round(task.cpus_per_worker)))
     work = task.local_home() / "work" / task.identity / f"rank{rank}"
@@ -115,6 +115,7 @@ def _attempt(
     task: Assignment, storage: Storage, outbox: Outbox | None, resume: Resume, work: Path, rank: int, world: int
 ) -> None:
     reporter: Reporter | None = None
+    asked = _StopAsked(storage, task)
     try:
         experiment = validate(Experiment, task.experiment, task.name)
         callbacks: Callbacks
@@ -131,10 +132,11 @@ def _attempt(
             workdir=work,
             callbacks=callbacks,
             resume=resume.file,
-            should_stop=_stop_asked(storage, task.stop_key) if rank == 0 else lambda: False,
+            should_stop=asked if rank == 0 else lambda: False,
+            until=task.until,
         )
         if reporter is not None:
-            reporter.end(outcome)
+            reporter.end(outcome, asked.pruned)
     except MCCError as error:
         _give_up(task, storage, reporter, str(error), world)
     except BaseException:
@@ -178,6 +180,12 @@ class Reporter(Callbacks):
     def on_start(self, iteration: int, info: dict[str, Any]) -> None:
         self.started = True
         self.log.emit("start", self.resume.iteration, attempt=self.resume.attempt, info=_machine(self.resume) | info)
+        if self.task.clone and self.task.clone["iteration"] == self.resume.iteration:
+            self.log.emit(
+                "clone", self.resume.iteration, **{k: v for k, v in self.task.clone.items() if k != "iteration"}
+            )
+        if self.task.fields:
+            self.log.emit("metrics", self.resume.iteration + 1, metrics=self.task.fields)
         self.log.flush()
 
     def on_step(self, record: StepRecord) -> None:
@@ -215,13 +223,17 @@ class Reporter(Callbacks):
         self.log.flush()
         return key
 
-    def end(self, outcome: Outcome) -> None:
-        """The run is over; returns when everything is in storage, raises OSError when storage does not answer."""
+    def end(self, outcome: Outcome, pruned: str | None = None) -> None:
+        """The run is over, or stopped by the scheduler for the reason `pruned`; returns when everything is in storage.
+
+        Raises OSError when storage does not answer."""
         self.store(None)
         if outcome.status == "finished" and (speed := self.speed.result()):
             profile = speed_profile(self.experiment, self.task.cpus_per_worker, self.task.gpus_per_worker)
             self.outbox.put(*speed_record(profile, self.task.identity, speed))
-        self._end(outcome.status, "", outcome.iteration, outcome.metrics)
+        stopped_by_scheduler = outcome.status == "stopped" and pruned is not None
+        status, message = ("pruned", pruned or "") if stopped_by_scheduler else (outcome.status, "")
+        self._end(status, message, outcome.iteration, outcome.metrics)
         if not self.outbox.drain(_DRAIN_S):
             raise OSError(f"{self.outbox.storage.url}: does not answer: {self.outbox.error}; the rest waits on disk")
 
@@ -301,19 +313,22 @@ def _same_data(index: DataIndex, task: Assignment) -> DataIndex:
     return index
 
 
-def _stop_asked(storage: Storage, key: str) -> Callable[[], bool]:
-    """Whether the sweep's stop flag is set, asking storage at most once a second."""
-    asked, answer = 0.0, False
+class _StopAsked:
+    """Whether the sweep's stop flag is set, or the trial's own; asks storage at most once a second."""
 
-    def check() -> bool:
-        nonlocal asked, answer
-        if not answer and time.monotonic() - asked >= _STOP_POLL_S:
-            asked = time.monotonic()
+    def __init__(self, storage: Storage, task: Assignment) -> None:
+        self.storage, self.task = storage, task
+        self.pruned: str | None = None  # why the scheduler ends the trial
+        self._asked, self._answer = 0.0, False
+
+    def __call__(self) -> bool:
+        if not self._answer and time.monotonic() - self._asked >= _STOP_POLL_S:
+            self._asked = time.monotonic()
             with contextlib.suppress(OSError):
-                answer = storage.exists(key)
-        return answer
-
-    return check
+                if self.task.prune_key and self.storage.exists(self.task.prune_key):
+                    self.pruned = self.storage.read(self.task.prune_key).decode()
+                self._answer = self.pruned is not None or self.storage.exists(self.task.stop_key)
+        return self._answer
 
 
 def _machine(resume: Resume) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from mcc_core.errors import UsageError
 from mcc_core.schedules import Constant, value_at
 from orchestrator import report
 from orchestrator.catalog import Sweep
-from orchestrator.plan import Plan, Trial
+from orchestrator.plan import Plan
+from orchestrator.points import Trial
 from orchestrator.progress import board, duration, print_unfinished, shortened
 from orchestrator.report import Result
 from orchestrator.storage import Storage

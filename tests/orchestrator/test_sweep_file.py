@@ -74,7 +74,11 @@ def test_shipped_sweeps_are_valid_on_every_base(file: Path) -> None:
         ("points:", "bases: {voc: {set: {loss.x: 1}}}\npoints:", "s.yaml: bases.voc: set: loss.x: unknown field"),
         ("points:", "bases: {voc: {parameter: {}}}\npoints:", "s.yaml: bases.voc.parameter: unknown field"),
         ("[0.5, {schedule: linear, start: 0.5, end: 0.95}]", "[]", "s.yaml: parameters: mask.ratio: needs at least"),
-        ("[0.5, {schedule: linear, start: 0.5, end: 0.95}]", "0.5", "s.yaml: parameters.mask.ratio: 0.5"),
+        (
+            "[0.5, {schedule: linear, start: 0.5, end: 0.95}]",
+            "0.5",
+            "s.yaml: parameters: mask.ratio: 0.5: expected",
+        ),
         ("points:", "points: [", "s.yaml: line "),
         (GOOD, "- a", "s.yaml: expected a mapping of fields, found list"),
         (GOOD, "name: !!python/object/apply:os.system [ls]", "s.yaml: line 1"),
