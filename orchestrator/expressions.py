@@ -10,6 +10,7 @@ import ast
 import math
 import operator
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from mcc_core.errors import UsageError
@@ -115,7 +116,7 @@ class Expression:
                 return all(found) if isinstance(op, ast.And) else any(found)
             case ast.Compare(left=left, ops=ops, comparators=others):
                 values = [self._value(v, field) for v in (left, *others)]
-                return all(_COMPARE[type(op)](a, b) for op, a, b in zip(ops, values, values[1:], strict=True))
+                return all(_COMPARE[type(op)](a, b) for op, (a, b) in zip(ops, pairwise(values), strict=True))
             case ast.Call(func=ast.Name(id=function), args=args):
                 return _FUNCTIONS[function](*(self._number(arg, field) for arg in args))
         return field(self._dotted(node))

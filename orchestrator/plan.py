@@ -38,6 +38,7 @@ class Plan:
     duplicates: tuple[str, ...]  # names of trials left out because another is the same
     finished: frozenset[str] = frozenset()  # identities that need no run
     estimate: Estimate | None = None
+    notes: tuple[str, ...] = ()  # worth a line before it starts
     warnings: tuple[str, ...] = field(default_factory=tuple)
     open: OpenSearch | None = None  # a search that proposes more trials while it runs
     maker: Maker | None = None  # of further configurations
@@ -114,7 +115,8 @@ def plan_sweep(
         gpus_per_worker=gpus,
         duplicates=tuple(roster.duplicates),
         finished=finished,
-        warnings=(*notes, *(w for index in roster.indexes.values() for w in index.skipped)),
+        notes=tuple(notes),
+        warnings=tuple(w for index in roster.indexes.values() for w in index.skipped),
         open=opened,
         maker=maker,
     )

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from mcc_core.config import Experiment, Strict, field_names, load_base, merge, read_yaml, validate
 from mcc_core.errors import UsageError
@@ -54,9 +54,18 @@ class Resources(Strict):
     """What one trial may use."""
 
     cpus_per_worker: float = Field(1.0, gt=0, description="also the number of computing threads of a worker")
-    gpus_per_worker: float | None = Field(None, ge=0, description="default: 1 where there are GPUs for it, else 0")
+    gpus_per_worker: float | None = Field(
+        None, ge=0, description="may be a share, such as 0.5; default: 1 where there are GPUs for it, else 0"
+    )
     max_concurrent: int | None = Field(None, ge=1, description="trials at a time; default: as many as fit")
     max_failures: int = Field(2, ge=0, description="how often a trial whose worker dies is taken up again")
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _whole_or_share(cls, gpus: float | None) -> float | None:
+        if gpus is not None and gpus > 1 and gpus != int(gpus):
+            raise ValueError("above 1 it must be a whole number: a share is of one device")
+        return gpus
 
 
 class Variant(Strict):
@@ -221,7 +230,7 @@ def check_fields(sweep: SweepFile, source: str) -> None:
     fixed = merge(base, sweep.set, f"{source}: set")
     mistakes = _mistakes(fixed, f"{source}: set", sweep.set)
     if not mistakes:
-        mistakes = [m for p in spaces.parse(sweep.parameters) for m in _mistakes_of_parameter(p, fixed, source)]
+        mistakes = [m for p in spaces.parse(sweep.parameters) for m in _mistakes_of_parameter(sweep, p, fixed, source)]
         for i, point in enumerate(sweep.points):
             merged = merge(fixed, point.set, f"{source}: points[{i}].set")
             mistakes += _mistakes(merged, f"{source}: points[{i}].set", point.set)
@@ -231,16 +240,33 @@ def check_fields(sweep: SweepFile, source: str) -> None:
         raise UsageError("\n".join(mistakes))
 
 
-def _mistakes_of_parameter(parameter: spaces.Parameter, fixed: Mapping[str, Any], source: str) -> list[str]:
+def _mistakes_of_parameter(
+    sweep: SweepFile, parameter: spaces.Parameter, fixed: Mapping[str, Any], source: str
+) -> list[str]:
     """Lines about values of a parameter, those of a list and the ends of a range, each alone on the base."""
     key, found = parameter.key, []
     first = {name: space.ends()[0] for name, space in parameter.spaces()}
     for name, space in parameter.spaces():
         for i, value in enumerate(space.ends()):
-            drawn = parameter.filled(lambda n, _, name=name, value=value: value if n == name else first[n])  # type: ignore[misc]
+            chosen = first | {name: value}
+            drawn = parameter.filled(lambda n, _, chosen=chosen: chosen[n])  # type: ignore[misc]
+            fields = merge(fixed, {key: drawn}, source)
+            if not _wrong_alone(fields):
+                fields = with_derived(sweep, fields, source)
+            if space.choice is None and not _wrong_alone(fields):
+                continue  # ends that clash with other fields: each drawn point is checked whole
             where = f"{source}: parameters.{name}" + (f"[{i}]" if space.choice is not None else f": {space.kind}")
-            found += _mistakes(merge(fixed, {key: drawn}, source), where, {key: 0})
+            found += _mistakes(fields, where, {key: 0})
     return found
+
+
+def _wrong_alone(fields: Mapping[str, Any]) -> bool:
+    """Whether a field of the experiment is wrong by itself, not only together with others."""
+    try:
+        Experiment.model_validate(fields)
+    except ValidationError as error:
+        return any(problem["loc"] for problem in error.errors())
+    return False
 
 
 def with_derived(sweep: SweepFile, fields: Mapping[str, Any], source: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mcc_core.errors import UsageError
@@ -48,6 +49,10 @@ def print_plan(plan: Plan, console: Console) -> None:
                 console.print(f"  {line}", highlight=False, soft_wrap=True)
     if plan.duplicates:
         console.print(f"the same as another trial, left out: {', '.join(plan.duplicates)}", highlight=False)
+    for note in plan.notes:
+        console.print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
+    if plan.open is not None:
+        console.print(f"{plan.open.left} more points will be proposed as results come in", highlight=False)
     left = len(plan.trials) - len(plan.finished)
     text = f"{plan.sweep}: {left} of {len(plan.trials)} trials to run, {plan.concurrent} at a time"
     if left and plan.estimate_s is not None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from mcc_core.errors import UsageError
 from orchestrator.comparison import comparison, latex
 from orchestrator.design import Design
 from orchestrator.leaderboard import SEG, Result, front, leaderboard, table
@@ -140,7 +141,7 @@ def test_a_design_makes_its_points() -> None:
         "full": {},
     }
     assert list(into.points({})) == into.names() and list(out.points({})) == out.names()
-    with pytest.raises(ValueError, match="makes no difference"):
+    with pytest.raises(UsageError, match="makes no difference"):
         into.points({"loss": {"mcc": 0}})
     with pytest.raises(ValueError, match=r"contrast: loss\.x: expected some of loss\.cls"):
         Design.model_validate({"kind": "add-one-in", "terms": terms | {"contrast": ["loss.x"]}})

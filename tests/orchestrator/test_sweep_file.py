@@ -68,6 +68,7 @@ def test_shipped_sweeps_are_valid_on_every_base(file: Path) -> None:
         ("points:", "seeds: [1, 1]\npoints:", "s.yaml: seeds: 1 is there twice"),
         ("points:", "mode: best\npoints:", "s.yaml: mode: 'best'"),
         ("points:", "resources: {cpus_per_worker: 0}\npoints:", "s.yaml: resources.cpus_per_worker: 0"),
+        ("points:", "resources: {gpus_per_worker: 1.5}\npoints:", "resources.gpus_per_worker: 1.5: above 1 it must be"),
         ("points:", "resources: {cpus: 1}\npoints:", "unknown field, did you mean resources.cpus_per_worker?"),
         ("points:", "heatmap: {x: mask.ratio, y: mask.scale}\npoints:", "s.yaml: heatmap.y: 'mask.scale' is not among"),
         ("points:", "set: {thresholds.foreground: 0.1}\npoints:", "thresholds.background (0.25) must be below"),
