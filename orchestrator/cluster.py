@@ -64,8 +64,8 @@ class Capacity:
         room = min(room, math.floor((self.cpus + 1e-9) / cpus_per_worker))
         if room < workers:
             raise UsageError(
-                f"a trial needs {workers} workers of {cpus_per_worker:g} CPUs and {gpus_per_worker:g} GPUs, each on one node "
-                f"and one device, and there is room for {room}, so it could never start; lower --workers, "
+                f"a trial needs {workers} workers of {cpus_per_worker:g} CPUs and {gpus_per_worker:g} GPUs, each on "
+                f"one node and one device, and there is room for {room}, so it could never start; lower --workers, "
                 "resources.cpus_per_worker or resources.gpus_per_worker"
             )
         return room // workers

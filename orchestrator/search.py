@@ -82,20 +82,25 @@ class Space(Strict):
         return rng.uniform(low, high)
 
     def value(self, raw: Any) -> Any:
-        """What a raw value stands for."""
-        return self.choice[raw] if self.choice is not None else raw
+        """What a raw value stands for; of a continuous range four digits, which is what people can read."""
+        if self.choice is not None:
+            return self.choice[raw]
+        if self.uniform is None and self.loguniform is None:
+            return raw
+        low, high = self.range
+        return min(high, max(low, float(f"{raw:.4g}")))
 
     def suggested(self, trial: optuna.Trial, name: str) -> Any:
         """A value drawn by Optuna."""
         if self.choice is not None:
-            return self.choice[trial.suggest_categorical(name, list(range(len(self.choice))))]
+            return self.value(trial.suggest_categorical(name, list(range(len(self.choice)))))
         if self.randint is not None:
             return trial.suggest_int(name, *self.randint)
         if self.quniform is not None:
             low, high, step = self.quniform
             drawn = trial.suggest_float(name, low, high, step=step)
             return round(drawn, 12)  # without the dust of adding steps, so that equal values are equal trials
-        return trial.suggest_float(name, *self.range, log=self.loguniform is not None)
+        return self.value(trial.suggest_float(name, *self.range, log=self.loguniform is not None))
 
 
 KINDS = ("choice", "uniform", "loguniform", "quniform", "randint")

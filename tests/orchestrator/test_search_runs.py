@@ -89,6 +89,7 @@ def test_a_tpe_search_stops_at_its_budget_and_goes_on_as_the_same_search(setting
     assert plan(settings, **fields | {"search": {"kind": "tpe", "points": 4, "startup": 1}}).sweep == first.sweep
 
 
+@pytest.mark.slow
 def test_a_pruned_trial_keeps_what_it_has_and_can_be_trained_to_its_end(settings: Settings, storage: Storage) -> None:
     long = {"train.iterations": 400, "train.eval_every": 50, "train.panels": 0}
     points = [{"name": "good", "set": {"optim.lr": 3e-3}}, {"name": "bad", "set": {"optim.lr": 1e-9}}]
@@ -149,7 +150,7 @@ def test_a_population_clones_weights_and_changes_parameters(
     # Its parameters moved: the donor's 0.8 or 1.25 times, and the next in the list.
     before, after = donor.experiment, event["fields"]
     factor = after["loss.mcc"] / float(str(before.loss.mcc))
-    assert factor == pytest.approx(0.8) or factor == pytest.approx(1.25) or after["loss.mcc"] in (0.1, 1.0)
+    assert pytest.approx(factor, rel=1e-3) in (0.8, 1.25) or after["loss.mcc"] in (0.1, 1.0)
     assert after["mask.views"] != before.mask.views
     # From there it trained as a run without Ray does that begins with the donor's weights and these parameters.
     torch.set_num_threads(1)
@@ -178,4 +179,4 @@ def test_a_population_clones_weights_and_changes_parameters(
     hyper = [
         e["metrics"]["pbt/loss.mcc"] for e in history(storage, clone.identity) if "pbt/loss.mcc" in e.get("metrics", {})
     ]
-    assert hyper[-1] == after["loss.mcc"] and len(hyper) == 2
+    assert hyper[-1] == pytest.approx(after["loss.mcc"], rel=1e-3) and len(hyper) == 2
