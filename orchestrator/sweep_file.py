@@ -157,6 +157,8 @@ class SweepFile(Strict):
                 raise ValueError(
                     "scheduler: pbt draws its own members: it goes without search, points, design and further seeds"
                 )
+            if (self.budget.trials or self.scheduler.population) < self.scheduler.population:
+                raise ValueError(f"budget.trials: {self.budget.trials} is less than the population, which needs all")
             if not self.parameters:
                 raise ValueError("scheduler: pbt has nothing to perturb: parameters is empty")
             for key in self.parameters:

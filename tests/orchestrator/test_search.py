@@ -197,6 +197,10 @@ def test_a_sweep_of_a_search_has_one_id_however_far_it_goes(settings: Settings) 
         ({"derived": {"loss.x": "1"}}, "s.yaml: derived: loss.x: unknown field"),
         ({"scheduler": {"kind": "pbt", "population": 2, "interval": 2}}, "pbt has nothing to perturb"),
         (
+            {"scheduler": {"kind": "pbt", "population": 2, "interval": 2}, "budget": {"trials": 1}},
+            "budget.trials: 1 is less than the population",
+        ),
+        (
             {
                 "scheduler": {"kind": "pbt", "population": 2, "interval": 2},
                 "parameters": {"model.aux_block": {"randint": [1, 2]}},

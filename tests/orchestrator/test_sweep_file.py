@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mcc_core.errors import UsageError
-from orchestrator.sweep_file import load_sweep
+from orchestrator.sweep_file import SweepFile, load_sweep
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -89,6 +91,21 @@ def test_mistakes_are_named_with_file_field_and_value(tmp_path: Path, old: str, 
     said = mistake(tmp_path, GOOD.replace(old, new))
     assert expected in said
     assert "Traceback" not in said
+
+
+def test_every_example_of_the_documentation_is_valid(tmp_path: Path) -> None:
+    text = (REPOSITORY / "docs/sweeps.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    assert len(blocks) == 4
+    for block in blocks:
+        load_sweep(write(tmp_path, block if block.startswith("name:") else f"name: s\nbase: tiny\n{block}"))
+    kinds = re.findall(r"^\| `(\{kind: .*?\})` \|", text, re.M)
+    assert len(kinds) == 8
+    for text in kinds:
+        fields = yaml.safe_load(text)
+        section = "search" if fields["kind"] in {"grid", "random", "tpe"} else "scheduler"
+        some = {"parameters": {"loss.mcc": [0.1, 0.2]}, section: fields}
+        SweepFile.model_validate({"name": "s", "base": "tiny"} | some)
 
 
 def test_every_mistake_has_its_line(tmp_path: Path) -> None:
