@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, stdev
 
-from orchestrator.statistics import paired, pareto, verdict
+from orchestrator.statistics import holm, paired, pareto, verdict
 
 CAM = "val/cam/multi_scale/miou"
 AUX = "val/aux_cam/multi_scale/miou"
@@ -86,8 +86,10 @@ def table(rows: Sequence[Row], metric: str, floor: float | None = None) -> list[
     shown = columns(metric)
     repeated = any(len(row.seeds) > 1 for row in rows[1:]) and len(rows[0].seeds) > 1
     lines = [["", "configuration", *shown, "seeds", *(["against the best"] if repeated else [])]]
-    for place, row in enumerate(rows, start=1):
-        against = verdict(paired(row.scores, rows[0].scores)) if repeated and place > 1 else ""
+    tests = [paired(row.scores, rows[0].scores) for row in rows[1:]] if repeated else []
+    adjusted = holm([test.p if test else math.nan for test in tests])
+    told = ["", *map(verdict, tests, adjusted)] if repeated else [""] * len(rows)
+    for place, (row, against) in enumerate(zip(rows, told, strict=True), start=1):
         tied = against.startswith(("tie", "equal"))
         cells = [*map(row.text, shown.values()), ", ".join(map(str, row.seeds)), *([against] if repeated else [])]
         lines.append(["=1" if tied else str(place), row.point, *cells])
