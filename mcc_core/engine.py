@@ -86,8 +86,12 @@ def train(
     callbacks: Callbacks | None = None,
     resume: Path | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    until: int | None = None,
 ) -> Outcome:
     """Train one trial to its last iteration, or until `should_stop` says so, which is asked about once a second.
+
+    With `until` it stops after so many finished iterations, evaluated and saved, with every schedule still made for
+    the whole length.
 
     Uses torch.distributed when it is initialised. Raises TrainingFault when a loss or a weight is not finite,
     DataError when an image cannot be read.
@@ -95,7 +99,7 @@ def train(
     run = _Run(experiment, seed, index, device, workdir, callbacks or Callbacks())
     if resume is not None:
         run.restore(checkpoints.load(resume))
-    return run.go(should_stop)
+    return run.go(should_stop, until)
 
 
 def probe(experiment: Experiment, index: DataIndex, device: torch.device, steps: int = 3) -> float:
@@ -148,27 +152,28 @@ class _Run:
         if saved.window is not None:
             self.window.restore(saved.window[self.rank])
 
-    def go(self, should_stop: Callable[[], bool]) -> Outcome:
+    def go(self, should_stop: Callable[[], bool], until: int | None = None) -> Outcome:
         total = self.experiment.train.iterations
+        end = min(total, until or total)
         self.callbacks.on_start(self.done, self._info())
         self.window.resume()
-        batches = self.batches(self.done, total)
-        for iteration, batch in zip(range(self.done, total), batches, strict=True):
+        batches = self.batches(self.done, end)
+        for iteration, batch in zip(range(self.done, end), batches, strict=True):
             for step in self.step(iteration, batch):
                 self.window.add(step, self._state(iteration, step))
             self.done = iteration + 1
-            evaluating = self.done % self.experiment.train.eval_every == 0 or self.done == total
+            evaluating = self.done % self.experiment.train.eval_every == 0 or self.done == end
             logging = self.done % self.experiment.train.log_every == 0
             if evaluating or logging:
                 self._log()
             if evaluating:
                 self._evaluate()
-            if self.done < total and self._agreed(should_stop, evaluating or logging):
+            if self.done < end and self._agreed(should_stop, evaluating or logging):
                 if not evaluating:
                     self._check_weights()
                     self._save()
                 return Outcome("stopped", self.done, self.metrics)
-        return Outcome("finished", self.done, self.metrics)
+        return Outcome("finished" if self.done >= total else "stopped", self.done, self.metrics)
 
     def batches(self, start: int, end: int) -> Iterator[tuple[dict[str, Any], ...]]:
         """For each iteration `start` to `end`, this rank's collated batches: one for each pass."""

@@ -26,6 +26,10 @@ class Assignment:
     launch: str  # which run of the sweep this is
     cpus_per_worker: float
     gpus_per_worker: float
+    prune_key: str = ""  # a file under this key asks this trial alone to stop, and says why
+    until: int | None = None  # pause after so many iterations (population based training)
+    clone: dict[str, Any] | None = None  # whose weights the trial goes on with: donor, iteration, fields
+    fields: dict[str, float] | None = None  # changing hyper-parameters, for the log
 
     def local_home(self) -> Path:
         """The MCC home of the machine that asks."""

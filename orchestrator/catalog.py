@@ -77,7 +77,7 @@ def _result(storage: Storage, trial: Mapping[str, Any], state: TrialState, alive
     if status == "running" and identity not in alive:
         status, message = "interrupted", "cut off; submit the sweep again to go on from its last checkpoint"
     log = None
-    if status not in {"new", "finished"} and (logs := storage.list(f"trials/{identity}/logs")):
+    if status not in {"new", "finished", "pruned"} and (logs := storage.list(f"trials/{identity}/logs")):
         log = storage.where(logs[-1])
     point, varied, seed = trial["point"], trial["varied"], trial["seed"]
     return Result(identity, trial["name"], point, varied, seed, status, metrics, message, log, state.cause)

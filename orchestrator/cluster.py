@@ -45,6 +45,7 @@ class Capacity:
 
     cpus: float
     gpus: float
+    nodes: tuple[tuple[float, float], ...] = ()  # (CPUs, GPUs) of each; default: one node with everything
 
     def trials_at_a_time(self, workers: int, cpus_per_worker: float, gpus_per_worker: float) -> int:
         """How many trials fit beside each other. Raises UsageError when not even one does."""
@@ -59,8 +60,25 @@ class Capacity:
                     f"a trial needs {need:g} {what} ({workers} workers x {field} {each:g}) and {have:g} are there, so "
                     f"it could never start; lower --workers or resources.{field}"
                 )
-        fits = (self.cpus + 1e-9) / cpus
-        return math.floor(min(fits, (self.gpus + 1e-9) / gpus) if gpus else fits)
+        room = sum(_room(*node, cpus_per_worker, gpus_per_worker) for node in self.nodes or ((self.cpus, self.gpus),))
+        room = min(room, math.floor((self.cpus + 1e-9) / cpus_per_worker))
+        if room < workers:
+            raise UsageError(
+                f"a trial needs {workers} workers of {cpus_per_worker:g} CPUs and {gpus_per_worker:g} GPUs, each on "
+                f"one node and one device, and there is room for {room}, so it could never start; lower --workers, "
+                "resources.cpus_per_worker or resources.gpus_per_worker"
+            )
+        return room // workers
+
+
+def _room(cpus: float, gpus: float, cpus_per_worker: float, gpus_per_worker: float) -> int:
+    """Workers that fit on a node. A share of a GPU is of one device: two workers of 0.6 do not fit on 1.2 of two."""
+    room = math.floor((cpus + 1e-9) / cpus_per_worker)
+    if gpus_per_worker >= 1:
+        room = min(room, math.floor((gpus + 1e-9) / gpus_per_worker))
+    elif gpus_per_worker:
+        room = min(room, math.floor(gpus + 1e-9) * math.floor(1 / gpus_per_worker + 1e-9))
+    return room
 
 
 def local_capacity() -> Capacity:
@@ -84,7 +102,7 @@ def cluster(settings: Settings) -> Iterator[Capacity]:
     import ray
 
     if ray.is_initialized():
-        yield _less_drivers(ray.cluster_resources())
+        yield _capacity()
         return
     if settings.ray_address is None:
         capacity = local_capacity()
@@ -101,7 +119,7 @@ def cluster(settings: Settings) -> Iterator[Capacity]:
         )
     else:
         _attach(settings.ray_address)
-        capacity = _less_drivers(ray.cluster_resources())
+        capacity = _capacity()
     try:
         yield capacity
     finally:
@@ -142,6 +160,11 @@ def _attach(address: str) -> None:
         ) from None
 
 
-def _less_drivers(resources: dict[str, float]) -> Capacity:
-    """A cluster's resources, less one CPU for the trials' waiting processes."""
-    return Capacity(max(0.0, resources.get("CPU", 0.0) - 1), resources.get("GPU", 0.0))
+def _capacity() -> Capacity:
+    """Resources of the connected cluster, less one CPU for the trials' waiting processes."""
+    import ray
+
+    total = ray.cluster_resources()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    each = tuple((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes)
+    return Capacity(max(0.0, total.get("CPU", 0.0) - 1), total.get("GPU", 0.0), each)

@@ -5,8 +5,9 @@ An event is one JSON object with `t` (unix seconds), `kind` and `iteration` (fin
 - start: `attempt`, `info`; the attempt goes on after `iteration` finished iterations (0: from the beginning)
 - metrics: `metrics` (key to number)
 - image: `key`, `path`; checkpoint: `path`; artifact: `key`, `path` (paths are keys of Storage)
-- end: `status` finished, failed or stopped; `message`; `metrics` of the last evaluation; `launch` (who ran it);
-  `cause` of a failure where it has a name, such as nan
+- clone: `donor`, `donor_name`, `fields`: the trial goes on with the weights that `donor` had at this iteration
+- end: `status` finished, failed, stopped or pruned (by the sweep's scheduler); `message`; `metrics` of the last
+  evaluation; `launch` (who ran it); `cause` of a failure where it has a name, such as nan
 
 Events lie in segments `trials/<identity>/events/<attempt>-<number>.jsonl`, which never change once stored and whose
 names sort in the order of writing. An attempt repeats the iterations that its predecessor did after the checkpoint it
@@ -144,7 +145,7 @@ def history(storage: Storage, identity: str) -> list[Event]:
 
 @dataclass(frozen=True)
 class TrialState:
-    """How far a trial is: new (no event), running (or cut off), finished, failed, stopped."""
+    """How far a trial is: new (no event), running (or cut off), finished, failed, stopped, pruned."""
 
     status: str
     attempt: int = 0

@@ -40,6 +40,10 @@ class Lease:
             with contextlib.suppress(OSError):
                 self._write()
 
+    def add(self, identity: str) -> None:
+        """Claim one more trial, with the next refresh."""
+        self.content["identities"].append(identity)  # type: ignore[attr-defined]
+
     def _write(self) -> None:
         self.storage.write(self.key, json.dumps(self.content | {"t": time.time()}).encode())
         self._written = time.monotonic()

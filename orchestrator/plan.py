@@ -3,41 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-import re
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mcc_core.config import DataConfig, Experiment, load_base, merge, validate
-from mcc_core.data.index import DataIndex, build_index
+from mcc_core.config import Experiment
+from mcc_core.data.index import DataIndex
 from mcc_core.errors import UsageError
 from orchestrator.cluster import Capacity, local_capacity
 from orchestrator.estimate import Estimate, estimate_sweep
-from orchestrator.events import trial_state
-from orchestrator.identity import trial_identity
+from orchestrator.events import TrialState, trial_state
+from orchestrator.points import Maker, OpenSearch, Roster, Trial
+from orchestrator.schedulers import PRUNING
+from orchestrator.search import Tpe, parse
 from orchestrator.settings import Settings
 from orchestrator.storage import Storage
 from orchestrator.sweep_file import SweepFile, check_fields, load_sweep, unknown_field
-
-MAX_TRIALS = 10_000
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One experiment with one seed."""
-
-    identity: str
-    name: str  # short, unique within the sweep
-    varied: dict[str, str]  # dotted field to value as text: what makes it differ from other trials
-    experiment: Experiment
-    seed: int
-    point: str  # name of the configuration, the same for all of its seeds
-    fingerprint: str  # of the data
 
 
 @dataclass(frozen=True)
@@ -54,7 +38,10 @@ class Plan:
     duplicates: tuple[str, ...]  # names of trials left out because another is the same
     finished: frozenset[str] = frozenset()  # identities that need no run
     estimate: Estimate | None = None
+    notes: tuple[str, ...] = ()  # worth a line before it starts
     warnings: tuple[str, ...] = field(default_factory=tuple)
+    open: OpenSearch | None = None  # a search that proposes more trials while it runs
+    maker: Maker | None = None  # of further configurations
 
     @property
     def index(self) -> DataIndex:
@@ -98,33 +85,47 @@ def plan_sweep(
     settings = settings or Settings.from_environment()
     chosen = _with_overrides(sweep, source, base, overrides or {}, workers)
     check_fields(chosen, source)
-    candidates = _candidates(chosen, source)
-    for _, _, experiment, _ in candidates[:1]:
-        check_metric(chosen.metric, f"{source}: metric", experiment)
-    indexes = _indexes([experiment for _, _, experiment, _ in candidates], settings.home)
-    trials, duplicates = _trials(candidates, indexes)
-    check_models(trials, {i.fingerprint: i for i in indexes.values()}, download=settings.ray_address is None)
+    maker, storage = Maker(chosen, source), Storage(settings.storage)
+    candidates, left_out = maker.planned()
+    roster = Roster(maker, settings.home)
+    for candidate in candidates:
+        roster.add(candidate)
+    opened, sweep_id = None, None
+    if isinstance(chosen.search, Tpe):
+        sweep_id = f"{chosen.name}-{_short_hash([maker.definition(), roster.base_identity()])}"
+        opened = OpenSearch(roster, recorded(storage, sweep_id))
+    trials = tuple(roster.trials.values())
+    if not trials:
+        raise UsageError(f"{source}: parameters: no valid configuration was drawn; the first: {left_out[0]}")
+    for metric, _ in {chosen.objectives[0], *chosen.objectives, (chosen.metric, chosen.mode)}:
+        check_metric(metric, f"{source}: metric", trials[0].experiment)
+    check_models(trials, roster.indexes, download=settings.ray_address is None)
     capacity = local_capacity() if settings.ray_address is None else None
-    concurrent, gpus = _concurrency(chosen, source, trials, capacity)
-    storage = Storage(settings.storage)
-    finished = frozenset(t.identity for t in trials if trial_state(storage, t.identity).status == "finished")
+    concurrent, gpus, notes = _concurrency(chosen, source, trials, capacity)
+    states = {t.identity: trial_state(storage, t.identity) for t in trials}
+    finished = frozenset(i for i, state in states.items() if is_done(state, chosen))
+    notes += [f"{len(left_out)} drawn points are not valid and left out, such as {left_out[0]}"] if left_out else []
     plan = Plan(
-        sweep=f"{chosen.name}-{_short_hash([t.identity for t in trials])}",
+        sweep=sweep_id or f"{chosen.name}-{_short_hash([t.identity for t in trials])}",
         file=chosen,
         source=source,
         trials=trials,
-        indexes={index.fingerprint: index for index in indexes.values()},
+        indexes=roster.indexes,
         concurrent=concurrent,
         gpus_per_worker=gpus,
-        duplicates=duplicates,
+        duplicates=tuple(roster.duplicates),
         finished=finished,
-        warnings=tuple(w for index in indexes.values() for w in index.skipped),
+        notes=tuple(notes),
+        warnings=tuple(w for index in roster.indexes.values() for w in index.skipped),
+        open=opened,
+        maker=maker,
     )
     if not estimate:
         return plan
     left = [t for t in trials if t.identity not in finished]
+    unknown = opened.left * len(chosen.seeds) if opened else 0
     measured = estimate_sweep(
-        [t.experiment for t in left],
+        [*(t.experiment for t in left), *([trials[0].experiment] * unknown)],
         plan.indexes[left[0].fingerprint] if left else plan.index,
         concurrent,
         chosen.resources.cpus_per_worker,
@@ -132,15 +133,29 @@ def plan_sweep(
         storage,
         may_probe=capacity is not None,
     )
-    return Plan(**{**_shallow(plan), "estimate": measured})
+    return replace(plan, estimate=measured)
+
+
+def is_done(state: TrialState, file: SweepFile) -> bool:
+    """Whether a sweep needs no run of a trial: it finished, or a scheduler of the kind that the sweep has ended it."""
+    return state.status == "finished" or (state.status == "pruned" and file.scheduler.kind in PRUNING)
+
+
+def search_key(sweep: str) -> str:
+    """Key of the record of a search's proposals."""
+    return f"sweeps/{sweep}/search.json"
+
+
+def recorded(storage: Storage, sweep: str) -> list[dict[str, Any]]:
+    """The proposals that a search made in earlier launches."""
+    try:
+        return list(json.loads(storage.read(search_key(sweep))))
+    except FileNotFoundError:
+        return []
 
 
 def plan_document(plan: Plan, command: Sequence[str], commit: str | None) -> dict[str, Any]:
     """The JSON content of `sweeps/<id>/plan.json`."""
-    trials = []
-    for trial in plan.trials:
-        fields = {k: v for k, v in _shallow(trial).items() if k != "experiment"}
-        trials.append(fields | {"experiment": trial.experiment.model_dump(mode="json")})
     return {
         "sweep": plan.sweep,
         "name": plan.file.name,
@@ -151,8 +166,14 @@ def plan_document(plan: Plan, command: Sequence[str], commit: str | None) -> dic
         "file": plan.file.model_dump(mode="json"),
         "concurrent": plan.concurrent,
         "estimate": asdict(plan.estimate) if plan.estimate else None,
-        "trials": trials,
+        "trials": [trial_document(trial) for trial in plan.trials],
     }
+
+
+def trial_document(trial: Trial) -> dict[str, Any]:
+    """A trial within `plan.json`."""
+    fields = {k: v for k, v in _shallow(trial).items() if k != "experiment"}
+    return fields | {"experiment": trial.experiment.model_dump(mode="json")}
 
 
 def check_metric(metric: str, source: str, experiment: Experiment) -> None:
@@ -208,128 +229,44 @@ def _with_overrides(
     return chosen.model_copy(update={"set": chosen.set | changes})
 
 
-def _candidates(sweep: SweepFile, source: str) -> list[tuple[str, dict[str, str], Experiment, int]]:
-    """(configuration name, what is varied, experiment, seed) of the whole sweep, with repetitions."""
-    count = len(sweep.seeds) * (_product(len(v) for v in sweep.parameters.values()) + len(sweep.points))
-    if count > MAX_TRIALS:
-        raise UsageError(f"{source}: parameters: {count} trials are more than the {MAX_TRIALS} that one sweep may have")
-    fixed = merge(load_base(sweep.base), sweep.set, source)
-    combinations = itertools.product(*sweep.parameters.values())
-    grid = [dict(zip(sweep.parameters, values, strict=True)) for values in combinations]
-    short = _short_names(sweep.parameters)
-    found = []
-    # Without parameters the grid is the base itself, which the points would stand beside.
-    for values in grid if sweep.parameters or not sweep.points else []:
-        experiment = validate(Experiment, merge(fixed, values, source), f"{source}: {values}" if values else source)
-        varied = {key: _text(_get(experiment, key)) for key in values}
-        name = " ".join(f"{short[k]}={v}" for k, v in varied.items())
-        found.append((name or Path(sweep.base).stem, varied, experiment))
-    for point in sweep.points:
-        experiment = validate(Experiment, merge(fixed, point.set, source), f"{source}: point {point.name}")
-        found.append((point.name, {key: _text(_get(experiment, key)) for key in point.set}, experiment))
-    return [(name, varied, _absolute(e), seed) for name, varied, e in found for seed in sweep.seeds]
-
-
-def _trials(
-    candidates: Sequence[tuple[str, dict[str, str], Experiment, int]], indexes: Mapping[str, DataIndex]
-) -> tuple[tuple[Trial, ...], tuple[str, ...]]:
-    trials: dict[str, Trial] = {}
-    duplicates = []
-    seeds = {seed for *_, seed in candidates}
-    taken: Counter[str] = Counter()
-    for point, varied, experiment, seed in candidates:
-        name = f"{point} s{seed}" if len(seeds) > 1 else point
-        fingerprint = indexes[_data_key(experiment.data)].fingerprint
-        identity = trial_identity(experiment, seed, fingerprint)
-        if identity in trials:
-            duplicates.append(name)
-            continue
-        taken[name] += 1
-        name = name if taken[name] == 1 else f"{name} #{taken[name]}"
-        trials[identity] = Trial(identity, name, varied, experiment, seed, point, fingerprint)
-    return tuple(trials.values()), tuple(duplicates)
-
-
-def _indexes(experiments: Sequence[Experiment], home: Path) -> dict[str, DataIndex]:
-    """The data of every distinct data section."""
-    indexes: dict[str, DataIndex] = {}
-    for experiment in experiments:
-        key = _data_key(experiment.data)
-        if key not in indexes:
-            indexes[key] = build_index(experiment.data, home)
-    return indexes
-
-
 def _concurrency(
     sweep: SweepFile, source: str, trials: Sequence[Trial], capacity: Capacity | None
-) -> tuple[int, float]:
-    """(trials at a time, GPUs per worker). Raises UsageError for a trial that could never start."""
+) -> tuple[int, float, list[str]]:
+    """(trials at a time, GPUs per worker, notes). Raises UsageError for a trial that could never start."""
     resources = sweep.resources
-    workers = max(t.experiment.train.workers for t in trials)
-    wanted = resources.max_concurrent
+    workers = most_workers(sweep, trials)
     if capacity is None:  # a cluster: the runner asks it when it is attached
-        return wanted or len(trials), resources.gpus_per_worker or 0.0
-    gpus = resources.gpus_per_worker
+        return resources.max_concurrent or len(trials), resources.gpus_per_worker or 0.0, []
+    fits, gpus = fitting(sweep, source, workers, capacity)
+    wanted, notes = resources.max_concurrent, []
+    if wanted is not None and wanted > fits:
+        needs = f"{workers} worker{'s' if workers > 1 else ''} of {resources.cpus_per_worker:g} CPUs"
+        needs += f" and {gpus:g} GPUs" if gpus else ""
+        notes.append(
+            f"resources.max_concurrent: {wanted} trials of {needs} do not fit on {capacity.cpus:g} CPUs and "
+            f"{capacity.gpus:g} GPUs; {fits} run at a time"
+        )
+    return min(wanted or fits, fits, len(trials) if sweep.search.kind != "tpe" else fits), gpus, notes
+
+
+def most_workers(sweep: SweepFile, trials: Sequence[Trial]) -> int:
+    """Workers of the largest trial, those that a search may still propose among them."""
+    drawn = sweep.parameters.get("train.workers")
+    ends = (
+        [value for p in parse({"train.workers": drawn}) for _, s in p.spaces() for value in s.ends()] if drawn else []
+    )
+    return max([t.experiment.train.workers for t in trials] + [int(end) for end in ends])
+
+
+def fitting(sweep: SweepFile, source: str, workers: int, capacity: Capacity) -> tuple[int, float]:
+    """(trials that fit beside each other, GPUs per worker). Raises UsageError, in one line, when not one does."""
+    gpus = sweep.resources.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if capacity.gpus >= workers else 0.0
     try:
-        fits = capacity.trials_at_a_time(workers, resources.cpus_per_worker, gpus)
+        return capacity.trials_at_a_time(workers, sweep.resources.cpus_per_worker, gpus), gpus
     except UsageError as error:
         raise UsageError(f"{source}: resources: {error}") from None
-    return min(wanted or fits, fits, len(trials)), gpus
-
-
-def _absolute(experiment: Experiment) -> Experiment:
-    """Paths of the experiment as seen from everywhere; workers run in other folders."""
-    data, model = experiment.data, experiment.model
-    changes: dict[str, Any] = {}
-    if data.root is not None:
-        changes["root"] = data.root.expanduser().resolve()
-    if isinstance(data.classes, Path):
-        changes["classes"] = data.classes.expanduser().resolve()
-    if changes:
-        experiment = experiment.model_copy(update={"data": data.model_copy(update=changes)})
-    if isinstance(model.weights, Path):
-        file = model.weights.expanduser().resolve()
-        if not file.is_file():
-            raise UsageError(
-                f"model.weights: {file}: no such file; give a .safetensors or .pth file (--set model.weights=FILE), "
-                "or timm to download, or random"
-            )
-        experiment = experiment.model_copy(update={"model": model.model_copy(update={"weights": file})})
-    return experiment
-
-
-def _short_names(keys: Mapping[str, Any]) -> dict[str, str]:
-    last = Counter(key.rsplit(".", 1)[-1] for key in keys)
-    return {key: name if last[name := key.rsplit(".", 1)[-1]] == 1 else key for key in keys}
-
-
-def _get(experiment: Experiment, key: str) -> Any:
-    node: Any = experiment
-    for part in key.split("."):
-        node = node[part] if isinstance(node, dict) else getattr(node, part)
-    return node
-
-
-def _text(value: Any) -> str:
-    """A value as people write it: 4 and not 4.0, a list without spaces, anything else as it prints."""
-    if isinstance(value, float):
-        return repr(value).removesuffix(".0")
-    if isinstance(value, tuple):
-        return ",".join(_text(v) for v in value)
-    return re.sub(r"\s+", " ", str(value))
-
-
-def _data_key(data: DataConfig) -> str:
-    return data.model_dump_json()
-
-
-def _product(numbers: Any) -> int:
-    result = 1
-    for number in numbers:
-        result *= number
-    return result
 
 
 def _short_hash(identities: Sequence[str]) -> str:

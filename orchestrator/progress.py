@@ -15,7 +15,8 @@ from rich.text import Text
 
 from orchestrator import report
 from orchestrator.events import EventReader
-from orchestrator.plan import Plan, Trial
+from orchestrator.plan import Plan
+from orchestrator.points import Trial
 from orchestrator.report import Result
 from orchestrator.storage import Storage
 
@@ -26,8 +27,8 @@ _REASONS = {
     "stopped": "submit the sweep again to go on from its last checkpoint",
 }
 LOSSES = ("mcc", "seg", "cls", "aff")  # beside the total, in the order in which narrow terminals drop them last
-_STYLES = {"finished": "green", "failed": "red", "running": "cyan"}
-_ORDER = ("running", "failed", "stopped", "waiting", "finished")  # what is shown first when not all fits
+_STYLES = {"finished": "green", "failed": "red", "running": "cyan", "pruned": "yellow"}
+_ORDER = ("running", "failed", "stopped", "waiting", "pruned", "finished")  # what is shown first when not all fits
 _FIXED = 49  # width of the table without the trial's name, the iteration and the optional losses
 _LOSS = 8  # width of one of those
 
@@ -74,6 +75,7 @@ class SweepProgress:
         self.plan, self.console = plan, console
         self.began = time.monotonic()
         self.note: str | None = None  # shown below the table, such as why MLflow waits
+        self._storage = storage
         self._watched = [_Watched(t, EventReader(storage, t.identity)) for t in plan.trials]
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._next = 0.0
@@ -88,6 +90,10 @@ class SweepProgress:
     ) -> None:
         if self._live:
             self._live.stop()
+
+    def add(self, trial: Trial) -> None:
+        """Show one more trial, which a search proposed."""
+        self._watched.append(_Watched(trial, EventReader(self._storage, trial.identity)))
 
     def tick(self) -> None:
         """Read new events and show them, at most once a second."""
@@ -138,7 +144,7 @@ class SweepProgress:
         ]
 
     def _foot(self) -> str:
-        done = sum(w.status in {"finished", "failed", "stopped"} for w in self._watched)
+        done = sum(w.status in {"finished", "failed", "stopped", "pruned"} for w in self._watched)
         text = f"{done} of {len(self._watched)} trials done, {duration(time.monotonic() - self.began)} so far"
         left = self._left()
         text += f", about {duration(left)} to go" if left is not None else ""

@@ -8,104 +8,41 @@ import io
 import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
+from orchestrator.comparison import comparison, latex, reference
 from orchestrator.events import Event
+from orchestrator.leaderboard import (
+    ALL_BACKGROUND,
+    AUX,
+    CAM,
+    COLUMNS,
+    SEG,
+    Result,
+    Row,
+    all_background,
+    columns,
+    front,
+    leaderboard,
+    numbers,
+    table,
+)
 
-CAM = "val/cam/multi_scale/miou"
-AUX = "val/aux_cam/multi_scale/miou"
-SEG = "val/seg/single/miou"
-ALL_BACKGROUND = "val/all_background/single/miou"
-COLUMNS = {"CAM": CAM, "aux CAM": AUX, "seg": SEG}
-
-
-@dataclass(frozen=True)
-class Result:
-    """One trial as the reports see it; `metrics` are those of its last evaluation."""
-
-    identity: str
-    name: str
-    point: str
-    varied: Mapping[str, str]
-    seed: int
-    status: str
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    message: str = ""
-    log: str | None = None  # where the last output of a trial that did not finish is
-    cause: str = ""  # of a failure that has a name, such as nan
-
-
-@dataclass(frozen=True)
-class Row:
-    """One configuration over its finished seeds."""
-
-    point: str
-    seeds: tuple[int, ...]
-    score: float
-    values: Mapping[str, float]  # mean of each metric that every seed has
-    spreads: Mapping[str, float]  # their sample standard deviations, with two or more seeds
-
-    def text(self, key: str) -> str:
-        """A metric as percent text, `-` when it was not measured."""
-        value = self.values.get(key, math.nan)
-        spread = f" ± {100 * self.spreads[key]:.1f}" if key in self.spreads else ""
-        return "-" if math.isnan(value) else f"{100 * value:.1f}{spread}"
-
-
-def leaderboard(results: Sequence[Result], metric: str, mode: str = "max") -> list[Row]:
-    """Configurations by the mean of `metric` over finished seeds, best first."""
-    points: dict[str, list[Result]] = {}
-    for result in results:
-        if result.status == "finished" and not math.isnan(result.metrics.get(metric, math.nan)):
-            points.setdefault(result.point, []).append(result)
-    rows = []
-    for point, trials in points.items():
-        keys = set.intersection(*(set(trial.metrics) for trial in trials))
-        measured = {key: [trial.metrics[key] for trial in trials] for key in keys}
-        values = {key: mean(numbers) for key, numbers in measured.items()}
-        spreads = {key: stdev(numbers) for key, numbers in measured.items() if len(numbers) > 1}
-        rows.append(Row(point, tuple(trial.seed for trial in trials), values[metric], values, spreads))
-    return sorted(rows, key=lambda row: row.score, reverse=mode == "max")
-
-
-def all_background(results: Sequence[Result]) -> float | None:
-    """mIoU of calling every pixel background, on the same images."""
-    return next((r.metrics[ALL_BACKGROUND] for r in results if ALL_BACKGROUND in r.metrics), None)
-
-
-def columns(metric: str) -> dict[str, str]:
-    """Title and key of the leaderboard's scores: the stages' mIoU, after the metric when it is another."""
-    stages = {f"{name} mIoU": key for name, key in COLUMNS.items()}
-    return stages if metric in stages.values() else {metric: metric} | stages
-
-
-def table(rows: Sequence[Row], metric: str, floor: float | None = None) -> list[list[str]]:
-    """Header and lines of the leaderboard, in percent. `floor` is the mIoU of calling everything background."""
-    shown = columns(metric)
-    lines = [["", "configuration", *shown, "seeds"]]
-    for place, row in enumerate(rows, start=1):
-        lines.append([str(place), row.point, *map(row.text, shown.values()), ", ".join(map(str, row.seeds))])
-    if floor is not None and rows:
-        text = f"{100 * floor:.1f}"
-        lines.append(
-            ["", "(all background)", *("-" if k not in COLUMNS.values() else text for k in shown.values()), ""]
-        )
-    return lines
-
-
-def numbers(rows: Sequence[Row], metric: str, floor: float | None = None) -> list[list[str]]:
-    """The leaderboard for programs: full precision, standard deviations in columns of their own."""
-    keys = list(columns(metric).values())
-    lines = [["place", "configuration", "seeds", *(name for key in keys for name in (key, f"{key} std"))]]
-    for place, row in enumerate(rows, start=1):
-        cells = [str(source.get(key, "")) for key in keys for source in (row.values, row.spreads)]
-        lines.append([str(place), row.point, " ".join(map(str, row.seeds)), *cells])
-    if floor is not None and rows:
-        cells = [str(floor) if key in COLUMNS.values() and not std else "" for key in keys for std in (False, True)]
-        lines.append(["", "all background", "", *cells])
-    return lines
+__all__ = [
+    "ALL_BACKGROUND",
+    "AUX",
+    "CAM",
+    "COLUMNS",
+    "SEG",
+    "Result",
+    "Row",
+    "all_background",
+    "columns",
+    "leaderboard",
+    "numbers",
+    "table",
+]
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
@@ -216,6 +153,11 @@ def _png(figure: Any) -> bytes:
     return out.getvalue()
 
 
+def _front(results: Sequence[Result], objectives: Sequence[tuple[str, str]]) -> list[list[str]]:
+    lines = [["configuration", *(f"{metric} ({mode})" for metric, mode in objectives)]]
+    return lines + [[row.point, *(row.text(metric) for metric, _ in objectives)] for row in front(results, objectives)]
+
+
 def summary(
     document: Mapping[str, Any], results: Sequence[Result], histories: Mapping[str, Sequence[Event]]
 ) -> dict[str, bytes]:
@@ -228,6 +170,13 @@ def summary(
         "leaderboard.csv": csv_text(numbers(rows, file["metric"], floor)).encode(),
         "leaderboard.html": html_text(lines, f"{document['name']}, by {file['metric']}").encode(),
     }
+    if (base := reference(file)) is not None:
+        compared = comparison(results, base, file["metric"])
+        files["comparison.md"] = markdown(compared).encode()
+        files["comparison.tex"] = latex(compared, f"{document['name']}: differences to {base}").encode()
+    objectives = [(o["metric"], o["mode"]) for o in file.get("search", {}).get("objectives", ())]
+    if len(objectives) > 1:
+        files["front.md"] = markdown(_front(results, objectives)).encode()
     if any(histories.values()):
         files["curves.png"] = curves(histories, COLUMNS | {"total loss": "loss/total"})
     if file["heatmap"]:

@@ -15,26 +15,28 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import FrameType
 from typing import Any
 
 import yaml
 
-from mcc_core.errors import UsageError
 from orchestrator.assignment import Assignment
+from orchestrator.budget import Meter
 from orchestrator.cluster import Capacity, cluster
+from orchestrator.control import Control, prune_key, stop_key
+from orchestrator.directors import director, population_key
 from orchestrator.environment import environment_record
 from orchestrator.events import segments, trial_state, write_end
 from orchestrator.lease import Lease, held
-from orchestrator.plan import Plan, Trial, plan_document
+from orchestrator.plan import Plan, fitting, is_done, most_workers, plan_document, trial_document
+from orchestrator.points import Trial
 from orchestrator.settings import Settings
 from orchestrator.storage import Storage, patiently
 from orchestrator.tune_run import TuneRun
 
 _TICK_S = 0.25
-_POLL_S = 1.0  # between looks at the stop flag
 _WATCH_S = 5.0  # between looks at the running trials' events
 _STOP_GRACE_S = 120.0  # from asking stalled trials to stop until they are abandoned
 
@@ -51,17 +53,13 @@ class TrialResult:
     log: str | None  # where its last output is
 
 
-def stop_key(sweep: str) -> str:
-    """Key of the flag that asks a sweep's trials to stop; whoever writes it stops the sweep."""
-    return f"sweeps/{sweep}/stop"
-
-
 def run(
     plan: Plan,
     settings: Settings,
     *,
     force: bool = False,
     on_tick: Callable[[], None] = lambda: None,
+    on_trial: Callable[[Trial], None] = lambda trial: None,
     command: Sequence[str] | None = None,
 ) -> list[TrialResult]:
     """Run what is left of a plan and return every trial's result, in the plan's order.
@@ -71,6 +69,7 @@ def run(
     Args:
         force: run finished trials again, from the beginning.
         on_tick: called several times a second from the calling thread.
+        on_trial: called from the calling thread for each trial that a search proposes beyond the plan.
         command: the command line to put on record.
 
     Raises UsageError when storage cannot be written, the cluster does not answer or is too small, or another process
@@ -80,14 +79,25 @@ def run(
     storage.check()
     launch = f"{time.strftime('%Y%m%d-%H%M%S')}-{socket.gethostname()[:20]}-{os.getpid()}"
     states = {t.identity: trial_state(storage, t.identity) for t in plan.trials}
-    todo = [t for t in plan.trials if force or states[t.identity].status != "finished"]
-    if todo:
+    todo = [t for t in plan.trials if force or not is_done(states[t.identity], plan.file)]
+    trials = list(plan.trials)
+    meter = Meter(storage, plan.sweep, plan.file.budget)
+    if (todo or (plan.open and plan.open.left)) and not meter.reached():
         with held(Lease(storage, launch, plan.sweep, [t.identity for t in todo])) as lease:
-            _record(plan, todo, storage, list(command or sys.argv), force=force)
+            book = _Book(plan, storage, list(command or sys.argv), force=force)
+            book.begin(todo)
+
+            def grown(trial: Trial) -> None:
+                trials.append(trial)
+                book.add(trial)
+                lease.add(trial.identity)
+                on_trial(trial)
+
             with cluster(settings) as capacity:
-                _close(_run_trials(plan, todo, settings, storage, launch, capacity, lease, on_tick), storage, launch)
+                begun = _run_trials(plan, todo, settings, storage, launch, capacity, lease, meter, on_tick, grown)
+                _close(begun, storage, launch)
     on_tick()
-    return [_result(trial, storage) for trial in plan.trials]
+    return [_result(trial, storage) for trial in trials]
 
 
 def save_plan(plan: Plan, storage: Storage, command: Sequence[str], commit: str | None = None) -> None:
@@ -96,19 +106,41 @@ def save_plan(plan: Plan, storage: Storage, command: Sequence[str], commit: str 
     storage.write(f"sweeps/{plan.sweep}/plan.json", json.dumps(document, indent=1).encode())
 
 
-def _record(plan: Plan, todo: Sequence[Trial], storage: Storage, command: list[str], *, force: bool) -> None:
-    """Write down what is going to run, before it runs."""
-    environment = environment_record(command)
-    commit = environment["git"]["commit"] if environment["git"] else None
-    save_plan(plan, storage, command, commit)
-    storage.delete(stop_key(plan.sweep))
-    for trial in todo:
+class _Book:
+    """Writes down what is going to run, before it runs."""
+
+    def __init__(self, plan: Plan, storage: Storage, command: list[str], *, force: bool) -> None:
+        self.plan, self.storage, self.force = plan, storage, force
+        self.environment = environment_record(command)
+        commit = self.environment["git"]["commit"] if self.environment["git"] else None
+        self.document = plan_document(plan, command, commit)
+
+    def begin(self, todo: Sequence[Trial]) -> None:
+        """The plan and the trials that are known; flags of an earlier launch are taken away."""
+        self._save()
+        self.storage.delete(stop_key(self.plan.sweep))
+        self.storage.delete_folder(f"sweeps/{self.plan.sweep}/prune")
+        if self.force:
+            self.storage.delete(population_key(self.plan.sweep))
+        for trial in todo:
+            self._trial(trial)
+
+    def add(self, trial: Trial) -> None:
+        """A trial that a search proposed."""
+        self.document["trials"].append(trial_document(trial))
+        patiently(self._save)
+        patiently(lambda: self._trial(trial))
+
+    def _save(self) -> None:
+        self.storage.write(f"sweeps/{self.plan.sweep}/plan.json", json.dumps(self.document, indent=1).encode())
+
+    def _trial(self, trial: Trial) -> None:
         folder = f"trials/{trial.identity}"
         text = yaml.safe_dump(trial.experiment.model_dump(mode="json"), sort_keys=False)
-        storage.write(f"{folder}/experiment.yaml", text.encode())
-        storage.write(f"{folder}/environment.json", json.dumps(environment, indent=1).encode())
-        if force:
-            storage.delete_folder(f"{folder}/checkpoints")
+        self.storage.write(f"{folder}/experiment.yaml", text.encode())
+        self.storage.write(f"{folder}/environment.json", json.dumps(self.environment, indent=1).encode())
+        if self.force:
+            self.storage.delete_folder(f"{folder}/checkpoints")
 
 
 def _run_trials(
@@ -119,34 +151,36 @@ def _run_trials(
     launch: str,
     capacity: Capacity,
     lease: Lease,
+    meter: Meter,
     on_tick: Callable[[], None],
+    on_trial: Callable[[Trial], None],
 ) -> set[str]:
     """Returns the identities of the trials that were begun."""
-    concurrent, gpus = _fit(plan, todo, capacity)
-    tasks = [_assignment(plan, trial, settings, launch, gpus) for trial in todo]
+    fits, gpus = fitting(plan.file, plan.source, most_workers(plan.file, plan.trials), capacity)
+
+    def assign(trial: Trial, **changes: Any) -> Assignment:
+        return replace(_assignment(plan, trial, settings, launch, gpus), **changes)
+
     tune_run = TuneRun(
-        [asdict(task) for task in tasks],
-        workers={t.identity: t.experiment.train.workers for t in todo},
-        concurrent=min(concurrent, len(todo)),
+        director(plan, todo, storage, assign, meter),
+        concurrent=min(fits, plan.file.resources.max_concurrent or fits),
         max_failures=plan.file.resources.max_failures,
         name=launch,
         storage_path=storage.where(f"ray/{plan.sweep}"),
     )
     watch = _Watch(storage, settings.stall_minutes)
-    polled = 0.0
 
     def ask_to_stop() -> None:
         tune_run.stopping = True
         patiently(lambda: storage.write(stop_key(plan.sweep), b"stop\n"), 30)
 
+    control = Control(plan, storage, meter, tune_run, ask_to_stop, on_trial)
     with _signals(ask_to_stop):
         tune_run.start()
         while tune_run.alive():
             on_tick()
             lease.refresh()
-            if not tune_run.stopping and time.monotonic() - polled > _POLL_S:
-                polled = time.monotonic()
-                tune_run.stopping = _flagged(storage, plan.sweep)
+            control.tick()
             if stalled := watch.stalled(tune_run.running()):
                 if not watch.asked:
                     watch.asked = time.monotonic()
@@ -155,25 +189,12 @@ def _run_trials(
                     _abandon(stalled, storage, launch, settings.stall_minutes)
                     return tune_run.begun
             tune_run.wait(_TICK_S)
+    control.finish()
     with contextlib.suppress(OSError):
         storage.delete_folder(f"ray/{plan.sweep}")  # Ray's own books: what to go on from is in the trials' folders
     if tune_run.error is not None:
         raise tune_run.error
     return tune_run.begun
-
-
-def _fit(plan: Plan, todo: Sequence[Trial], capacity: Capacity) -> tuple[int, float]:
-    """(trials at a time, GPUs per worker) on what Ray really has."""
-    resources = plan.file.resources
-    workers = max(t.experiment.train.workers for t in todo)
-    gpus = resources.gpus_per_worker
-    if gpus is None:
-        gpus = 1.0 if capacity.gpus >= workers else 0.0
-    try:
-        fits = capacity.trials_at_a_time(workers, resources.cpus_per_worker, gpus)
-    except UsageError as error:
-        raise UsageError(f"{plan.source}: resources: {error}") from None
-    return min(fits, resources.max_concurrent or fits), gpus
 
 
 def _assignment(plan: Plan, trial: Trial, settings: Settings, launch: str, gpus: float) -> Assignment:
@@ -188,6 +209,7 @@ def _assignment(plan: Plan, trial: Trial, settings: Settings, launch: str, gpus:
         storage=settings.storage,
         home=None if settings.ray_address else str(settings.home),
         stop_key=stop_key(plan.sweep),
+        prune_key=prune_key(plan.sweep, trial.identity),
         launch=launch,
         cpus_per_worker=plan.file.resources.cpus_per_worker,
         gpus_per_worker=gpus,
@@ -235,7 +257,7 @@ def _close(begun: Iterable[str], storage: Storage, launch: str) -> None:
     """Give an end to trials that were begun in this launch and whose processes are gone without one."""
     for identity in begun:
         state = patiently(partial(trial_state, storage, identity))
-        if state.status == "running" or state.launch != launch:
+        if state.status == "running" or not state.launch.startswith(launch):
             log = _last_log(storage, identity)
             message = "its process ended without a word" + (f"; its output: {log}" if log else "")
             write_end(storage, identity, "failed", message, launch=launch)
@@ -253,12 +275,6 @@ def _result(trial: Trial, storage: Storage) -> TrialResult:
 def _last_log(storage: Storage, identity: str) -> str | None:
     logs = storage.list(f"trials/{identity}/logs")
     return str(storage.local(logs[-1]) or storage.where(logs[-1])) if logs else None
-
-
-def _flagged(storage: Storage, sweep: str) -> bool:
-    with contextlib.suppress(OSError):
-        return storage.exists(stop_key(sweep))
-    return False
 
 
 @contextlib.contextmanager

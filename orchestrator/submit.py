@@ -9,9 +9,11 @@ from functools import partial
 from rich.console import Console
 
 from orchestrator import catalog
+from orchestrator.budget import sweep_state
 from orchestrator.environment import git_state
 from orchestrator.feeder import Feeder
-from orchestrator.plan import Plan, plan_document
+from orchestrator.plan import Plan, plan_document, trial_document
+from orchestrator.points import Trial
 from orchestrator.progress import SweepProgress, print_summary
 from orchestrator.report import summary
 from orchestrator.runner import run, save_plan
@@ -37,7 +39,11 @@ def run_and_track(plan: Plan, console: Console, *, force: bool = False) -> int:
                 progress.note = f"MLflow waits: {feeder.problem}" if feeder.problem else None
                 progress.tick()
 
-            run(plan, settings, force=force, on_tick=tick, command=sys.argv)
+            def grown(trial: Trial) -> None:
+                document["trials"].append(trial_document(trial))
+                progress.add(trial)
+
+            run(plan, settings, force=force, on_tick=tick, on_trial=grown, command=sys.argv)
         if not storage.exists(f"sweeps/{plan.sweep}/plan.json"):  # every trial was finished by other sweeps
             save_plan(plan, storage, sys.argv, document["commit"])
         with console.status("writing to MLflow"):
@@ -53,11 +59,15 @@ def run_and_track(plan: Plan, console: Console, *, force: bool = False) -> int:
         console.print(
             f"MLflow did not answer ({feeder.problem}); {again}", highlight=False, markup=False, soft_wrap=True
         )
+    state = sweep_state(storage, plan.sweep)
+    if state.get("state") == "budget reached":
+        console.print(f"budget reached: {state['reason']}", highlight=False, markup=False, soft_wrap=True)
+        return 1 if any(result.status == "failed" for result in results) else 0
     return exit_code([result.status for result in results])
 
 
 def exit_code(statuses: list[str]) -> int:
-    """0: all finished. 130: stopped, and nothing worse. 1: a trial failed or has no result."""
-    if set(statuses) <= {"finished"}:
+    """0: all finished or pruned. 130: stopped, and nothing worse. 1: a trial failed or has no result."""
+    if set(statuses) <= {"finished", "pruned"}:
         return 0
     return 130 if "stopped" in statuses and "failed" not in statuses else 1

@@ -46,7 +46,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 _BATCH = 999  # metrics in one request: MLflow's limit of 1000, less one for the cursor
 _PARAMS = 100
 _ALL = 50_000  # the most runs that MLflow gives at once
-_STATES = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "interrupted": "KILLED"}
+_STATES = {"finished": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}  # else KILLED
 
 
 class Tracker:
@@ -63,14 +63,16 @@ class Tracker:
         self.experiment = self._experiment()
         self.parent = self._parent()
         self.complaints: list[str] = []
-        known = {run.data.tags["mcc.identity"]: run for run in self.runs("trial")}
-        self.children = {t["identity"]: _Child(self, t, known.get(t["identity"])) for t in document["trials"]}
+        self._known = {run.data.tags["mcc.identity"]: run for run in self.runs("trial")}
+        self.children: dict[str, _Child] = {}
+        self._welcome()
 
     def sync(self) -> bool:
         """Forward what is new of every trial; whether anything was."""
         from mlflow.exceptions import MlflowException
 
         moved = False
+        self._welcome()
         for child in self.children.values():
             if child.broken:
                 continue
@@ -82,6 +84,11 @@ class Tracker:
                 child.broken = True
                 self.complaints.append(f"{child.trial['name']}: {_line(error)}")
         return moved
+
+    def _welcome(self) -> None:
+        """Trials of the document, which may grow while a search runs."""
+        for trial in self.document["trials"][len(self.children) :]:
+            self.children[trial["identity"]] = _Child(self, trial, self._known.get(trial["identity"]))
 
     def finish(self) -> None:
         """Put leaderboard, heat map and curves on the parent, and end every run that nobody works on any more."""
@@ -97,7 +104,7 @@ class Tracker:
         self._scores(results, int(1000 * last))
         statuses = {result.status for result in results}
         if "running" not in statuses:
-            worst = "FAILED" if "failed" in statuses else "FINISHED" if statuses <= {"finished"} else "KILLED"
+            worst = "FAILED" if "failed" in statuses else "FINISHED" if statuses <= {"finished", "pruned"} else "KILLED"
             self.client.set_terminated(self.parent, worst, int(1000 * last))
 
     def reconcile(self) -> None:
@@ -175,7 +182,7 @@ class _Child:
         self.broken = False
         self._stored = stored
         self._opened = False
-        self._finished = stored is not None and stored.info.status == "FINISHED"
+        self._finished = stored is not None and stored.info.status == "FINISHED" and not _was_pruned(stored)
         self._cursor = Cursor(stored.data.tags.get("mcc.cursor", "") if stored else "")
         self._last_step: dict[str, int] = {}
         self._pictures: set[tuple[str, int]] = set()
@@ -294,7 +301,7 @@ class _Child:
 
     def _end(self, event: Event) -> None:
         """The checkpoints first, so that a run that is over has them."""
-        if event["status"] in {"finished", "failed"}:
+        if event["status"] in {"finished", "failed", "pruned"}:
             saved = saved_checkpoints(self.storage, self.identity)
             modes = self.tracker.document["file"]["mode"]
             chosen = {"last": saved[-1] if saved else None, "best": best_saved(saved, modes)}
@@ -309,7 +316,8 @@ class _Child:
     def _terminate(self, status: str, message: str, at: int | None) -> None:
         assert self.run is not None
         self.client.set_tag(self.run, "mcc.message", message[:8000])
-        self.client.set_terminated(self.run, _STATES[status], at)
+        self.client.set_tag(self.run, "mcc.state", status)
+        self.client.set_terminated(self.run, _STATES.get(status, "KILLED"), at)
 
     def _checkpoint(self, key: str, name: str) -> None:
         """A checkpoint as artifact: on the disk that has it already a second name for the same file, else a copy."""
@@ -368,12 +376,17 @@ def results(settings: Settings, sweep: str) -> list[tuple[report.Result, str]]:
             tags["mcc.point"],
             varied,
             int(tags["mcc.seed"]),
-            states.get(run.info.status, "new"),
+            "pruned" if _was_pruned(run) else states.get(run.info.status, "new"),
             run.data.metrics,
             tags.get("mcc.message", ""),
         )
         found.append((result, str(run.info.run_id)))
     return found
+
+
+def _was_pruned(run: Run) -> bool:
+    """Whether a trial was ended by its sweep's scheduler and not taken up since."""
+    return run.info.status == "FINISHED" and run.data.tags.get("mcc.state") == "pruned"
 
 
 def _client(settings: Settings) -> MlflowClient:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mcc_core.errors import MCCError
 from orchestrator.outbox import Outbox
-from orchestrator.storage import Storage
+from orchestrator.storage import Storage, patiently
 
 KEPT = 2  # newest checkpoints kept beside the best
 
@@ -116,6 +118,27 @@ def newest_checkpoint(
             return one, file, complaints
         complaints.append(f"{storage.where(key)} is not what was written")
     return None, None, complaints
+
+
+def newest_iteration(storage: Storage, identity: str) -> int:
+    """Iteration of a trial's newest complete checkpoint, 0 without one. Waits for storage that is away."""
+    saved = patiently(lambda: saved_checkpoints(storage, identity))
+    return saved[-1].iteration if saved else 0
+
+
+def copy_checkpoint(storage: Storage, donor: str, iteration: int, identity: str) -> None:
+    """Put a trial's checkpoint into another trial's folder, in place of one of the same iteration.
+
+    Raises MCCError when the checkpoint is not there or not what was written.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        one, file, complaints = newest_checkpoint(storage, donor, Path(folder), only=iteration)
+        if one is None or file is None:
+            raise MCCError("; ".join(complaints) or f"{storage.where(checkpoint_key(donor, iteration))}: not there")
+        key = checkpoint_key(identity, iteration)
+        storage.delete(f"{key}.json")  # until the file is whole nothing promises it
+        storage.upload(file, key)
+        storage.write(f"{key}.json", json.dumps(asdict(one)).encode())
 
 
 def _sha256(file: Path) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from orchestrator.cluster import DRIVER_CPU, prepare_environment
+from orchestrator.directors import Director
 from orchestrator.environment import keep_credentials_out_of_ray
 from orchestrator.events import trial_state, write_end
 from orchestrator.storage import Storage, patiently
@@ -16,7 +19,7 @@ _TAIL_LINES = 15
 
 
 class TuneRun:
-    """One Tune experiment over assignments (plain mappings of `worker.Assignment`).
+    """One Tune experiment over what a director hands out.
 
     Setting `stopping` hands out no further trial. Runs in a thread of its own: Tune would otherwise take over the
     signals of the process.
@@ -24,15 +27,14 @@ class TuneRun:
 
     def __init__(
         self,
-        tasks: Sequence[dict[str, Any]],
+        director: Director,
         *,
-        workers: Mapping[str, int],
         concurrent: int,
         max_failures: int,
         name: str,
         storage_path: str,
     ) -> None:
-        self._tasks, self._workers = list(tasks), dict(workers)
+        self.director = director
         self._concurrent, self._max_failures = concurrent, max_failures
         self._name, self._storage_path = name, storage_path
         self.stopping = False
@@ -49,10 +51,6 @@ class TuneRun:
 
     def wait(self, seconds: float) -> None:
         self._thread.join(seconds)
-
-    def identities(self) -> list[str]:
-        """All trials, in order."""
-        return [task["identity"] for task in self._tasks]
 
     def running(self) -> list[str]:
         """Identities handed out and not ended yet."""
@@ -73,8 +71,6 @@ class TuneRun:
             logging.getLogger(name).setLevel(logging.CRITICAL)
         driver = tune.with_parameters(
             drive,
-            tasks={task["identity"]: task for task in self._tasks},
-            workers=self._workers,
             max_failures=self._max_failures,
             name=self._name,
             storage_path=self._storage_path,
@@ -83,7 +79,7 @@ class TuneRun:
             tune.with_resources(driver, {"CPU": DRIVER_CPU}),
             tune_config=tune.TuneConfig(
                 search_alg=_searcher(self),
-                num_samples=len(self._tasks),
+                num_samples=-1,  # until the director says that it is over
                 max_concurrent_trials=self._concurrent,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
@@ -111,27 +107,31 @@ def _silence() -> Any:
 
 
 def _searcher(run: TuneRun) -> Any:
-    """A Tune searcher that hands out the run's trials in order."""
+    """A Tune searcher that hands out what the run's director says."""
     from ray.tune.search import Searcher
 
     class Queue(Searcher):
         def __init__(self, run: TuneRun) -> None:
             super().__init__(metric="iteration", mode="max")
             self.run = run
-            self.left = run.identities()
 
         def __getstate__(self) -> dict[str, Any]:
             return {}  # Tune pickles its searcher; this one's state is of no use to another process
 
         def suggest(self, trial_id: str) -> Any:
-            if self.run.stopping or not self.left:
+            if self.run.stopping:
                 return Searcher.FINISHED
-            self.run.active[trial_id] = self.left.pop(0)
-            self.run.begun.add(self.run.active[trial_id])
-            return {"identity": self.run.active[trial_id]}
+            task = self.run.director.take()
+            if task is None:
+                return Searcher.FINISHED if self.run.director.over() else None
+            self.run.active[trial_id] = task.identity
+            self.run.begun.add(task.identity)
+            return {"task": json.dumps(asdict(task))}
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-            self.run.active.pop(trial_id, None)
+            identity = self.run.active.pop(trial_id, None)
+            if identity is not None:
+                self.run.director.ended(identity)
 
         def save(self, checkpoint_path: str) -> None:
             """Nothing to keep: what is left to do is read from storage."""
@@ -144,8 +144,6 @@ def _searcher(run: TuneRun) -> Any:
 
 def drive(
     config: dict[str, Any],
-    tasks: Mapping[str, dict[str, Any]],
-    workers: Mapping[str, int],
     max_failures: int,
     name: str,
     storage_path: str,
@@ -156,7 +154,7 @@ def drive(
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    task = tasks[config["identity"]]
+    task = json.loads(config["task"])
     resources = {"CPU": task["cpus_per_worker"]}
     if task["gpus_per_worker"]:
         resources["GPU"] = task["gpus_per_worker"]
@@ -164,12 +162,12 @@ def drive(
         work,
         train_loop_config=dict(task),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers[task["identity"]],
+            num_workers=task["experiment"]["train"]["workers"],
             use_gpu=bool(task["gpus_per_worker"]),
             resources_per_worker=resources,
         ),
         run_config=ray.train.RunConfig(
-            name=f"{name}/{task['identity']}",
+            name=f"{name}/{task['identity']}" + (f"-{task['until']}" if task["until"] else ""),
             storage_path=storage_path,
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
@@ -194,7 +192,7 @@ def _end_failed(task: Mapping[str, Any], error: BaseException) -> None:
     """Put the failure on record, unless a worker did so itself."""
     storage, identity = Storage(task["storage"]), task["identity"]
     state = patiently(lambda: trial_state(storage, identity))
-    if state.status in {"failed", "finished", "stopped"} and state.launch == task["launch"]:
+    if state.status in {"failed", "finished", "stopped", "pruned"} and state.launch == task["launch"]:
         return
     failures = getattr(error, "worker_failures", None)
     cause = next(iter(failures.values())) if failures else error

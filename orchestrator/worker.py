@@ -56,7 +56,7 @@ def train_loop(config: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     storage = Storage(task.storage)
     state = patiently(lambda: trial_state(storage, task.identity))
-    if state.launch == task.launch and state.status in {"failed", "finished"}:
+    if state.launch == task.launch and state.status in {"failed", "finished", "pruned"}:
         return
     torch.set_num_threads(max(1, round(task.cpus_per_worker)))
     home = task.local_home()
@@ -120,7 +120,7 @@ def _attempt(
     task: Assignment, storage: Storage, outbox: Outbox | None, resume: Resume, work: Path, rank: int, world: int
 ) -> None:
     reporter: Reporter | None = None
-    stop = _StopFlag(storage, task.stop_key)
+    stop = _StopFlag(storage, task)
     try:
         experiment = validate(Experiment, task.experiment, task.name)
         callbacks: Callbacks
@@ -138,9 +138,10 @@ def _attempt(
             callbacks=callbacks,
             resume=resume.file,
             should_stop=stop.asked if rank == 0 else lambda: False,
+            until=task.until,
         )
         if reporter is not None:
-            reporter.end(outcome)
+            reporter.end(outcome, stop.pruned)
     except MCCError as error:
         _give_up(task, storage, reporter, str(error), getattr(error, "cause", ""), world)
     except BaseException:
@@ -188,6 +189,12 @@ class Reporter(Callbacks):
     def on_start(self, iteration: int, info: dict[str, Any]) -> None:
         self.started = True
         self.log.emit("start", self.resume.iteration, attempt=self.resume.attempt, info=_machine(self.resume) | info)
+        if self.task.clone and self.task.clone["iteration"] == self.resume.iteration:
+            self.log.emit(
+                "clone", self.resume.iteration, **{k: v for k, v in self.task.clone.items() if k != "iteration"}
+            )
+        if self.task.fields:
+            self.log.emit("metrics", self.resume.iteration + 1, metrics=self.task.fields)
         self.log.flush()
 
     def on_step(self, record: StepRecord) -> None:
@@ -233,13 +240,17 @@ class Reporter(Callbacks):
         self.log.emit("checkpoint", iteration, path=key)
         self.log.flush()
 
-    def end(self, outcome: Outcome) -> None:
-        """The run is over; returns when everything is in storage, raises OSError when storage does not answer."""
+    def end(self, outcome: Outcome, pruned: str | None = None) -> None:
+        """The run is over, or stopped by the scheduler for the reason `pruned`; returns when everything is in storage.
+
+        Raises OSError when storage does not answer."""
         self.store(None)
         if outcome.status == "finished" and (speed := self.speed.result()):
             profile = speed_profile(self.experiment, self.task.cpus_per_worker, self.task.gpus_per_worker)
             self.outbox.put(*speed_record(profile, self.task.identity, speed))
-        self._end(outcome.status, "", outcome.iteration, outcome.metrics)
+        stopped_by_scheduler = outcome.status == "stopped" and pruned is not None
+        status, message = ("pruned", pruned or "") if stopped_by_scheduler else (outcome.status, "")
+        self._end(status, message, outcome.iteration, outcome.metrics)
         if not self.outbox.drain(_DRAIN_S):
             raise OSError(f"{self.outbox.storage.url}: does not answer: {self.outbox.error}; the rest waits on disk")
 
@@ -316,10 +327,11 @@ def _same_data(index: DataIndex, task: Assignment) -> DataIndex:
 
 
 class _StopFlag:
-    """Looks for the sweep's stop flag in a thread, so that training never waits for the answer."""
+    """Looks for the sweep's stop flag, or the trial's own, in a thread, so that training never waits for the answer."""
 
-    def __init__(self, storage: Storage, key: str) -> None:
-        self._storage, self._key = storage, key
+    def __init__(self, storage: Storage, task: Assignment) -> None:
+        self._storage, self._task = storage, task
+        self.pruned: str | None = None  # why the scheduler ends the trial
         self._asked, self._closed = False, threading.Event()
         threading.Thread(target=self._look, name="stop flag", daemon=True).start()
 
@@ -330,9 +342,12 @@ class _StopFlag:
         self._closed.set()
 
     def _look(self) -> None:
+        storage, task = self._storage, self._task
         while not self._asked and not self._closed.wait(_STOP_POLL_S):
             with contextlib.suppress(OSError):
-                self._asked = self._storage.exists(self._key)
+                if task.prune_key and storage.exists(task.prune_key):
+                    self.pruned = storage.read(task.prune_key).decode()
+                self._asked = self.pruned is not None or storage.exists(task.stop_key)
 
 
 def _machine(resume: Resume) -> dict[str, Any]:

@@ -7,13 +7,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mcc_core.errors import UsageError
 from mcc_core.schedules import Constant, value_at
 from orchestrator import report
 from orchestrator.catalog import Sweep
-from orchestrator.plan import Plan, Trial
+from orchestrator.plan import Plan
+from orchestrator.points import Trial
 from orchestrator.progress import board, duration, print_unfinished, shortened
 from orchestrator.report import Result
 from orchestrator.storage import Storage
@@ -47,6 +49,10 @@ def print_plan(plan: Plan, console: Console) -> None:
                 console.print(f"  {line}", highlight=False, soft_wrap=True)
     if plan.duplicates:
         console.print(f"the same as another trial, left out: {', '.join(plan.duplicates)}", highlight=False)
+    for note in plan.notes:
+        console.print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
+    if plan.open is not None:
+        console.print(f"{plan.open.left} more points will be proposed as results come in", highlight=False)
     left = len(plan.trials) - len(plan.finished)
     text = f"{plan.sweep}: {left} of {len(plan.trials)} trials to run, {plan.concurrent} at a time"
     if left and plan.estimate_s is not None:

@@ -215,10 +215,31 @@ def test_the_estimate_is_measured_then_learned(settings: Settings, clean: Storag
         (Capacity(3, 0), 1, 0.5, 0, 6),
         (Capacity(64, 4), 2, 1, 1, 2),
         (Capacity(0.9, 0), 3, 0.3, 0, 1),
+        (Capacity(64, 2), 1, 1, 0.5, 4),
+        (Capacity(64, 2), 1, 1, 0.6, 2),
+        (Capacity(64, 4), 2, 1, 0.5, 4),
+        (Capacity(8, 0, ((4, 0), (4, 0))), 2, 3, 0, 1),
+        (Capacity(8, 4, ((4, 2), (4, 2))), 1, 1, 2, 2),
     ],
 )
 def test_as_many_trials_as_fit(capacity: Capacity, workers: int, cpus: float, gpus: float, expected: int) -> None:
     assert capacity.trials_at_a_time(workers, cpus, gpus) == expected
+
+
+@pytest.mark.parametrize(
+    ("capacity", "workers", "cpus", "gpus", "expected"),
+    [
+        (Capacity(8, 0, ((4, 0), (4, 0))), 1, 6, 0, "a trial needs 1 workers of 6 CPUs and 0 GPUs, each on one node"),
+        (Capacity(8, 2), 3, 1, 0.6, "a trial needs 3 workers of 1 CPUs and 0.6 GPUs, each on one node and one device"),
+        (Capacity(8, 1), 1, 1, 2, "a trial needs 2 GPUs (1 workers x gpus_per_worker 2) and 1 are there"),
+    ],
+)
+def test_a_trial_that_could_never_start_is_one_line(
+    capacity: Capacity, workers: int, cpus: float, gpus: float, expected: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        capacity.trials_at_a_time(workers, cpus, gpus)
+    assert expected in str(caught.value) and len(str(caught.value).splitlines()) == 1
 
 
 def test_the_document_of_a_plan_is_json_with_every_trial(settings: Settings) -> None:

@@ -18,10 +18,12 @@ from mcc_core import engine
 from mcc_core.checkpoint import load
 from mcc_core.errors import UsageError
 from orchestrator.cluster import cluster
+from orchestrator.control import stop_key
 from orchestrator.events import EventReader, history, segments, trial_state
 from orchestrator.lease import Lease
-from orchestrator.plan import Plan, Trial, plan_sweep
-from orchestrator.runner import _Watch, run, stop_key
+from orchestrator.plan import Plan, plan_sweep
+from orchestrator.points import Trial
+from orchestrator.runner import _Watch, run
 from orchestrator.settings import Settings
 from orchestrator.storage import Storage
 from orchestrator.trial_files import saved_checkpoints

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mcc_core.errors import UsageError
-from orchestrator.sweep_file import load_sweep
+from orchestrator.sweep_file import SweepFile, load_sweep
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -68,13 +70,18 @@ def test_shipped_sweeps_are_valid_on_every_base(file: Path) -> None:
         ("points:", "seeds: [1, 1]\npoints:", "s.yaml: seeds: 1 is there twice"),
         ("points:", "mode: best\npoints:", "s.yaml: mode: 'best'"),
         ("points:", "resources: {cpus_per_worker: 0}\npoints:", "s.yaml: resources.cpus_per_worker: 0"),
+        ("points:", "resources: {gpus_per_worker: 1.5}\npoints:", "resources.gpus_per_worker: 1.5: above 1 it must be"),
         ("points:", "resources: {cpus: 1}\npoints:", "unknown field, did you mean resources.cpus_per_worker?"),
         ("points:", "heatmap: {x: mask.ratio, y: mask.scale}\npoints:", "s.yaml: heatmap.y: 'mask.scale' is not among"),
         ("points:", "set: {thresholds.foreground: 0.1}\npoints:", "thresholds.background (0.25) must be below"),
         ("points:", "bases: {voc: {set: {loss.x: 1}}}\npoints:", "s.yaml: bases.voc: set: loss.x: unknown field"),
         ("points:", "bases: {voc: {parameter: {}}}\npoints:", "s.yaml: bases.voc.parameter: unknown field"),
         ("[0.5, {schedule: linear, start: 0.5, end: 0.95}]", "[]", "s.yaml: parameters: mask.ratio: needs at least"),
-        ("[0.5, {schedule: linear, start: 0.5, end: 0.95}]", "0.5", "s.yaml: parameters.mask.ratio: 0.5"),
+        (
+            "[0.5, {schedule: linear, start: 0.5, end: 0.95}]",
+            "0.5",
+            "s.yaml: parameters: mask.ratio: 0.5: expected",
+        ),
         ("points:", "points: [", "s.yaml: line "),
         (GOOD, "- a", "s.yaml: expected a mapping of fields, found list"),
         (GOOD, "name: !!python/object/apply:os.system [ls]", "s.yaml: line 1"),
@@ -84,6 +91,21 @@ def test_mistakes_are_named_with_file_field_and_value(tmp_path: Path, old: str, 
     said = mistake(tmp_path, GOOD.replace(old, new))
     assert expected in said
     assert "Traceback" not in said
+
+
+def test_every_example_of_the_documentation_is_valid(tmp_path: Path) -> None:
+    text = (REPOSITORY / "docs/sweeps.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    assert len(blocks) == 4
+    for block in blocks:
+        load_sweep(write(tmp_path, block if block.startswith("name:") else f"name: s\nbase: tiny\n{block}"))
+    kinds = re.findall(r"^\| `(\{kind: .*?\})` \|", text, re.M)
+    assert len(kinds) == 8
+    for text in kinds:
+        fields = yaml.safe_load(text)
+        section = "search" if fields["kind"] in {"grid", "random", "tpe"} else "scheduler"
+        some = {"parameters": {"loss.mcc": [0.1, 0.2]}, section: fields}
+        SweepFile.model_validate({"name": "s", "base": "tiny"} | some)
 
 
 def test_every_mistake_has_its_line(tmp_path: Path) -> None:
