@@ -6,8 +6,8 @@ global views again, CAMs are computed for all classes with no shared forward, ea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mcc_core.cam import CamPair, multi_scale_cams
 from mcc_core.config import ParConfig
-from mcc_core.model import MCCNet, Output
+from mcc_core.model import Output
 from mcc_core.objective import Batch, Contrast, Objective
 
 
@@ -41,16 +41,16 @@ class PlainObjective(Objective):
         return Contrast(queries, torch.cat(keys), flags)
 
 
-@contextmanager
-def explicit_attention(model: MCCNet, explicit: bool) -> Iterator[None]:
-    """Attention as matrix product, softmax and matrix product while inside, if `explicit`."""
-    blocks = model.encoder.vit.blocks
-    before = [block.attn.fused_attn for block in blocks]
-    for block in blocks:
-        block.attn.fused_attn = block.attn.fused_attn and not explicit
-    yield
-    for block, fused in zip(blocks, before, strict=True):
-        block.attn.fused_attn = fused
+def explicit_attention() -> AbstractContextManager[object]:
+    """Attention as matrix product, softmax and matrix product while inside."""
+    return mock.patch.object(F, "scaled_dot_product_attention", _attention)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -torch.inf)
+    return scores.softmax(-1) @ v
 
 
 def refine_separately(images: Tensor, scores: Tensor, config: ParConfig) -> Tensor:

@@ -19,7 +19,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ class Case:
             "model": {"backbone": size.backbone, "weights": "random"},
             "mask": {"views": views},
             "train": {"crop": crop, "batch_size": batch},
-            "compute": compute or {},
+            "compute": {"recompute": "nothing"} if plainly else compute or {},
         }
         experiment = Experiment.model_validate(fields)
         self.plainly = plainly
@@ -98,8 +98,11 @@ class Case:
         """One optimiser step at a learning rate of 0, so that every step is the same; its losses."""
         for group in self.optimizer.param_groups:
             group.update(lr=0.0)
-        refine = refine_separately if self.plainly else pseudo_label.refine
-        with mock.patch.object(pseudo_label, "refine", refine), explicit_attention(self.model, self.plainly):
+        with ExitStack() as plainly:
+            if self.plainly:
+                plainly.enter_context(explicit_attention())
+                plainly.enter_context(mock.patch.object(pseudo_label, "refine", refine_separately))
+                plainly.enter_context(mock.patch.object(objective, "settled", lambda function, x: function(x)))
             self.optimizer.zero_grad(set_to_none=True)
             step = self.objective(self.batch, self.masks, ITERATION)
             with stage("backward"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 from unittest import mock
 
@@ -64,7 +65,7 @@ def stepped(kind: type[Objective], name: str, compute: ComputeConfig | None = No
     model.momentum_projector.load_state_dict(model.projector.state_dict())
     model.double()
     batch, masks = batch_of(classes, first)
-    with explicit_attention(model, kind is PlainObjective):
+    with explicit_attention() if kind is PlainObjective else nullcontext():
         result = kind(model, experiment)(batch, masks, iteration)
     result.total.backward()
     return result, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
