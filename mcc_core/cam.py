@@ -30,9 +30,23 @@ def multi_scale_cams(
         known: features of `images` already computed, which saves the unflipped forward at scale 1.
         classes: K class indices to compute; default all C. Maps of classes do not depend on each other.
     """
-    size = images.shape[-2:]
+    final, aux = raw_cams(model, images, scales, known, classes)
+    size = (images.shape[-2], images.shape[-1])
+    return combined_cams(final, size), combined_cams(aux, size)
+
+
+@torch.no_grad()
+def raw_cams(
+    model: MCCNet,
+    images: Tensor,
+    scales: Sequence[float],
+    known: Features | None = None,
+    classes: Tensor | None = None,
+) -> tuple[list[CamPair], list[CamPair]]:
+    """Class activations at token resolution, final and auxiliary: for each scale those of the image and of its flip."""
     weights = _weights(model, classes)
-    sums = [images.new_zeros(()), images.new_zeros(())]
+    size = images.shape[-2:]
+    found: tuple[list[CamPair], list[CamPair]] = ([], [])
     for scale in scales:
         if scale == 1.0 and known is not None:
             flipped = model.encoder(images.flip(-1))
@@ -40,13 +54,22 @@ def multi_scale_cams(
         else:
             target = [int(scale * side) for side in size]
             scaled = F.interpolate(images, size=target, mode="bilinear", align_corners=False)
-            found = model.encoder(torch.cat([scaled, scaled.flip(-1)]))
-            both = [found.patches.chunk(2), found.aux.chunk(2)]
-        for which, (weight, (a, b)) in enumerate(zip(weights, both, strict=True)):
-            one = F.interpolate(F.conv2d(a, weight), size=size, mode="bilinear", align_corners=False)
-            two = F.interpolate(F.conv2d(b, weight), size=size, mode="bilinear", align_corners=False).flip(-1)
-            sums[which] = sums[which] + F.relu(torch.maximum(one, two))
-    return normalise(sums[0]), normalise(sums[1])
+            features = model.encoder(torch.cat([scaled, scaled.flip(-1)]))
+            both = [features.patches.chunk(2), features.aux.chunk(2)]
+        for pairs, weight, (a, b) in zip(found, weights, both, strict=True):
+            pairs.append((F.conv2d(a, weight), F.conv2d(b, weight)))
+    return found
+
+
+def combined_cams(pairs: Sequence[CamPair], size: tuple[int, int]) -> Tensor:
+    """CAMs B,K,H,W of `size` from the activations of `raw_cams`."""
+    total: Tensor | float = 0.0
+    for straight, flipped in pairs:
+        one = F.interpolate(straight, size=size, mode="bilinear", align_corners=False)
+        two = F.interpolate(flipped, size=size, mode="bilinear", align_corners=False).flip(-1)
+        total = total + F.relu(torch.maximum(one, two))
+    assert isinstance(total, Tensor)
+    return normalise(total)
 
 
 def _weights(model: MCCNet, classes: Tensor | None) -> tuple[Tensor, Tensor]:

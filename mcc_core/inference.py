@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from mcc_core.config import Experiment
 from mcc_core.data.voc import palette
 from mcc_core.errors import DataError
 from mcc_core.model import MCCNet
+from mcc_core.protocols import combined_logits, raw_logits
 from mcc_core.pseudo_label import IMAGENET_MEAN, IMAGENET_STD, refined_label
 from mcc_core.schedules import value_at
 from mcc_core.visualize import cam_panel, overlay
@@ -56,22 +56,9 @@ def to_tensor(image: np.ndarray) -> Tensor:
     return ((pixels - mean) / std)[None]
 
 
-@torch.no_grad()
 def segment(model: MCCNet, images: Tensor, scales: Sequence[float] = SCALES) -> Tensor:
     """Segmentation logits B,C+1,H,W: flips summed, maximum over scales (PAPER_NOTES row 24, VOC)."""
-    size = images.shape[-2:]
-    best: Tensor | None = None
-    for scale in scales:
-        target = [max(model.encoder.patch, round(side * scale)) for side in size]
-        scaled = F.interpolate(images, size=target, mode="bilinear", align_corners=False)
-        straight, flipped = (
-            F.interpolate(model(view).seg, size=size, mode="bilinear", align_corners=False)
-            for view in (scaled, scaled.flip(-1))
-        )
-        logits = straight + flipped.flip(-1)
-        best = logits if best is None else torch.maximum(best, logits)
-    assert best is not None
-    return best
+    return combined_logits(raw_logits(model, images, scales), (images.shape[-2], images.shape[-1]), "voc")
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import typer
 
 import mcc_core
 from mcc_core.errors import MCCError, UsageError
-from orchestrator.cli import predict, storage, sweep, track, train, ui, weights
+from orchestrator.cli import evaluate, predict, storage, sweep, track, train, ui, weights
 
 app = typer.Typer(
     name="mcc",
@@ -23,6 +23,7 @@ app.add_typer(track.app, name="track")
 app.add_typer(storage.app, name="storage")
 app.command("train")(train.train)
 app.command("predict")(predict.predict)
+app.command("evaluate")(evaluate.evaluate)
 app.command("import-weights")(weights.import_weights)
 app.command("ui")(ui.ui)
 

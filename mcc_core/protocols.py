@@ -1,0 +1,188 @@
+"""Evaluation protocols: what the network computes of an image, and the label map that is made of it.
+
+| protocol | what is scored |
+|---|---|
+| cam, aux_cam | multi-scale CAM (row 18) of the squashed image with its image-level labels, background threshold |
+| single | segmentation of the squashed image, one scale: the in-training evaluation |
+| ms | segmentation over scales and flips (PAPER_NOTES row 24): VOC at native size, COCO squashed |
+| ms_crf | the same and a dense CRF on its softmax (row 25) |
+
+The two halves are apart: `network_maps` needs the network, `label_map` only its output at token resolution. So the
+second half runs in other processes, and any number of its settings can be tried on one pass of the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+from mcc_core.cam import CamPair, combined_cams, raw_cams
+from mcc_core.config import Experiment, Fraction, Strict
+from mcc_core.crf import CrfConfig, dense_crf
+from mcc_core.data.transforms import normalise
+from mcc_core.metrics import Protocol, Stage
+from mcc_core.model import MCCNet
+from mcc_core.pseudo_label import cam_label
+from mcc_core.schedules import value_at
+
+ProtocolName = Literal["cam", "aux_cam", "single", "ms", "ms_crf"]
+PROTOCOLS: dict[ProtocolName, tuple[Stage, Protocol]] = {
+    "cam": ("cam", "multi_scale"),
+    "aux_cam": ("aux_cam", "multi_scale"),
+    "single": ("seg", "single"),
+    "ms": ("seg", "multi_scale"),
+    "ms_crf": ("seg", "multi_scale_crf"),
+}
+_CAMS = ("cam", "aux_cam")
+_MULTI = ("ms", "ms_crf")
+
+
+class EvaluationConfig(Strict):
+    """Parameters of the protocols. None of them changes a weight."""
+
+    style: Literal["voc", "coco"] = Field(
+        "voc", description="ms: voc sums flips and takes the maximum over scales, coco the other way round, on a square"
+    )
+    scales: tuple[float, ...] = Field((1.0, 1.25, 1.5), min_length=1, description="of ms and ms_crf")
+    cam_scales: tuple[float, ...] = Field((1.0, 0.5, 1.5), min_length=1)
+    cam_threshold: Fraction = Field(0.5, description="CAM values at or below it are background")
+    crop: int = Field(448, ge=16, description="side of the square that cam, single and coco's ms squash images to")
+    crf: CrfConfig = CrfConfig()
+
+    @classmethod
+    def of(cls, experiment: Experiment, num_classes: int) -> EvaluationConfig:
+        """The published protocol for a trained experiment: COCO's for 80 classes, VOC's for others."""
+        last = experiment.train.iterations - 1
+        return cls(
+            style="coco" if num_classes == 80 else "voc",
+            cam_scales=experiment.cam.scales,
+            cam_threshold=value_at(experiment.thresholds.score, last, experiment.train.iterations),
+            crop=experiment.train.crop,
+        )
+
+
+@dataclass
+class Maps:
+    """What the network says of one image, at token resolution, on the CPU. Pairs are (image, flip)."""
+
+    single: Tensor | None = None  # 1,C+1,h,w
+    multi: list[CamPair] = field(default_factory=list)  # one per scale
+    cam: list[CamPair] = field(default_factory=list)  # of the classes `present`
+    aux_cam: list[CamPair] = field(default_factory=list)
+    present: tuple[int, ...] = ()  # 0-based class indices
+
+    def arrays(self, dtype: str) -> dict[str, np.ndarray]:
+        """As named arrays for a file."""
+        found = {"present": np.array(self.present, np.int64)}
+        if self.single is not None:
+            found["single"] = self.single.numpy().astype(dtype)
+        for name in ("multi", "cam", "aux_cam"):
+            for i, pair in enumerate(getattr(self, name)):
+                for j, one in enumerate(pair):
+                    found[f"{name}.{i}.{j}"] = one.numpy().astype(dtype)
+        return found
+
+    @classmethod
+    def of_arrays(cls, arrays: dict[str, np.ndarray]) -> Maps:
+        """The inverse of `arrays`, in float32."""
+        maps = cls(present=tuple(arrays["present"].tolist()))
+        tensors = {n: torch.from_numpy(a.astype(np.float32)) for n, a in arrays.items() if n != "present"}
+        maps.single = tensors.get("single")
+        for name in ("multi", "cam", "aux_cam"):
+            count = sum(key.startswith(f"{name}.") for key in tensors) // 2
+            setattr(maps, name, [(tensors[f"{name}.{i}.0"], tensors[f"{name}.{i}.1"]) for i in range(count)])
+        return maps
+
+
+@torch.no_grad()
+def network_maps(
+    model: MCCNet,
+    image: np.ndarray,
+    labels: Sequence[int],
+    protocols: Sequence[ProtocolName],
+    config: EvaluationConfig,
+    device: torch.device,
+) -> Maps:
+    """Run the network on one image H,W,3 uint8 for the protocols; its CAMs are of the classes `labels` alone."""
+    maps = Maps(present=tuple(labels))
+    pixels = torch.from_numpy(image).permute(2, 0, 1)
+    square = normalise(TF.resize(pixels, [config.crop, config.crop], antialias=False))[None].to(device)
+    wants_cam = bool(labels) and any(name in protocols for name in _CAMS)
+    if wants_cam or "single" in protocols:
+        output = model(square)
+        maps.single = output.seg.cpu()
+        if wants_cam:
+            classes = torch.tensor(list(labels), device=device)
+            final, aux = raw_cams(model, square, config.cam_scales, output.features, classes)
+            maps.cam, maps.aux_cam = _on_cpu(final), _on_cpu(aux)
+    if any(name in protocols for name in _MULTI):
+        source = normalise(pixels)[None].to(device) if config.style == "voc" else square
+        maps.multi = _on_cpu(raw_logits(model, source, config.scales))
+    return maps
+
+
+@torch.no_grad()
+def raw_logits(model: MCCNet, images: Tensor, scales: Sequence[float]) -> list[CamPair]:
+    """Segmentation logits B,C+1,h,w at token resolution for each scale: of the images and of their flips."""
+    found = []
+    for scale in scales:
+        target = [max(model.encoder.patch, round(side * scale)) for side in images.shape[-2:]]
+        scaled = F.interpolate(images, size=target, mode="bilinear", align_corners=False)
+        straight, flipped = model(torch.cat([scaled, scaled.flip(-1)])).seg.chunk(2)
+        found.append((straight, flipped))
+    return found
+
+
+def combined_logits(pairs: Sequence[CamPair], size: tuple[int, int], style: str) -> Tensor:
+    """Logits B,C+1,H,W of `size` over scales and flips (PAPER_NOTES row 24)."""
+    over_flips, over_scales = (torch.add, torch.maximum) if style == "voc" else (torch.maximum, torch.add)
+
+    def one_scale(pair: CamPair) -> Tensor:
+        one, two = (F.interpolate(x, size=size, mode="bilinear", align_corners=False) for x in pair)
+        return over_flips(one, two.flip(-1))
+
+    return reduce(over_scales, map(one_scale, pairs))
+
+
+def label_map(maps: Maps, protocol: ProtocolName, config: EvaluationConfig, image: np.ndarray) -> np.ndarray:
+    """Labels H,W uint8 of an image H,W,3 uint8, 0 background. Raises UsageError where a CRF is not installed."""
+    size = image.shape[0], image.shape[1]
+    if protocol in _CAMS:
+        return _cam_label(maps, protocol, config, size)
+    if protocol == "single":
+        assert maps.single is not None
+        logits = F.interpolate(maps.single, size=size, mode="bilinear", align_corners=False)
+    else:
+        logits = combined_logits(maps.multi, size, config.style)
+    if protocol == "ms_crf":
+        return dense_crf(image, logits[0].softmax(0).numpy(), config.crf).argmax(0).astype(np.uint8)
+    return logits[0].max(0).indices.to(torch.uint8).numpy()
+
+
+def squashed_cam(maps: Maps, which: str, config: EvaluationConfig) -> Tensor:
+    """CAM 1,K,S,S of the present classes over the squashed image."""
+    return combined_cams(getattr(maps, which), (config.crop, config.crop))
+
+
+def _cam_label(maps: Maps, which: str, config: EvaluationConfig, size: tuple[int, int]) -> np.ndarray:
+    if not maps.present:
+        return np.zeros(size, np.uint8)
+    cam = F.interpolate(squashed_cam(maps, which, config), size=size, mode="bilinear", align_corners=False)
+    threshold = config.cam_threshold
+    assert isinstance(threshold, float)
+    label = cam_label(cam, threshold)[0].numpy()
+    numbers = np.array([0, *(index + 1 for index in maps.present)], np.uint8)
+    return numbers[label]
+
+
+def _on_cpu(pairs: Sequence[CamPair]) -> list[CamPair]:
+    return [(a.cpu(), b.cpu()) for a, b in pairs]
