@@ -296,8 +296,9 @@ def free_bytes(folder: Path) -> int:
 
 
 def reason(error: BaseException) -> str:
-    """An error as one line of bounded length."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """An error as one line of bounded length; of a long one the beginning and the end, where nested causes stand."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    return line if len(line) <= 400 else f"{line[:200]} [...] {line[-195:]}"
 
 
 def _inside(key: str) -> str:

@@ -32,7 +32,7 @@ from orchestrator.events import Event, history, read_segment, segments
 from orchestrator.lease import claimed
 from orchestrator.mlflow_names import metric_name, picture_name, pictures
 from orchestrator.settings import Settings
-from orchestrator.storage import Storage
+from orchestrator.storage import Storage, reason
 from orchestrator.trial_files import best_saved, checkpoint_key, saved_checkpoints
 
 if TYPE_CHECKING:
@@ -420,4 +420,4 @@ def _link(file: Path, target: Path) -> None:
 
 
 def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"{type(error).__name__}: {reason(error)}"
