@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcc_core.config import Experiment, validate
+from mcc_core.config import Experiment
 from mcc_core.errors import UsageError
 from mcc_core.model import MCCNet
+from mcc_core.validation import validate
 
 FORMAT = 1
 

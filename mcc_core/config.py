@@ -7,15 +7,12 @@ Names of the paper are in the descriptions. Defaults are the published VOC recip
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from mcc_core.errors import UsageError
 from mcc_core.schedules import Scheduled, extremes, value_at
 
 
@@ -306,135 +303,3 @@ def _under(fields: Mapping[str, Any], bundle: Mapping[str, Any]) -> dict[str, An
         if isinstance(node, dict):
             node.setdefault(last, value)
     return merged
-
-
-# --- presets, overrides, and validation errors as one line each ---------------------------------------------------
-
-PRESETS = Path(__file__).parent / "presets"
-
-
-def preset_names() -> list[str]:
-    """Names of the experiments that ship with the package."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping from a file. Raises UsageError when it cannot be read, parsed, or is not a mapping."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UsageError(f"{path}:{where} not valid YAML: {getattr(error, 'problem', None) or error}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: expected a mapping of fields, found {type(content).__name__}")
-    return content
-
-
-def load_base(base: str | Path) -> dict[str, Any]:
-    """The raw fields of a preset (by name) or of an experiment file (by path)."""
-    shipped = PRESETS / f"{base}.yaml"
-    if str(base) in preset_names():
-        return read_yaml(shipped)
-    if Path(base).suffix in {".yaml", ".yml"}:
-        return read_yaml(Path(base))
-    raise UsageError(f"{base}: neither a preset ({', '.join(preset_names())}) nor a .yaml file")
-
-
-def merge(base: Mapping[str, Any], overrides: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """A copy of nested `base` with dotted `overrides` put in; the bundle of `compat` comes before the others.
-
-    Raises UsageError for a key below a non-section.
-    """
-    merged = copy.deepcopy(dict(base))
-    bundle = BUNDLES.get(str(overrides.get("compat")), {})
-    for key, value in {**bundle, **overrides}.items():
-        node = merged
-        *sections, last = key.split(".")
-        for section in sections:
-            node = node.setdefault(section, {})
-            if not isinstance(node, dict):
-                raise UsageError(f"{source}: {key}: {section} is not a section")
-        node[last] = value
-    return merged
-
-
-def resolve(base: str | Path, overrides: Mapping[str, Any] | None = None, source: str = "--set") -> Experiment:
-    """The validated experiment of a preset or file with dotted overrides. Raises UsageError, one line per mistake."""
-    fields = merge(load_base(base), overrides or {}, source)
-    return validate(Experiment, fields, f"{base}" if not overrides else f"{base} with {source}")
-
-
-def flatten(experiment: Experiment) -> dict[str, str]:
-    """Dotted field names to values as text; a schedule is one value."""
-    flat: dict[str, str] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, Strict):
-            for name in type(value).model_fields:
-                walk(f"{prefix}{name}.", getattr(value, name))
-        elif isinstance(value, tuple):
-            flat[prefix[:-1]] = ", ".join(str(v) for v in value)
-        else:
-            flat[prefix[:-1]] = str(value)
-
-    walk("", experiment)
-    return flat
-
-
-def field_names(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every dotted field name of a schema."""
-    names: list[str] = []
-    for name, field in model.model_fields.items():
-        names.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            names += field_names(field.annotation, f"{prefix}{name}.")
-    return names
-
-
-M = TypeVar("M", bound=BaseModel)
-
-
-def validate(model: type[M], fields: Mapping[str, Any], source: str) -> M:
-    """`fields` as a `model`. Raises UsageError with one line per mistake: source, field, value, what would be right."""
-    try:
-        return model.model_validate(fields)
-    except ValidationError as error:
-        raise UsageError("\n".join(_explain(model, error, source))) from None
-
-
-def _explain(model: type[BaseModel], error: ValidationError, source: str) -> list[str]:
-    lines: dict[str, str] = {}
-    known = field_names(model)
-    for problem in error.errors(include_url=False):
-        where = _location(problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            siblings = [k for k in known if k.rpartition(".")[0] == where.rpartition(".")[0]]
-            close = difflib.get_close_matches(where, siblings, n=1) or difflib.get_close_matches(where, known, n=1)
-            close = close or difflib.get_close_matches(
-                where.rsplit(".", 1)[-1], [k.rsplit(".", 1)[-1] for k in known], n=1
-            )
-            message = "unknown field" + (f", did you mean {close[0]}?" if close else "")
-        elif problem["type"] == "float_type" and isinstance(problem["input"], dict):
-            continue  # a schedule: the other branch of the union says what is wrong with it
-        elif problem["type"] == "union_tag_not_found":
-            message = "expected a number, or a mapping with schedule: constant, linear, cosine or step"
-        elif where and isinstance(problem["input"], str | int | float | bool | None):
-            message = f"{problem['input']!r}: {message}"
-        lines.setdefault(where, f"{source}: {where + ': ' if where else ''}{message}")
-    return list(lines.values()) or [f"{source}: {error}"]
-
-
-def _location(loc: tuple[int | str, ...]) -> str:
-    """Dotted field name of a pydantic location, without the names of union branches."""
-    branches = {"float", "constant", "linear", "cosine", "step"}
-    parts = [str(part) for part in loc]
-    kept = [p for p in parts if p not in branches and "tagged-union" not in p and "function-" not in p]
-    return "".join(f"[{p}]" if p.isdigit() else f".{p}" for p in kept).removeprefix(".")

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from mcc_core.checkpoint import FORMAT, Checkpoint
-from mcc_core.config import ModelConfig, resolve
+from mcc_core.config import ModelConfig
 from mcc_core.data.coco import COCO_CLASSES
 from mcc_core.data.voc import VOC_CLASSES
 from mcc_core.errors import UsageError
+from mcc_core.experiment_files import resolve
 from mcc_core.model import MCCNet, load_backbone_weights, read_state_dict
 
 # Published name prefixes and ours, the longer first.

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mcc_core.config import DataConfig, Experiment, load_base, merge, validate
+from mcc_core.config import DataConfig, Experiment
 from mcc_core.data.index import DataIndex, build_index
 from mcc_core.errors import UsageError
+from mcc_core.experiment_files import load_base, merge
+from mcc_core.validation import validate
 from orchestrator import search as spaces
 from orchestrator.identity import trial_identity
 from orchestrator.schedulers import Drawn, Pbt, first_values

@@ -14,8 +14,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
-from mcc_core.config import Experiment, Strict, field_names, load_base, merge, read_yaml, validate
+from mcc_core.config import Experiment, Strict
 from mcc_core.errors import UsageError
+from mcc_core.experiment_files import load_base, merge, read_yaml
+from mcc_core.validation import field_names, validate
 from orchestrator import search as spaces
 from orchestrator.budget import Budget
 from orchestrator.design import Design

@@ -1,4 +1,4 @@
-"""The event log as MLflow runs: one parent per sweep, one child per trial. The only module that imports mlflow.
+"""The event log as MLflow runs: one parent per sweep, one child per trial. Imports mlflow where it needs it.
 
 MLflow is a view, fed from the events in storage alone. Each child knows in a tag which segments it was fed. Whatever
 interrupts the feeding (the tracker killed, MLflow away) delays it; feeding again goes on where it stopped. A step of a
@@ -12,20 +12,18 @@ from __future__ import annotations
 
 import io
 import json
-import logging
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
 import yaml
 
-from mcc_core.config import Experiment, flatten
+from mcc_core.config import Experiment
 from mcc_core.errors import MCCError
-from orchestrator import catalog, report
+from mcc_core.validation import flatten
+from orchestrator import catalog, mlflow_files, report
 from orchestrator.cursor import Cursor
 from orchestrator.environment import hidden
 from orchestrator.events import Event, history, read_segment, segments
@@ -36,12 +34,8 @@ from orchestrator.storage import Storage, reason
 from orchestrator.trial_files import best_saved, checkpoint_key, saved_checkpoints
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the feeding loop itself tries again
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 _BATCH = 999  # metrics in one request: MLflow's limit of 1000, less one for the cursor
 _PARAMS = 100
@@ -59,7 +53,7 @@ class Tracker:
     def __init__(self, settings: Settings, document: Mapping[str, Any]) -> None:
         self.settings, self.document = settings, document
         self.storage = Storage(settings.storage)
-        self.client = _client(settings)
+        self.client = mlflow_files.client(settings)
         self.experiment = self._experiment()
         self.parent = self._parent()
         self.complaints: list[str] = []
@@ -323,10 +317,10 @@ class _Child:
         """A checkpoint as artifact: on the disk that has it already a second name for the same file, else a copy."""
         assert self.run is not None
         with tempfile.TemporaryDirectory() as folder, suppress(FileNotFoundError):
-            local, target = self.storage.local(key), _local_artifacts(self.client.get_run(self.run))
+            local, target = self.storage.local(key), mlflow_files.local_artifacts(self.client.get_run(self.run))
             if local is not None and target is not None:
                 with suppress(OSError):
-                    _link(local, target / "checkpoint" / name)
+                    mlflow_files.link(local, target / "checkpoint" / name)
                     return
             file = Path(folder) / name
             self.storage.download(key, file)
@@ -358,9 +352,9 @@ def results(settings: Settings, sweep: str) -> list[tuple[report.Result, str]]:
 
     Raises MLflow's and the network's own errors.
     """
-    if (database := _database(settings)) is not None and not database.exists():
+    if (database := mlflow_files.database(settings)) is not None and not database.exists():
         return []
-    client = _client(settings)
+    client = mlflow_files.client(settings)
     experiment = client.get_experiment_by_name(settings.experiment_name)
     if experiment is None:
         return []
@@ -387,36 +381,6 @@ def results(settings: Settings, sweep: str) -> list[tuple[report.Result, str]]:
 def _was_pruned(run: Run) -> bool:
     """Whether a trial was ended by its sweep's scheduler and not taken up since."""
     return run.info.status == "FINISHED" and run.data.tags.get("mcc.state") == "pruned"
-
-
-def _client(settings: Settings) -> MlflowClient:
-    for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.utils.file_utils", "urllib3.connectionpool"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    from mlflow import MlflowClient
-
-    if (database := _database(settings)) is not None:
-        database.parent.mkdir(parents=True, exist_ok=True)
-    return MlflowClient(tracking_uri=settings.tracking_uri)
-
-
-def _database(settings: Settings) -> Path | None:
-    """The file of an embedded store."""
-    uri = settings.tracking_uri
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-
-
-def _local_artifacts(run: Run) -> Path | None:
-    """Folder of a run's artifacts when it is on this machine."""
-    uri = urlsplit(run.info.artifact_uri or "")
-    return Path(unquote(uri.path)) if uri.scheme == "file" and uri.netloc in {"", "localhost"} else None
-
-
-def _link(file: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.part")
-    partial.unlink(missing_ok=True)
-    os.link(file, partial)
-    os.replace(partial, target)
 
 
 def _line(error: Exception) -> str:

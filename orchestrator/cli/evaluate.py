@@ -32,8 +32,10 @@ def evaluate(
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from mcc_core import checkpoint as checkpoints
-    from mcc_core.config import Experiment, merge, validate
+    from mcc_core.config import Experiment
+    from mcc_core.experiment_files import merge
     from mcc_core.protocols import ProtocolName
+    from mcc_core.validation import validate
     from orchestrator.evaluation_run import evaluate_checkpoint
     from orchestrator.settings import Settings
 

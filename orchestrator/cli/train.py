@@ -21,7 +21,8 @@ def train(
     """Train one trial. The same machinery as a sweep: tracked, resumable, not run twice."""
     from rich.console import Console
 
-    from mcc_core.config import load_base, validate
+    from mcc_core.experiment_files import load_base
+    from mcc_core.validation import validate
     from orchestrator.cli.show import print_plan
     from orchestrator.plan import plan_sweep
     from orchestrator.settings import Settings

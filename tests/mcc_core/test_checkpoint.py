@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
-from mcc_core.config import resolve
 from mcc_core.errors import UsageError
+from mcc_core.experiment_files import resolve
 from mcc_core.model import MCCNet
 from mcc_core.published import from_published, import_weights
 

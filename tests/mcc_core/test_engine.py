@@ -14,11 +14,12 @@ from small import SMALL
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mcc_core import checkpoint as checkpoints
-from mcc_core.config import Experiment, resolve
+from mcc_core.config import Experiment
 from mcc_core.data.index import DataIndex, build_index
 from mcc_core.engine import Callbacks, Outcome, StepRecord, probe, train
 from mcc_core.errors import DataError, TrainingFault
 from mcc_core.evaluation import EvaluationRecord, evaluate
+from mcc_core.experiment_files import resolve
 
 CPU = torch.device("cpu")
 

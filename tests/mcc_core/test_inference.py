@@ -13,9 +13,9 @@ from small import SMALL
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
-from mcc_core.config import resolve
 from mcc_core.data.shapes import scene
 from mcc_core.errors import DataError
+from mcc_core.experiment_files import resolve
 from mcc_core.inference import predict_files, read_image, segment, to_tensor
 from mcc_core.model import MCCNet
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcc_core.cam import multi_scale_cams
-from mcc_core.config import Experiment, OptimConfig, ParConfig, resolve
+from mcc_core.config import Experiment, OptimConfig, ParConfig
+from mcc_core.experiment_files import resolve
 from mcc_core.masking import activation_levels, positiveness, sample_masks
 from mcc_core.model import MCCNet
 from mcc_core.objective import Batch, Objective

@@ -11,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcc_core import losses
-from mcc_core.config import BUNDLES, Experiment, flatten, merge, resolve, validate
+from mcc_core.config import BUNDLES, Experiment
 from mcc_core.errors import UsageError
+from mcc_core.experiment_files import merge, resolve
 from mcc_core.masking import activation_levels, positiveness
 from mcc_core.model import MCCNet
 from mcc_core.objective import Batch, Objective
 from mcc_core.pseudo_label import IGNORE, cam_label, token_label
+from mcc_core.validation import flatten, validate
 
 SMALL: dict[str, Any] = {
     "model.backbone_args": {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2},

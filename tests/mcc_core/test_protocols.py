@@ -12,10 +12,10 @@ from small import SMALL
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
-from mcc_core.config import resolve
 from mcc_core.data.index import DataIndex, build_index
 from mcc_core.data.voc import read_mask, read_rgb
 from mcc_core.evaluation import evaluate
+from mcc_core.experiment_files import resolve
 from mcc_core.model import MCCNet
 from mcc_core.protocols import EvaluationConfig, Maps, combined_logits, label_map, network_maps
 from mcc_core.scoring import Scorer, Setting, matrices

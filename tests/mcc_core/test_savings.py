@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mcc_core import objective as objective_module
 from mcc_core import pseudo_label
-from mcc_core.config import ComputeConfig, Experiment, resolve
+from mcc_core.config import ComputeConfig, Experiment
+from mcc_core.experiment_files import resolve
 from mcc_core.model import MCCNet
 from mcc_core.objective import Batch, Objective, Step
 

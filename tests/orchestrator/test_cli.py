@@ -61,8 +61,8 @@ def test_mistakes_in_a_sweep_file_are_lines_and_change_nothing(tmp_path: Path, c
 
 
 def test_corrupt_image_is_named_and_stops_or_is_left_out(tmp_path: Path) -> None:
-    from mcc_core.config import resolve
     from mcc_core.data.index import build_index
+    from mcc_core.experiment_files import resolve
 
     root = tmp_path / "data"
     values = {"data.root": str(root), "data.shapes_train": 8, "data.shapes_val": 4, "data.shapes_size": 48}

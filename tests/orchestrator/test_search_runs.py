@@ -14,7 +14,8 @@ from tiny import settings_in, tiny_sweep
 
 from mcc_core import engine
 from mcc_core.checkpoint import load
-from mcc_core.config import Experiment, merge
+from mcc_core.config import Experiment
+from mcc_core.experiment_files import merge
 from orchestrator.budget import sweep_state
 from orchestrator.cluster import cluster
 from orchestrator.directors import population_key

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 from PIL import Image
 
-from mcc_core.config import resolve
+from mcc_core.experiment_files import resolve
 from orchestrator.cursor import Cursor
 from orchestrator.events import EventLog, write_end
 from orchestrator.feeder import Feeder
