@@ -22,8 +22,8 @@ from mcc_core.schedules import value_at
 from mcc_core.visualize import cam_panel
 
 STAGES: dict[Stage, Protocol] = {
-    "cam": "multi_scale",
-    "aux_cam": "multi_scale",
+    "cam": "ms",
+    "aux_cam": "ms",
     "seg": "single",
 }  # stage: protocol of in-training scores
 

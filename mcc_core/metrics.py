@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 Stage = Literal["cam", "aux_cam", "pseudo_label", "seg", "cls", "all_background"]
-Protocol = Literal["single", "multi_scale", "multi_scale_crf"]
+Protocol = Literal["single", "ms", "ms_crf"]
 
 
 @dataclass(frozen=True)

@@ -36,11 +36,11 @@ from mcc_core.schedules import value_at
 
 ProtocolName = Literal["cam", "aux_cam", "single", "ms", "ms_crf"]
 PROTOCOLS: dict[ProtocolName, tuple[Stage, Protocol]] = {
-    "cam": ("cam", "multi_scale"),
-    "aux_cam": ("aux_cam", "multi_scale"),
+    "cam": ("cam", "ms"),
+    "aux_cam": ("aux_cam", "ms"),
     "single": ("seg", "single"),
-    "ms": ("seg", "multi_scale"),
-    "ms_crf": ("seg", "multi_scale_crf"),
+    "ms": ("seg", "ms"),
+    "ms_crf": ("seg", "ms_crf"),
 }
 _CAMS = ("cam", "aux_cam")
 _MULTI = ("ms", "ms_crf")

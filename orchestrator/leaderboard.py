@@ -9,8 +9,8 @@ from statistics import mean, stdev
 
 from orchestrator.statistics import holm, paired, pareto, verdict
 
-CAM = "val/cam/multi_scale/miou"
-AUX = "val/aux_cam/multi_scale/miou"
+CAM = "val/cam/ms/miou"
+AUX = "val/aux_cam/ms/miou"
 SEG = "val/seg/single/miou"
 ALL_BACKGROUND = "val/all_background/single/miou"
 COLUMNS = {"CAM": CAM, "aux CAM": AUX, "seg": SEG}

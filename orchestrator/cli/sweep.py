@@ -103,7 +103,7 @@ def status(sweep: SweepName = None) -> None:
 @app.command()
 def best(
     sweep: SweepName = None,
-    metric: Annotated[str | None, typer.Option("--metric", help="Such as val/cam/multi_scale/miou.")] = None,
+    metric: Annotated[str | None, typer.Option("--metric", help="Such as val/cam/ms/miou.")] = None,
 ) -> None:
     """Show the best configurations, as MLflow has them, and the checkpoint of the best."""
     from rich.console import Console

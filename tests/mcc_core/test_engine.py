@@ -78,7 +78,7 @@ def test_order_of_callbacks_and_content(index: DataIndex, tmp_path: Path) -> Non
         recorder.losses[1]
     )
     assert "loss/seg" not in recorder.losses[2] and {"loss/seg", "loss/reg"} <= set(recorder.losses[3])
-    assert {"val/seg/single/miou", "val/cam/multi_scale/miou", "val/aux_cam/multi_scale/miou"} <= set(outcome.metrics)
+    assert {"val/seg/single/miou", "val/cam/ms/miou", "val/aux_cam/ms/miou"} <= set(outcome.metrics)
     assert any(key.startswith("val/seg/single/iou/") for key in outcome.metrics)
     assert recorder.info["certificate"]["images_in_both"] == 0
     assert len(recorder.panels) == 1 and recorder.panels[0][1].width > 900
@@ -219,8 +219,8 @@ def test_evaluation_does_not_depend_on_the_batch(index: DataIndex, tmp_path: Pat
 
 def test_train_split_is_scored_at_the_end_when_asked(index: DataIndex, tmp_path: Path) -> None:
     recorder, _ = run(index, tmp_path, resolve("tiny", SMALL | {"train.eval_train_images": 3}))
-    assert "train/cam/multi_scale/miou" in recorder.scores[6]
-    assert "train/cam/multi_scale/miou" not in recorder.scores[3]
+    assert "train/cam/ms/miou" in recorder.scores[6]
+    assert "train/cam/ms/miou" not in recorder.scores[3]
 
 
 def test_probe_measures_a_step(index: DataIndex) -> None:

@@ -113,7 +113,7 @@ def test_labels_that_would_be_counted_as_others_are_refused(
 
 def test_key_says_split_stage_protocol_and_name() -> None:
     assert Metric("val", "seg", "single", "miou", 0.5).key == "val/seg/single/miou"
-    assert Metric("val", "cam", "multi_scale", "iou/cat", 0.5).key == "val/cam/multi_scale/iou/cat"
+    assert Metric("val", "cam", "ms", "iou/cat", 0.5).key == "val/cam/ms/iou/cat"
 
 
 def test_f1_against_its_definition() -> None:

@@ -52,8 +52,8 @@ def test_cam_and_single_are_the_in_training_scores(model: MCCNet, index: DataInd
     expected = {m.key: m.value for m in evaluate(model, index, EXPERIMENT, CPU, 6).metrics}
     model.eval()
     assert found["single"].miou() == pytest.approx(expected["val/seg/single/miou"], abs=1e-4)
-    assert found["cam"].miou() == pytest.approx(expected["val/cam/multi_scale/miou"], abs=1e-3)
-    assert found["aux_cam"].miou() == pytest.approx(expected["val/aux_cam/multi_scale/miou"], abs=1e-3)
+    assert found["cam"].miou() == pytest.approx(expected["val/cam/ms/miou"], abs=1e-3)
+    assert found["aux_cam"].miou() == pytest.approx(expected["val/aux_cam/ms/miou"], abs=1e-3)
 
 
 def test_any_number_of_processes_counts_the_same(model: MCCNet, index: DataIndex) -> None:
@@ -125,6 +125,6 @@ def test_evaluation_goes_on_and_refuses_other_scores(model: MCCNet, index: DataI
     scores = tmp_path / "b" / "scores.jsonl"
     scores.write_bytes(scores.read_bytes()[:-20])  # killed while writing
     assert run("b") == whole and done_before == [0, 0, 1]
-    assert {"val/seg/single/miou", "val/cam/multi_scale/miou"} <= set(whole)
+    assert {"val/seg/single/miou", "val/cam/ms/miou"} <= set(whole)
     with pytest.raises(UsageError, match=r"scores.jsonl: scores of another"):
         run("b", ("ms",))

@@ -159,7 +159,7 @@ def test_weights_are_known_by_content(settings: Settings, tmp_path: Path) -> Non
         ({"set": {"model.backbone": "vit_nope"}}, "model.backbone: 'vit_nope' is not a timm model"),
         ({"set": {"model.aux_block": 9}}, "model.aux_block: 9: the backbone has 2 blocks"),
         ({"metric": "val/seg/single/mIoU"}, "s.yaml: metric: 'val/seg/single/mIoU': evaluation records no such"),
-        ({"metric": "loss"}, "evaluation records no such metric; such as val/aux_cam/multi_scale/miou"),
+        ({"metric": "loss"}, "evaluation records no such metric; such as val/aux_cam/ms/miou"),
         ({"parameters": {"mask.ratio": [0.5, 1.2]}}, "s.yaml: parameters.mask.ratio[1]: 1.2: 1.2 is out of range"),
         ({"overrides": {"mask.ration": 1}}, "--set: mask.ration: unknown field, did you mean mask.ratio?"),
         ({"overrides": {"mask.ratio": 7}}, "mask.ratio"),

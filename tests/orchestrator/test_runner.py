@@ -101,7 +101,7 @@ def test_a_trial_stops_on_request_and_goes_on_from_its_last_whole_checkpoint(
     file.write_bytes(file.read_bytes()[:-100])
     (result,) = run(made, settings)
     assert result.status == "finished", result.message
-    assert set(result.metrics) >= {"val/seg/single/miou", "val/cam/multi_scale/miou"}
+    assert set(result.metrics) >= {"val/seg/single/miou", "val/cam/ms/miou"}
     events = history(storage, trial.identity)
     starts = [e for e in events if e["kind"] == "start"]
     assert [e["iteration"] for e in starts] == [0, previous.iteration]

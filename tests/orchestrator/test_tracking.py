@@ -65,8 +65,8 @@ def document() -> dict[str, Any]:
 def scores(seg: float) -> dict[str, float]:
     return {
         "val/seg/single/miou": seg,
-        "val/cam/multi_scale/miou": 0.6,
-        "val/aux_cam/multi_scale/miou": 0.5,
+        "val/cam/ms/miou": 0.6,
+        "val/aux_cam/ms/miou": 0.5,
         "val/all_background/single/miou": 0.1,
     }
 
