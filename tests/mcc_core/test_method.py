@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -197,6 +199,26 @@ def test_published_learning_rates() -> None:
     assert rates[19_999] == pytest.approx(6e-5 * (1 / 20_000) ** 0.9)
     text = OptimConfig(warmup_start_is="rate")
     assert learning_rate(text, 0, 20_000) == pytest.approx(1e-6)
+
+
+@pytest.mark.parametrize("total", [20_000, 80_000])  # VOC, COCO
+def test_the_learning_rate_of_every_step(total: int) -> None:
+    """Against PyTorch's own schedulers: linear warm-up, then the polynomial that ran all along."""
+    config = OptimConfig()
+
+    def rates(make: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler], steps: int) -> list[float]:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.lr)
+        scheduler, seen = make(optimizer), []
+        for _ in range(steps):
+            seen.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        return seen
+
+    warm = rates(lambda o: torch.optim.lr_scheduler.LinearLR(o, 1e-6, 1.0, 1500), 1500)
+    expected = warm + rates(lambda o: torch.optim.lr_scheduler.PolynomialLR(o, total, 0.9), total)[1500:]
+    ours = [learning_rate(config, i, total) for i in range(total)]
+    np.testing.assert_allclose(ours, expected, rtol=1e-9)
 
 
 def test_parameter_groups() -> None:
