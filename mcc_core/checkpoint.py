@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,9 +65,9 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def load(path: Path) -> Checkpoint:
+def load(path: Path | io.BytesIO) -> Checkpoint:
     """Read a checkpoint. Raises UsageError when the file is missing, cut short or of another kind."""
-    if not path.is_file():
+    if isinstance(path, Path) and not path.is_file():
         raise UsageError(f"{path}: no such checkpoint file")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

@@ -13,7 +13,7 @@ second half runs in other processes, and any number of its settings can be tried
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Literal
@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
@@ -29,6 +29,7 @@ from mcc_core.cam import CamPair, combined_cams, raw_cams
 from mcc_core.config import Experiment, Fraction, Strict
 from mcc_core.crf import CrfConfig, dense_crf
 from mcc_core.data.transforms import normalise
+from mcc_core.errors import UsageError
 from mcc_core.metrics import Protocol, Stage
 from mcc_core.model import MCCNet
 from mcc_core.pseudo_label import cam_label
@@ -52,8 +53,8 @@ class EvaluationConfig(Strict):
     style: Literal["voc", "coco"] = Field(
         "voc", description="ms: voc sums flips and takes the maximum over scales, coco the other way round, on a square"
     )
-    scales: tuple[float, ...] = Field((1.0, 1.25, 1.5), min_length=1, description="of ms and ms_crf")
-    cam_scales: tuple[float, ...] = Field((1.0, 0.5, 1.5), min_length=1)
+    scales: tuple[PositiveFloat, ...] = Field((1.0, 1.25, 1.5), min_length=1, description="of ms and ms_crf")
+    cam_scales: tuple[PositiveFloat, ...] = Field((1.0, 0.5, 1.5), min_length=1, description="of cam and aux_cam")
     cam_threshold: Fraction = Field(0.5, description="CAM values at or below it are background")
     crop: int = Field(448, ge=16, description="side of the square that cam, single and coco's ms squash images to")
     crf: CrfConfig = CrfConfig()
@@ -70,14 +71,33 @@ class EvaluationConfig(Strict):
         )
 
 
+def network_config(configs: Sequence[EvaluationConfig]) -> EvaluationConfig:
+    """What the network must compute so that `label_map` can serve all of `configs`: the scales of all together.
+
+    Raises UsageError when they need the network on squares of different sizes or in different styles.
+    """
+    first = configs[0]
+    for other in configs:
+        for name in ("style", "crop"):
+            if getattr(other, name) != getattr(first, name):
+                raise UsageError(
+                    f"{name}: {getattr(first, name)} and {getattr(other, name)}: one pass can serve one only"
+                )
+    scales, cam_scales = (
+        tuple(dict.fromkeys(scale for config in configs for scale in getattr(config, name)))
+        for name in ("scales", "cam_scales")
+    )
+    return first.model_copy(update={"scales": scales, "cam_scales": cam_scales})
+
+
 @dataclass
 class Maps:
-    """What the network says of one image, at token resolution, on the CPU. Pairs are (image, flip)."""
+    """What the network says of one image, at token resolution, on the CPU. Pairs are (image, flip), by scale."""
 
     single: Tensor | None = None  # 1,C+1,h,w
-    multi: list[CamPair] = field(default_factory=list)  # one per scale
-    cam: list[CamPair] = field(default_factory=list)  # of the classes `present`
-    aux_cam: list[CamPair] = field(default_factory=list)
+    multi: dict[float, CamPair] = field(default_factory=dict)
+    cam: dict[float, CamPair] = field(default_factory=dict)  # of the classes `present`
+    aux_cam: dict[float, CamPair] = field(default_factory=dict)
     present: tuple[int, ...] = ()  # 0-based class indices
 
     def arrays(self, dtype: str) -> dict[str, np.ndarray]:
@@ -86,20 +106,20 @@ class Maps:
         if self.single is not None:
             found["single"] = self.single.numpy().astype(dtype)
         for name in ("multi", "cam", "aux_cam"):
-            for i, pair in enumerate(getattr(self, name)):
+            for scale, pair in getattr(self, name).items():
                 for j, one in enumerate(pair):
-                    found[f"{name}.{i}.{j}"] = one.numpy().astype(dtype)
+                    found[f"{name}/{scale!r}/{j}"] = one.numpy().astype(dtype)
         return found
 
     @classmethod
-    def of_arrays(cls, arrays: dict[str, np.ndarray]) -> Maps:
+    def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Maps:
         """The inverse of `arrays`, in float32."""
         maps = cls(present=tuple(arrays["present"].tolist()))
         tensors = {n: torch.from_numpy(a.astype(np.float32)) for n, a in arrays.items() if n != "present"}
-        maps.single = tensors.get("single")
-        for name in ("multi", "cam", "aux_cam"):
-            count = sum(key.startswith(f"{name}.") for key in tensors) // 2
-            setattr(maps, name, [(tensors[f"{name}.{i}.0"], tensors[f"{name}.{i}.1"]) for i in range(count)])
+        maps.single = tensors.pop("single", None)
+        for key in tensors:
+            name, scale, _ = key.split("/")
+            getattr(maps, name)[float(scale)] = (tensors[f"{name}/{scale}/0"], tensors[f"{name}/{scale}/1"])
         return maps
 
 
@@ -123,10 +143,11 @@ def network_maps(
         if wants_cam:
             classes = torch.tensor(list(labels), device=device)
             final, aux = raw_cams(model, square, config.cam_scales, output.features, classes)
-            maps.cam, maps.aux_cam = _on_cpu(final), _on_cpu(aux)
+            maps.cam = dict(zip(config.cam_scales, _on_cpu(final), strict=True))
+            maps.aux_cam = dict(zip(config.cam_scales, _on_cpu(aux), strict=True))
     if any(name in protocols for name in _MULTI):
         source = normalise(pixels)[None].to(device) if config.style == "voc" else square
-        maps.multi = _on_cpu(raw_logits(model, source, config.scales))
+        maps.multi = dict(zip(config.scales, _on_cpu(raw_logits(model, source, config.scales)), strict=True))
     return maps
 
 
@@ -162,7 +183,7 @@ def label_map(maps: Maps, protocol: ProtocolName, config: EvaluationConfig, imag
         assert maps.single is not None
         logits = F.interpolate(maps.single, size=size, mode="bilinear", align_corners=False)
     else:
-        logits = combined_logits(maps.multi, size, config.style)
+        logits = combined_logits([maps.multi[scale] for scale in config.scales], size, config.style)
     if protocol == "ms_crf":
         return dense_crf(image, logits[0].softmax(0).numpy(), config.crf).argmax(0).astype(np.uint8)
     return logits[0].max(0).indices.to(torch.uint8).numpy()
@@ -170,7 +191,8 @@ def label_map(maps: Maps, protocol: ProtocolName, config: EvaluationConfig, imag
 
 def squashed_cam(maps: Maps, which: str, config: EvaluationConfig) -> Tensor:
     """CAM 1,K,S,S of the present classes over the squashed image."""
-    return combined_cams(getattr(maps, which), (config.crop, config.crop))
+    pairs: dict[float, CamPair] = getattr(maps, which)
+    return combined_cams([pairs[scale] for scale in config.cam_scales], (config.crop, config.crop))
 
 
 def _cam_label(maps: Maps, which: str, config: EvaluationConfig, size: tuple[int, int]) -> np.ndarray:

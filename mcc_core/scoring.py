@@ -19,7 +19,7 @@ from mcc_core.data.index import Item
 from mcc_core.data.voc import palette, read_mask, read_rgb
 from mcc_core.metrics import ConfusionMatrix, Metric
 from mcc_core.model import MCCNet
-from mcc_core.protocols import PROTOCOLS, EvaluationConfig, Maps, ProtocolName, label_map, network_maps
+from mcc_core.protocols import PROTOCOLS, EvaluationConfig, Maps, ProtocolName, label_map, network_config, network_maps
 
 Counts = list[tuple[int, int, int]]  # truth, prediction, pixels; only what occurs
 
@@ -77,6 +77,7 @@ class Scorer:
             require_crf()
         self.model, self.settings, self.masks = model.eval(), tuple(settings), masks
         self.device, self.processes, self.keep_masks = device, processes, keep_masks
+        self.config = network_config([setting.config for setting in settings])
         self.protocols = tuple(dict.fromkeys(setting.protocol for setting in settings))
         self._pool: ProcessPoolExecutor | None = None
 
@@ -110,8 +111,7 @@ class Scorer:
 
     def maps(self, item: Item) -> Maps:
         """One image through the network."""
-        config = self.settings[0].config
-        return network_maps(self.model, read_rgb(item.image), item.labels, self.protocols, config, self.device)
+        return network_maps(self.model, read_rgb(item.image), item.labels, self.protocols, self.config, self.device)
 
 
 def score_image(task: Task, maps: Maps) -> ImageScore:

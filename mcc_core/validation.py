@@ -8,15 +8,16 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from mcc_core.config import Strict
 from mcc_core.errors import UsageError
 
 
-def flatten(experiment: BaseModel) -> dict[str, str]:
+def flatten(experiment: Strict) -> dict[str, str]:
     """Dotted field names to values as text; a schedule is one value."""
     flat: dict[str, str] = {}
 
     def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, BaseModel):
+        if isinstance(value, Strict):
             for name in type(value).model_fields:
                 walk(f"{prefix}{name}.", getattr(value, name))
         elif isinstance(value, tuple):

@@ -5,114 +5,206 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mcc_core import checkpoint as checkpoints
+from mcc_core.checkpoint import Checkpoint
 from mcc_core.config import DataConfig
-from mcc_core.data.index import build_index
+from mcc_core.crf import require_crf
+from mcc_core.data.index import DataIndex, Item, build_index
 from mcc_core.errors import UsageError
 from mcc_core.metrics import Metric
 from mcc_core.protocols import EvaluationConfig, ProtocolName
-from mcc_core.scoring import Counts, Scorer, Setting, matrices, metrics
+from mcc_core.scoring import ImageScore, Scorer, Setting, matrices, metrics
+from mcc_core.validation import validate
+from orchestrator.cluster import cluster
+from orchestrator.map_cache import MapCache
+from orchestrator.scores_file import ScoresFile
+from orchestrator.settings import Settings
+from orchestrator.sharding import sharded_scores
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is scored, and how. `blind`: images without masks are allowed, for the label maps alone."""
+
+    checkpoint: Path
+    data: DataConfig
+    split: str
+    settings: tuple[Setting, ...]
+    limit: int | None = None
+    keep_masks: bool = False
+    blind: bool = False
+
+
+@dataclass(frozen=True)
+class Means:
+    """What the work is done with: none of it changes a score."""
+
+    device: str = "auto"
+    processes: int = 0  # per worker, for label maps and CRF
+    workers: int = 0  # Ray workers; 0: this process
+    cache_bytes: int = 0  # disk for what the network says, to be used again by other settings
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of one checkpoint on one split."""
+    """The scores of one checkpoint on one split, by the names of the settings."""
 
-    metrics: dict[ProtocolName, list[Metric]]
+    header: Mapping[str, object]
+    metrics: Mapping[str, list[Metric]]
     classes: tuple[str, ...]
-    images: int
+    images: tuple[str, ...]
     folder: Path
+
+    def masks(self, setting: str) -> Path:
+        """Folder of the label maps, where they were kept."""
+        return self.folder / "masks" / setting
+
+
+def protocol_settings(
+    saved: Checkpoint, protocols: Sequence[ProtocolName], changes: Mapping[str, Any], source: str
+) -> tuple[Setting, ...]:
+    """The published parameters of each protocol with `changes` (nested) put in. Raises UsageError."""
+    config = EvaluationConfig.of(saved.experiment, len(saved.classes)).model_dump()
+    for name, value in changes.items():
+        config[name] = config[name] | value if isinstance(value, Mapping) and name in config else value
+    checked = validate(EvaluationConfig, config, source)
+    return tuple(Setting(name, name, checked) for name in protocols)
 
 
 def evaluate_checkpoint(
-    file: Path,
-    data: DataConfig,
-    split: str,
-    protocols: Sequence[ProtocolName],
+    request: Request,
     out: Path,
-    home: Path,
-    *,
-    config: EvaluationConfig | None = None,
-    device: torch.device,
-    processes: int = 0,
-    limit: int | None = None,
+    settings: Settings,
+    means: Means = Means(),
     on_image: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Score a checkpoint; an interrupted run with the same checkpoint, data and parameters goes on where it stopped.
+    """Score a checkpoint; an interrupted run with the same request goes on where it stopped.
 
-    Writes `out/scores.jsonl` (pixel counts of each image), `out/metrics.json` and `out/metrics.csv`.
+    Writes `out/scores.jsonl` (pixel counts of each image), `out/metrics.json`, `out/metrics.csv`, and label maps as
+    `out/masks/<setting>/<image>.png` when the request keeps them.
 
     Raises UsageError when `out` holds another evaluation's scores, or classes differ; DataError for broken data.
     """
-    saved = checkpoints.load(file)
-    index = build_index(data.model_copy(update={} if split == data.train_split else {"val_split": split}), home)
-    if index.classes != saved.classes:
-        raise UsageError(
-            f"{file}: was trained on {len(saved.classes)} classes ({', '.join(saved.classes[:3])}, ...), the data has "
-            f"{len(index.classes)} ({', '.join(index.classes[:3])}, ...); --set data.classes=FILE names them"
-        )
-    items = [i for i in (index.train if split == data.train_split else index.val) if i.name in index.masks][:limit]
-    config = config or EvaluationConfig.of(saved.experiment, len(saved.classes))
-    settings = [Setting(protocol, protocol, config) for protocol in protocols]
+    if any(setting.protocol == "ms_crf" for setting in request.settings):
+        require_crf()
+    saved = checkpoints.load(request.checkpoint)
+    index = _index(request, saved, settings.home)
+    items = [
+        item
+        for item in (index.train if request.split == request.data.train_split else index.val)
+        if request.blind or item.name in index.masks
+    ][: request.limit]
     header: dict[str, object] = {
-        "checkpoint": _sha256(file),
+        "checkpoint": _sha256(request.checkpoint),
         "data": index.fingerprint,
-        "split": split,
-        "protocols": list(protocols),
-        "config": config.model_dump(mode="json"),
+        "split": request.split,
+        "classes": list(saved.classes),
+        "settings": [
+            {"name": s.name, "protocol": s.protocol, "config": s.config.model_dump(mode="json")}
+            for s in request.settings
+        ],
     }
-    scores = _Scores(out / "scores.jsonl", header)
-    left = [item for item in items if item.name not in scores.known]
-    on_image(len(items) - len(left), len(items))
+    scores = ScoresFile(out / "scores.jsonl", header)
+    result = Evaluation(header, {}, saved.classes, tuple(item.name for item in items), out)
+    left = [item for item in items if item.name not in scores.known or not _has_masks(result, request, item)]
+    done = len(items) - len(left)
+    on_image(done, len(items))
     if left:
-        with Scorer(saved.network().to(device), settings, index.masks, device, processes) as scorer:
-            for number, score in enumerate(scorer.scores(left), start=len(items) - len(left) + 1):
+        with _source(request, saved, index, left, settings, means, str(header["data"])) as found:
+            for number, score in enumerate(found, start=done + 1):
+                for name, content in score.masks.items():
+                    _write_mask(result.masks(name) / f"{score.image}.png", content)
                 scores.add(score.image, score.counts)
                 on_image(number, len(items))
-    totals = matrices((scores.known[item.name] for item in items), len(saved.classes) + 1)
-    found = {protocol: metrics(totals[protocol], split, protocol, saved.classes) for protocol in protocols}
-    result = Evaluation(found, saved.classes, len(items), out)
-    _write(result, header)
+    counted = [scores.known[item.name] for item in items]
+    totals = matrices(counted, len(saved.classes) + 1)
+    found_metrics = {
+        s.name: metrics(totals[s.name], request.split, s.protocol, saved.classes)
+        for s in request.settings
+        if s.name in totals
+    }
+    result = Evaluation(header, found_metrics, saved.classes, result.images, out)
+    _write(result)
     return result
 
 
-class _Scores:
-    """Pixel counts per image, appended to a file whose first line says what they are of."""
+@contextmanager
+def _source(
+    request: Request,
+    saved: Checkpoint,
+    index: DataIndex,
+    items: Sequence[Item],
+    settings: Settings,
+    means: Means,
+    data: str,
+) -> Iterator[Iterable[ImageScore]]:
+    """Where scores come from: this process, or workers of a Ray cluster."""
+    if means.workers:
+        with cluster(settings) as capacity:
+            yield sharded_scores(
+                request.checkpoint,
+                request.settings,
+                items,
+                index.masks,
+                capacity,
+                workers=means.workers,
+                processes=means.processes,
+                keep_masks=request.keep_masks,
+            )
+        return
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if means.device == "auto" else means.device
+    device = torch.device(chosen)
+    network = saved.network().to(device)
+    with Scorer(network, request.settings, index.masks, device, means.processes, request.keep_masks) as scorer:
+        cache = MapCache(settings.home / "maps", means.cache_bytes, scorer, _sha256(request.checkpoint), data)
+        yield scorer.scores(items, cache.maps if means.cache_bytes else None)
 
-    def __init__(self, file: Path, header: dict[str, object]) -> None:
-        self.file = file
-        self.known: dict[str, dict[str, Counts]] = {}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
-        whole = [line for line in lines if line.endswith(b"\n")]  # a killed run may leave half a line
-        if whole and json.loads(whole[0]) != header:
-            raise UsageError(f"{file}: scores of another checkpoint, data or setting; give another --out or remove it")
-        for line in whole[1:]:
-            entry = json.loads(line)
-            self.known[entry["image"]] = entry["counts"]
-        if len(whole) < max(1, len(lines)):
-            file.write_bytes(b"".join(whole) or json.dumps(header).encode() + b"\n")
 
-    def add(self, image: str, counts: dict[str, Counts]) -> None:
-        self.known[image] = counts
-        with self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"image": image, "counts": counts}) + "\n")
+def _index(request: Request, saved: Checkpoint, home: Path) -> DataIndex:
+    data = request.data
+    changes = {} if request.split == data.train_split else {"val_split": request.split}
+    index = build_index(data.model_copy(update=changes), home, blind=request.blind)
+    if index.classes != saved.classes:
+        raise UsageError(
+            f"{request.checkpoint}: was trained on {len(saved.classes)} classes ({', '.join(saved.classes[:3])}, ...), "
+            f"the data has {len(index.classes)} ({', '.join(index.classes[:3])}, ...); --set data.classes=FILE names "
+            "them"
+        )
+    return index
 
 
-def _write(result: Evaluation, header: dict[str, object]) -> None:
-    every = [metric for found in result.metrics.values() for metric in found]
-    content = header | {"images": result.images, "metrics": {metric.key: metric.value for metric in every}}
+def _has_masks(result: Evaluation, request: Request, item: Item) -> bool:
+    names = [s.name for s in request.settings] if request.keep_masks else []
+    return all((result.masks(name) / f"{item.name}.png").is_file() for name in names)
+
+
+def _write_mask(file: Path, content: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.part")
+    partial.write_bytes(content)
+    partial.replace(file)
+
+
+def _write(result: Evaluation) -> None:
+    """`metrics.json` and `metrics.csv`. A setting's values stand under its name; each says what it measured."""
+    content = dict(result.header) | {
+        "images": len(result.images),
+        "metrics": {name: {m.key: m.value for m in found} for name, found in result.metrics.items()},
+    }
     (result.folder / "metrics.json").write_text(json.dumps(content, indent=1))
     with (result.folder / "metrics.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["split", "stage", "protocol", "name", "value"])
-        writer.writerows([m.split, m.stage, m.protocol, m.name, m.value] for m in every)
+        writer.writerow(["setting", "split", "stage", "protocol", "name", "value"])
+        for name, found in result.metrics.items():
+            writer.writerows([name, m.split, m.stage, m.protocol, m.name, m.value] for m in found)
 
 
 def _sha256(file: Path) -> str:

@@ -54,7 +54,7 @@ class Tracker:
         self.settings, self.document = settings, document
         self.storage = Storage(settings.storage)
         self.client = mlflow_files.client(settings)
-        self.experiment = self._experiment()
+        self.experiment = mlflow_files.experiment(self.client, settings)
         self.parent = self._parent()
         self.complaints: list[str] = []
         self._known = {run.data.tags["mcc.identity"]: run for run in self.runs("trial")}
@@ -141,18 +141,6 @@ class Tracker:
         """The sweep's runs of a kind, `sweep` (the parent) or `trial`."""
         query = f"tags.`mcc.sweep` = '{self.document['sweep']}' and tags.`mcc.kind` = '{kind}'"
         return list(self.client.search_runs([self.experiment], query, max_results=_ALL))
-
-    def _experiment(self) -> str:
-        name = self.settings.experiment_name
-        found = self.client.get_experiment_by_name(name)
-        if found is None:
-            # A server keeps artifacts where it was told to; without one they would land in the working folder.
-            served = self.settings.tracking_uri.startswith(("http://", "https://"))
-            location = None if served else self.settings.artifact_root.as_uri()
-            return str(self.client.create_experiment(name, artifact_location=location))
-        if found.lifecycle_stage == "deleted":
-            self.client.restore_experiment(found.experiment_id)
-        return str(found.experiment_id)
 
     def _parent(self) -> str:
         sweep, created = self.document["sweep"], int(1000 * self.document["created"])

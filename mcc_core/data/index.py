@@ -53,12 +53,13 @@ class DataIndex:
     fingerprint: str  # of names, labels, image contents and val masks; the folder does not matter
 
 
-def build_index(config: DataConfig, home: Path) -> DataIndex:
+def build_index(config: DataConfig, home: Path, *, blind: bool = False) -> DataIndex:
     """Check a dataset and list it; shapes are generated first where they are not there yet.
 
     Every image, and every mask of the val split, is decoded once; the result is remembered in `home/index` by path,
     size and time of change. Images without any label are kept. Raises DataError for what is missing, broken, or in
-    both splits; with `on_corrupt: skip` a missing or broken image (of either split) is left out instead.
+    both splits; with `on_corrupt: skip` a missing or broken image (of either split) is left out instead. A `blind`
+    val split, such as VOC's test, may lack masks and annotations; images without an annotation get no labels.
     """
     root = shapes.ensure(config, home) if config.name == "shapes" else config.root
     if root is None:
@@ -77,8 +78,14 @@ def build_index(config: DataConfig, home: Path) -> DataIndex:
 
     def items(names: Sequence[str]) -> tuple[Item, ...]:
         kept = [name for name in names if not images[paths[name]].problem]
-        return tuple(Item(name, paths[name], read_labels(root, name, classes)) for name in kept)
+        return tuple(Item(name, paths[name], labels(name)) for name in kept)
 
+    def labels(name: str) -> tuple[int, ...]:
+        if blind and name in hidden and not (root / "Annotations" / f"{name}.xml").is_file():
+            return ()
+        return read_labels(root, name, classes)
+
+    hidden = set(val_names)
     train, val = items(train_names), items(val_names)
     if not train or not val:
         raise DataError(f"{root}: no readable image is left in {config.train_split if not train else config.val_split}")
@@ -87,10 +94,13 @@ def build_index(config: DataConfig, home: Path) -> DataIndex:
     masks = {i.name: root / "SegmentationClass" / f"{i.name}.png" for i in (*train, *val)}
     masks = {name: path for name, path in masks.items() if path.is_file()}
     for item in val:
-        if item.name not in masks:
+        if item.name not in masks and not blind:
             raise DataError(f"{root / 'SegmentationClass' / item.name}.png: no such mask; {config.val_split} needs it")
     truth = _checked(
-        [masks[item.name] for item in val], home, f"mask {len(classes)}", lambda path: read_mask(path, len(classes))
+        [masks[item.name] for item in val if item.name in masks],
+        home,
+        f"mask {len(classes)}",
+        lambda path: read_mask(path, len(classes)),
     )
     for found in truth.values():
         if found.problem:
@@ -143,7 +153,8 @@ def _fingerprint(
         digest.update(f"{item.name} {item.labels} {digests[item.image]}\n".encode())
     digest.update(b"--\n")
     for item in val:
-        digest.update(f"{item.name} {item.labels} {digests[item.image]} {digests[masks[item.name]]}\n".encode())
+        mask = digests[masks[item.name]] if item.name in masks else "none"
+        digest.update(f"{item.name} {item.labels} {digests[item.image]} {mask}\n".encode())
     return digest.hexdigest()
 
 

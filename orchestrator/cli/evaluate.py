@@ -7,67 +7,98 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
-from mcc_core.errors import UsageError
+from mcc_core.errors import MCCError, UsageError
 from orchestrator.cli.options import Set, overrides
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mcc_core.protocols import ProtocolName
     from orchestrator.evaluation_run import Evaluation
 
 
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint file; `mcc sweep best` names one.")],
-    split: Annotated[str, typer.Option("--split", help="Split with masks.")] = "val",
+    data: Annotated[
+        str | None, typer.Option("--data", help="A preset's data (voc, coco) or a folder; default: the trained one.")
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="Split with masks; any with --submission.")] = "val",
     protocol: Annotated[
         str, typer.Option("--protocol", help="cam, aux_cam, single, ms, ms_crf; several with commas.")
     ] = "cam,single,ms",
     out: Annotated[Path | None, typer.Option("--out", help="Default: evaluations/NAME-SPLIT.")] = None,
     set_: Set = None,
-    processes: Annotated[int, typer.Option("--processes", min=0, help="For label maps and CRF.")] = 0,
+    submission: Annotated[
+        Path | None, typer.Option("--submission", metavar="FILE.tar.gz", help="For VOC's server; one protocol.")
+    ] = None,
+    masks: Annotated[bool, typer.Option("--masks", help="Keep the label maps (OUT/masks).")] = False,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Ray workers; 0: this process.")] = 0,
+    processes: Annotated[int, typer.Option("--processes", min=0, help="Per worker, for label maps and CRF.")] = 0,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="The first images only.")] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    track: Annotated[bool, typer.Option("--mlflow/--no-mlflow", help="Log the scores as an MLflow run.")] = True,
 ) -> None:
     """Score a checkpoint: IoU per class, mIoU, pixel accuracy. Goes on where it stopped."""
-    import torch
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from mcc_core import checkpoint as checkpoints
-    from mcc_core.config import Experiment
-    from mcc_core.experiment_files import merge
-    from mcc_core.protocols import ProtocolName
-    from mcc_core.validation import validate
-    from orchestrator.evaluation_run import evaluate_checkpoint
+    from orchestrator.evaluation_request import evaluation_request
+    from orchestrator.evaluation_run import Means, evaluate_checkpoint
+    from orchestrator.evaluation_tracking import track_evaluation
     from orchestrator.settings import Settings
+    from orchestrator.submission import write_submission
 
-    names = [name.strip() for name in protocol.split(",")]
-    if wrong := [name for name in names if name not in get_args(ProtocolName)]:
-        raise UsageError(f"--protocol {wrong[0]}: not one of {', '.join(get_args(ProtocolName))}")
-    fields = checkpoints.load(checkpoint).experiment.model_dump(mode="json")
-    experiment = validate(Experiment, merge(fields, overrides(set_), "--set"), f"{checkpoint} with --set")
-    chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    names = _protocols(protocol)
+    if submission is not None and (len(names) != 1 or names[0] not in ("single", "ms", "ms_crf")):
+        raise UsageError(f"--protocol {protocol}: --submission takes one of single, ms, ms_crf")
+    request = evaluation_request(
+        checkpoint,
+        names,
+        split,
+        overrides(set_),
+        data=data,
+        limit=limit,
+        keep_masks=masks or submission is not None,
+        blind=submission is not None,
+    )
+    settings, console = Settings.from_environment(), Console()
     target = out or Path("evaluations") / f"{checkpoint.stem}-{split}"
-    with Progress(TextColumn("evaluating"), MofNCompleteColumn(), TimeRemainingColumn(), transient=True) as progress:
+    columns = (TextColumn("evaluating"), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True, console=console) as progress:
         task = progress.add_task("", total=None)
         result = evaluate_checkpoint(
-            checkpoint,
-            experiment.data,
-            split,
-            cast("list[ProtocolName]", names),
+            request,
             target,
-            Settings.from_environment().home,
-            device=chosen,
-            processes=processes,
-            limit=limit,
-            on_image=lambda done, total: progress.update(task, completed=done, total=total),
+            settings,
+            Means(device, processes, workers),
+            lambda done, total: progress.update(task, completed=done, total=total),
         )
-    _print(result, Console())
+    _print(result, console)
+    if submission is not None:
+        write_submission(result.masks(names[0]), result.images, submission)
+        console.print(f"{submission}: {len(result.images)} label maps", highlight=False)
+    if track and result.metrics:
+        try:
+            track_evaluation(settings, result, checkpoint)
+        except MCCError as error:
+            console.print(f"not in MLflow: {error}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _print(result: Evaluation, console: object) -> None:
-    from rich.console import Console
+def _protocols(text: str) -> list[ProtocolName]:
+    from mcc_core.protocols import ProtocolName
+
+    names = [name.strip() for name in text.split(",")]
+    if wrong := [name for name in names if name not in get_args(ProtocolName)]:
+        raise UsageError(f"--protocol {wrong[0]}: not one of {', '.join(get_args(ProtocolName))}")
+    return cast("list[ProtocolName]", names)
+
+
+def _print(result: Evaluation, console: Console) -> None:
     from rich.table import Table
 
-    assert isinstance(console, Console)
+    if not result.metrics:
+        console.print(f"{len(result.images)} images without masks: nothing to score", highlight=False)
+        return
     table = Table(box=None, pad_edge=False)
     table.add_column("IoU")
     for protocol in result.metrics:
@@ -77,4 +108,4 @@ def _print(result: Evaluation, console: object) -> None:
         cells = [f"{100 * values[p][row]:.1f}" if row in values[p] else "-" for p in result.metrics]
         table.add_row(row.removeprefix("iou/"), *cells)
     console.print(table)
-    console.print(f"{result.images} images; {result.folder / 'metrics.json'}, metrics.csv", highlight=False)
+    console.print(f"{len(result.images)} images; {result.folder / 'metrics.json'}, metrics.csv", highlight=False)

@@ -83,10 +83,8 @@ def s3_server(folder: Path, bucket: str = "bucket", key: str = KEY, secret: str 
     arguments += ["-s3.config", str(config), "-webdav=false", "-admin.ui=false"]
     arguments += ["-s3.port.iceberg", "0", "-s3.port.lance", "0"]
     environment = {
-        # Every name that is read somewhere: an earlier test in this process may have left another server's address.
-        **dict.fromkeys(
-            ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL"), f"http://127.0.0.1:{port}"
-        ),
+        # Both, as an earlier test in this process may have left another server's address.
+        **dict.fromkeys(("AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL"), f"http://127.0.0.1:{port}"),
         "AWS_ACCESS_KEY_ID": key,
         "AWS_SECRET_ACCESS_KEY": secret,
         "AWS_DEFAULT_REGION": "us-east-1",
