@@ -166,6 +166,8 @@ class _Found:
 
 def _checked(paths: Sequence[Path], home: Path, kind: str, check: Callable[[Path], object]) -> dict[Path, _Found]:
     """What `check`, which raises DataError, finds in each file of one folder; remembered per folder and `kind`."""
+    if not paths:
+        return {}
     folder = os.fspath(paths[0].parent.resolve())
     cache_file = home / "index" / f"{hashlib.sha256(f'{kind}:{folder}'.encode()).hexdigest()[:16]}.json"
     cache = _remembered(cache_file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +9,6 @@ import pytest
 import torch
 from small import SMALL
 
-from mcc_core import checkpoint as checkpoints
-from mcc_core.checkpoint import Checkpoint
 from mcc_core.data.index import DataIndex, build_index
 from mcc_core.data.voc import read_mask, read_rgb
 from mcc_core.evaluation import evaluate
@@ -100,31 +97,3 @@ def test_maps_survive_a_file(model: MCCNet, index: DataIndex, tmp_path: Path) ->
         again = Maps.of_arrays(dict(archive))
     for name in NAMES:
         assert np.array_equal(label_map(maps, name, config, image), label_map(again, name, config, image))  # type: ignore[arg-type]
-
-
-def test_evaluation_goes_on_and_refuses_other_scores(model: MCCNet, index: DataIndex, tmp_path: Path) -> None:
-    from mcc_core.errors import UsageError
-    from orchestrator.evaluation_run import evaluate_checkpoint
-
-    file = tmp_path / "x.pt"
-    checkpoints.save(Checkpoint(EXPERIMENT, index.classes, 6, 0, model.state_dict(), None, {}), file)
-    data = EXPERIMENT.data
-
-    def run(out: str, protocols: tuple[str, ...] = ("single", "cam"), limit: int | None = None) -> dict[str, float]:
-        seen: list[int] = []
-        evaluate_checkpoint(
-            file, data, "val", protocols, tmp_path / out, tmp_path, device=CPU, limit=limit,  # type: ignore[arg-type]
-            on_image=lambda done, total: seen.append(done),
-        )  # fmt: skip
-        done_before.append(seen[0])
-        return json.loads((tmp_path / out / "metrics.json").read_text())["metrics"]
-
-    done_before: list[int] = []
-    whole = run("a")
-    run("b", limit=2)
-    scores = tmp_path / "b" / "scores.jsonl"
-    scores.write_bytes(scores.read_bytes()[:-20])  # killed while writing
-    assert run("b") == whole and done_before == [0, 0, 1]
-    assert {"val/seg/single/miou", "val/cam/ms/miou"} <= set(whole)
-    with pytest.raises(UsageError, match=r"scores.jsonl: scores of another"):
-        run("b", ("ms",))
