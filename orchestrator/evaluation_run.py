@@ -103,7 +103,7 @@ def evaluate_checkpoint(
         if request.blind or item.name in index.masks
     ][: request.limit]
     header: dict[str, object] = {
-        "checkpoint": _sha256(request.checkpoint),
+        "checkpoint": file_digest(request.checkpoint),
         "data": index.fingerprint,
         "split": request.split,
         "classes": list(saved.classes),
@@ -164,7 +164,7 @@ def _source(
     device = torch.device(chosen)
     network = saved.network().to(device)
     with Scorer(network, request.settings, index.masks, device, means.processes, request.keep_masks) as scorer:
-        cache = MapCache(settings.home / "maps", means.cache_bytes, scorer, _sha256(request.checkpoint), data)
+        cache = MapCache(settings.home / "maps", means.cache_bytes, scorer, file_digest(request.checkpoint), data)
         yield scorer.scores(items, cache.maps if means.cache_bytes else None)
 
 
@@ -207,6 +207,7 @@ def _write(result: Evaluation) -> None:
             writer.writerows([name, m.split, m.stage, m.protocol, m.name, m.value] for m in found)
 
 
-def _sha256(file: Path) -> str:
+def file_digest(file: Path) -> str:
+    """SHA-256 of a file."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -194,6 +194,20 @@ def write_end(
     storage.write(f"{events_folder(identity)}/{_name(attempt, _LAST)}", line.encode())
 
 
+def write_attempt(
+    storage: Storage, identity: str, iteration: int, metrics: dict[str, float], began: float, info: dict[str, Any]
+) -> None:
+    """A whole attempt at once, of a trial that measures something finished and trains nothing."""
+    attempt, now = claim_attempt(storage, identity), round(time.time(), 3)
+    end = {"status": "finished", "message": "", "metrics": metrics, "launch": ""}
+    events: list[Event] = [
+        {"t": round(began, 3), "kind": "start", "iteration": iteration, "attempt": attempt, "info": info},
+        {"t": now, "kind": "metrics", "iteration": iteration, "metrics": metrics},
+        {"t": now, "kind": "end", "iteration": iteration} | end,
+    ]
+    storage.write(_segment(identity, attempt, 1), "".join(json.dumps(event) + "\n" for event in events).encode())
+
+
 def segment_number(name: str) -> tuple[int, int]:
     """(attempt, number within it) of a segment's name."""
     attempt, number = name.removesuffix(".jsonl").split("-")

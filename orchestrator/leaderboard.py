@@ -84,7 +84,9 @@ def table(rows: Sequence[Row], metric: str, floor: float | None = None) -> list[
     Where seeds were repeated a configuration that the paired test does not tell from the best shares its place, with
     the number of seeds that would decide.
     """
-    shown = columns(metric)
+    shown = {
+        title: key for title, key in columns(metric).items() if key == metric or any(key in r.values for r in rows)
+    }
     repeated = any(len(row.seeds) > 1 for row in rows[1:]) and len(rows[0].seeds) > 1
     lines = [["", "configuration", *shown, "seeds", *(["against the best"] if repeated else [])]]
     tests = [paired(row.scores, rows[0].scores) for row in rows[1:]] if repeated else []

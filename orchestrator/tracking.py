@@ -215,7 +215,7 @@ class _Child:
 
         assert self.run is not None
         flat = {"seed": str(self.trial["seed"])} | flatten(Experiment.model_validate(self.trial["experiment"]))
-        params = [Param(key, value) for key, value in flat.items()]
+        params = [Param(key, value) for key, value in (dict(self.trial["varied"]) | flat).items()]
         for start in range(0, len(params), _PARAMS):
             self.client.log_batch(self.run, params=params[start : start + _PARAMS])
         text = yaml.safe_dump(self.trial["experiment"], sort_keys=False)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mcc_core.errors import UsageError
 from orchestrator.cli.options import Base, Set, SweepName, Workers, overrides, seed_list
 
 if TYPE_CHECKING:
@@ -61,10 +62,20 @@ def submit(
     """Run a sweep: every trial that has not finished before. Ctrl-C stops it so that it can go on later."""
     from rich.console import Console
 
+    from orchestrator.cli.posthoc import show_posthoc
     from orchestrator.cli.show import print_plan
+    from orchestrator.posthoc import is_posthoc
     from orchestrator.submit import run_and_track
 
     console = Console()
+    if is_posthoc(file):
+        if given := [
+            n for n, v in {"--base": base, "--set": set_, "--workers": workers, "--seeds": seeds}.items() if v
+        ]:
+            raise UsageError(
+                f"{given[0]}: {file} is over evaluation parameters of something trained; put it in the file"
+            )
+        raise typer.Exit(show_posthoc(file, console, dry_run=dry_run, force=force))
     made = _plan(file, base, set_, workers, seeds, max_concurrent)
     print_plan(made, console)
     if not dry_run:
