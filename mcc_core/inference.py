@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -15,15 +17,17 @@ from torch import Tensor
 from mcc_core import checkpoint as checkpoints
 from mcc_core.cam import multi_scale_cams
 from mcc_core.config import Experiment
+from mcc_core.crf import require_crf
+from mcc_core.data.transforms import normalise
 from mcc_core.data.voc import palette
-from mcc_core.errors import DataError
+from mcc_core.errors import DataError, UsageError
 from mcc_core.model import MCCNet
-from mcc_core.protocols import combined_logits, raw_logits
-from mcc_core.pseudo_label import IMAGENET_MEAN, IMAGENET_STD, refined_label
+from mcc_core.protocols import EvaluationConfig, ProtocolName, label_map, segmentation_maps
+from mcc_core.pseudo_label import refined_label
 from mcc_core.schedules import value_at
 from mcc_core.visualize import cam_panel, overlay
 
-SCALES = (1.0, 1.25, 1.5)  # PAPER_NOTES row 24, VOC
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 MAX_PIXELS = 64_000_000
 
 
@@ -44,31 +48,59 @@ def read_image(path: Path) -> np.ndarray:
         with Image.open(path) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise DataError(f"{path}: {opened.width}x{opened.height} pixels; at most {MAX_PIXELS} are read")
-            return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+            return np.array(ImageOps.exif_transpose(opened).convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be read as an image: {error}") from None
 
 
-def to_tensor(image: np.ndarray) -> Tensor:
-    """H,W,3 uint8 to 1,3,H,W, ImageNet-normalised."""
-    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1).float()
-    mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return ((pixels - mean) / std)[None]
+def image_files(paths: Iterable[Path]) -> list[Path]:
+    """Image files of what a user names: files, folders, patterns such as `photos/*.jpg`, and `.txt` lists of files.
 
-
-def segment(model: MCCNet, images: Tensor, scales: Sequence[float] = SCALES) -> Tensor:
-    """Segmentation logits B,C+1,H,W: flips summed, maximum over scales (PAPER_NOTES row 24, VOC)."""
-    return combined_logits(raw_logits(model, images, scales), (images.shape[-2], images.shape[-1]), "voc")
+    Lines of a list are relative to its folder. Raises UsageError for what does not exist or holds no image.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        elif path.suffix == ".txt" and path.is_file():
+            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+            inside = [path.parent / line for line in lines if line]
+            if missing := [file for file in inside if not file.is_file()]:
+                raise UsageError(f"{path}: {missing[0]}: no such file")
+        elif path.is_file():
+            inside = [path]
+        elif any(mark in str(path) for mark in "*?["):
+            inside = [Path(name) for name in sorted(glob(str(path), recursive=True)) if Path(name).is_file()]
+        else:
+            raise UsageError(f"{path}: no such file or folder")
+        if not inside:
+            raise UsageError(f"{path}: no images here ({', '.join(sorted(SUFFIXES))})")
+        found += inside
+    return found
 
 
 @torch.no_grad()
-def predict(model: MCCNet, experiment: Experiment, image: np.ndarray, device: torch.device) -> Prediction:
-    """Everything that is written of one image."""
-    tensor = to_tensor(image).to(device)
+def predict(
+    model: MCCNet,
+    experiment: Experiment,
+    images: Sequence[np.ndarray],
+    device: torch.device,
+    protocol: ProtocolName = "ms",
+) -> list[Prediction]:
+    """Everything that is written of images H,W,3 uint8, all of one size. Masks are those that `protocol` scores."""
+    config = EvaluationConfig.of(experiment, model.num_classes)
+    tensor = to_tensor(images).to(device)
     output = model(tensor)
     cam, aux = multi_scale_cams(model, tensor, experiment.cam.scales, output.features)
-    mask = segment(model, tensor).argmax(1)[0]
-    return Prediction(image, mask.to(torch.uint8).cpu().numpy(), output.cls.sigmoid()[0].cpu(), cam[0], aux[0])
+    maps = segmentation_maps(model, images, protocol, config, device)
+    masks = [label_map(one, protocol, config, image) for one, image in zip(maps, images, strict=True)]
+    scores = output.cls.sigmoid().cpu()
+    return [Prediction(*one) for one in zip(images, masks, scores, cam.cpu(), aux.cpu(), strict=True)]
+
+
+def to_tensor(images: Sequence[np.ndarray]) -> Tensor:
+    """Images H,W,3 uint8 to B,3,H,W, ImageNet-normalised."""
+    return normalise(torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in images]))
 
 
 def predict_files(
@@ -77,34 +109,84 @@ def predict_files(
     out: Path,
     device: str = "auto",
     on_image: Callable[[Path], None] = lambda path: None,
+    *,
+    protocol: ProtocolName = "ms",
+    batch: int = 1,
 ) -> list[Path]:
     """Predict image files with a checkpoint; returns the written masks.
 
     Writes `out/masks/*.png` (palette), `out/overlays/*.jpg`, `out/panels/*.png` and `out/scores.csv`. An image whose
-    mask is already there is left alone. Files that cannot be read are left out; after all others are done, a
-    DataError names them.
+    mask is already there is left alone. At most `batch` images of the same size that follow each other go through the
+    network together. Files that cannot be read are left out; after all others are done, a DataError names them.
+
+    Raises UsageError for a bad checkpoint, or where `protocol` needs a CRF that is not installed.
     """
+    if protocol == "ms_crf":
+        require_crf()
     saved = checkpoints.load(checkpoint)
     chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     model = saved.network().to(chosen)
     for folder in ("masks", "overlays", "panels"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    written, broken = [], []
+    written: list[Path] = []
+    broken: list[str] = []
+    group: list[tuple[Path, str, np.ndarray]] = []
+
+    def flush() -> None:
+        found = predict(model, saved.experiment, [image for _, _, image in group], chosen, protocol) if group else []
+        for (path, name, _), prediction in zip(group, found, strict=True):
+            _write(prediction, saved.experiment, saved.classes, out, name)
+            on_image(path)
+        group.clear()
+
     for path, name in _named(images):
         mask_file = out / "masks" / f"{name}.png"
-        if not mask_file.exists():
+        if mask_file.exists():
+            on_image(path)
+        else:
             try:
-                prediction = predict(model, saved.experiment, read_image(path), chosen)
+                image = read_image(path)
             except DataError as error:
                 broken.append(str(error))
                 on_image(path)
                 continue
-            _write(prediction, saved.experiment, saved.classes, out, name)
+            if len(group) == batch or (group and group[0][2].shape != image.shape):
+                flush()
+            group.append((path, name, image))
         written.append(mask_file)
-        on_image(path)
+    flush()
     if broken:
         raise DataError("\n".join(broken))
     return written
+
+
+def panel(
+    prediction: Prediction, experiment: Experiment, classes: Sequence[str], truth: np.ndarray | None = None
+) -> PIL.Image.Image:
+    """A labelled row of pictures; CAMs and pseudo-label are of the classes in `truth`, else of those predicted."""
+    if truth is None:
+        present = prediction.scores > 0.5
+        present[prediction.scores.argmax()] = True
+    else:
+        present = torch.tensor([bool((truth == number).any()) for number in range(1, len(classes) + 1)])
+    cam, aux = (x * present[:, None, None] for x in (prediction.cam, prediction.aux_cam))
+    tensor = to_tensor([prediction.image])
+    last = experiment.train.iterations - 1
+    background, foreground = (
+        value_at(t, last, experiment.train.iterations)
+        for t in (experiment.thresholds.background, experiment.thresholds.foreground)
+    )
+    box = torch.tensor([[0, tensor.shape[2], 0, tensor.shape[3]]])
+    pseudo = refined_label(tensor, cam[None], present[None], box, background, foreground, experiment.par)
+    return cam_panel(
+        prediction.image,
+        cam.numpy(),
+        aux.numpy(),
+        pseudo[0].to(torch.uint8).numpy(),
+        prediction.mask,
+        truth,
+        [name for name, here in zip(classes, present, strict=True) if here],
+    )
 
 
 def _named(images: Iterable[Path]) -> Iterable[tuple[Path, str]]:
@@ -116,28 +198,7 @@ def _named(images: Iterable[Path]) -> Iterable[tuple[Path, str]]:
 
 
 def _write(prediction: Prediction, experiment: Experiment, classes: Sequence[str], out: Path, name: str) -> None:
-    present = prediction.scores > 0.5
-    present[prediction.scores.argmax()] = True
-    keep = present[:, None, None].to(prediction.cam.device)
-    cam, aux = prediction.cam * keep, prediction.aux_cam * keep
-    tensor = to_tensor(prediction.image).to(cam.device)
-    last = experiment.train.iterations - 1
-    background, foreground = (
-        value_at(t, last, experiment.train.iterations)
-        for t in (experiment.thresholds.background, experiment.thresholds.foreground)
-    )
-    box = torch.tensor([[0, tensor.shape[2], 0, tensor.shape[3]]], device=cam.device)
-    pseudo = refined_label(tensor, cam[None], present[None].to(cam.device), box, background, foreground, experiment.par)
-    panel = cam_panel(
-        prediction.image,
-        cam.cpu().numpy(),
-        aux.cpu().numpy(),
-        pseudo[0].to(torch.uint8).cpu().numpy(),
-        prediction.mask,
-        None,
-        [name for name, here in zip(classes, present, strict=True) if here],
-    )
-    panel.save(out / "panels" / f"{name}.png")
+    panel(prediction, experiment, classes).save(out / "panels" / f"{name}.png")
     overlay(prediction.image, prediction.mask).save(out / "overlays" / f"{name}.jpg", quality=92)
     scores = out / "scores.csv"
     fresh = not scores.exists()

@@ -152,6 +152,28 @@ def network_maps(
 
 
 @torch.no_grad()
+def segmentation_maps(
+    model: MCCNet,
+    images: Sequence[np.ndarray],
+    protocol: ProtocolName,
+    config: EvaluationConfig,
+    device: torch.device,
+) -> list[Maps]:
+    """What single, ms or ms_crf needs of images H,W,3 uint8, all of one size, in one batch."""
+    pixels = torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in images])
+    squashed = protocol == "single" or config.style == "coco"
+    if squashed:
+        pixels = TF.resize(pixels, [config.crop, config.crop], antialias=False)
+    source = normalise(pixels).to(device)
+    if protocol == "single":
+        return [Maps(single=one[None]) for one in model(source).seg.cpu()]
+    pairs = dict(zip(config.scales, _on_cpu(raw_logits(model, source, config.scales)), strict=True))
+    return [
+        Maps(multi={scale: (a[i : i + 1], b[i : i + 1]) for scale, (a, b) in pairs.items()}) for i in range(len(images))
+    ]
+
+
+@torch.no_grad()
 def raw_logits(model: MCCNet, images: Tensor, scales: Sequence[float]) -> list[CamPair]:
     """Segmentation logits B,C+1,h,w at token resolution for each scale: of the images and of their flips."""
     found = []

@@ -3,45 +3,42 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from mcc_core.errors import UsageError
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+if TYPE_CHECKING:
+    from mcc_core.protocols import ProtocolName
 
 
 def predict(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint file; `mcc sweep best` names one.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, folders, patterns, or a .txt list of files.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for masks, overlays, panels and scores.csv.")],
+    protocol: Annotated[str, typer.Option("--protocol", help="single, ms or ms_crf: what masks are.")] = "ms",
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images of one size at a time.")] = 1,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Segment image files: palette masks, overlays, CAM panels, class scores. Goes on where it stopped."""
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from mcc_core.inference import predict_files
+    from mcc_core.inference import image_files, predict_files
 
-    files = _files(images)
+    if protocol not in ("single", "ms", "ms_crf"):
+        raise UsageError(f"--protocol {protocol}: not one of single, ms, ms_crf")
+    files = image_files(images)
     columns = (TextColumn("predicting"), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True) as progress:
         task = progress.add_task("", total=len(files))
-        written = predict_files(checkpoint, files, out, device, on_image=lambda _: progress.advance(task))
+        written = predict_files(
+            checkpoint,
+            files,
+            out,
+            device,
+            on_image=lambda _: progress.advance(task),
+            protocol=cast("ProtocolName", protocol),
+            batch=batch,
+        )
     print(f"{len(written)} images in {out}")
-
-
-def _files(paths: list[Path]) -> list[Path]:
-    """Files as given, and the images directly in folders. Raises UsageError."""
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)
-            if not inside:
-                raise UsageError(f"{path}: no images in this folder ({', '.join(sorted(_SUFFIXES))})")
-            found += inside
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise UsageError(f"{path}: no such file or folder")
-    return found

@@ -14,10 +14,11 @@ from small import SMALL
 from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
 from mcc_core.data.shapes import scene
-from mcc_core.errors import DataError
+from mcc_core.errors import DataError, UsageError
 from mcc_core.experiment_files import resolve
-from mcc_core.inference import predict_files, read_image, segment, to_tensor
+from mcc_core.inference import image_files, predict_files, read_image, to_tensor
 from mcc_core.model import MCCNet
+from mcc_core.protocols import EvaluationConfig, ProtocolName, combined_logits, label_map, network_maps, raw_logits
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,35 @@ def test_image_modes_and_rotation(tmp_path: Path) -> None:
 
 def test_flipping_the_image_flips_the_segmentation(checkpoint: Path) -> None:
     network = checkpoints.load(checkpoint).network()
-    image = to_tensor(scene(48, np.random.default_rng(0))[0])
-    a, b = segment(network, image), segment(network, image.flip(-1)).flip(-1)
-    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    image = to_tensor([scene(48, np.random.default_rng(0))[0]])
+    one, other = (combined_logits(raw_logits(network, x, (1.0, 1.5)), (48, 48), "voc") for x in (image, image.flip(-1)))
+    torch.testing.assert_close(one, other.flip(-1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("protocol", ["single", "ms", "ms_crf"])
+def test_masks_are_those_that_the_protocol_scores(checkpoint: Path, tmp_path: Path, protocol: ProtocolName) -> None:
+    """One by one as the evaluation does it, against batches that end at another size."""
+    saved = checkpoints.load(checkpoint)
+    config = EvaluationConfig.of(saved.experiment, 3)
+    sizes = [(40, 30), (40, 30), (40, 30), (30, 40), (40, 30)]
+    files = [photo(tmp_path / f"{i}.png", *size) for i, size in enumerate(sizes)]
+    written = predict_files(checkpoint, files, tmp_path / "out", device="cpu", protocol=protocol, batch=2)
+    for file, mask in zip(files, written, strict=True):
+        image = read_image(file)
+        maps = network_maps(saved.network(), image, (), [protocol], config, torch.device("cpu"))
+        same = np.asarray(Image.open(mask)) == label_map(maps, protocol, config, image)
+        assert same.mean() > 0.999
+
+
+def test_files_folders_patterns_and_lists(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    a, b, c = (photo(tmp_path / name, 20, 20) for name in ("a.jpg", "b.png", "more/c.jpg"))
+    (tmp_path / "list.txt").write_text("more/c.jpg\n\na.jpg\n")
+    assert image_files([tmp_path]) == [a, b]
+    assert image_files([tmp_path / "*.jpg", tmp_path / "more"]) == [a, c]
+    assert image_files([tmp_path / "**" / "*.jpg"]) == [a, c]
+    assert image_files([tmp_path / "list.txt", b]) == [c, a, b]
+    (tmp_path / "list.txt").write_text("d.jpg\n")
+    for wrong in ("list.txt", "nothing.jpg", "*.gif"):
+        with pytest.raises(UsageError, match=str(tmp_path).replace("\\", ".")):
+            image_files([tmp_path / wrong])
