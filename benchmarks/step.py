@@ -6,7 +6,7 @@
     python benchmarks/step.py --options                               what each field of `compute` gains and changes
 
 Everything is measured in one process, by turns, with the same weights, images and masks; losses are compared first.
-Times are medians, ratios are plain over ours. Peak memory is that of a fresh process which makes one step (CPU) or the
+Times are medians, ratios are plain over ours. Peak memory is that of a fresh process which makes two steps (CPU) or the
 allocator's peak (GPU).
 """
 

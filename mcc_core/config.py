@@ -199,7 +199,7 @@ class ComputeConfig(Strict):
     recompute: Literal["nothing", "elementwise", "blocks"] = Field(
         "elementwise",
         description="what the backward pass computes again instead of keeping it: normalisations and activations "
-        "(less memory, a little slower), or whole encoder blocks (activation checkpointing)",
+        "(less memory, at no time that could be measured), or whole encoder blocks (activation checkpointing)",
     )
     channels_last: bool = Field(False, description="memory format of the decoder's convolutions")
 

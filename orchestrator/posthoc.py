@@ -12,13 +12,12 @@ Its points are trials like any other: in storage, in MLflow, in `mcc sweep list 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,7 +42,7 @@ from orchestrator.report import summary
 from orchestrator.settings import Settings
 from orchestrator.storage import Storage
 from orchestrator.sweep_file import HeatMap, Slug
-from orchestrator.trial_files import best_saved, checkpoint_key, saved_checkpoints
+from orchestrator.trained import find_checkpoint
 
 _MOST = 1000  # points
 
@@ -120,7 +119,7 @@ def is_posthoc(file: Path) -> bool:
 def plan_posthoc(source: Path, settings: Settings) -> Posthoc:
     """Check a sweep file of this kind. Raises UsageError, one line per mistake."""
     file = validate(PosthocFile, read_yaml(source), str(source))
-    checkpoint = _checkpoint(file.of, source, settings)
+    checkpoint = find_checkpoint(file.of, settings, f"{source}: of")
     saved = checkpoints.load(checkpoint)
     if file.metric.removeprefix("iou/") not in {"miou", "pixel_accuracy", "background", *saved.classes}:
         raise UsageError(f"{source}: metric: {file.metric!r}: expected miou, pixel_accuracy or iou/CLASS")
@@ -200,32 +199,6 @@ def _score(
 
 def _info(posthoc: Posthoc, found: Evaluation) -> dict[str, Any]:
     return {"of": posthoc.file.of, "checkpoint": found.header["checkpoint"], "images": len(found.images)}
-
-
-def _checkpoint(of: str, source: Path, settings: Settings) -> Path:
-    """The file of a checkpoint, or the best one of a finished trial, fetched where storage is elsewhere."""
-    if Path(of).is_file():
-        return Path(of)
-    sweep_name, _, trial_name = of.partition("/")
-    if not trial_name:
-        raise UsageError(f"{source}: of: {of}: neither a checkpoint file nor SWEEP/TRIAL (mcc sweep status)")
-    storage = Storage(settings.storage)
-    sweep = catalog.find(storage, sweep_name)
-    trials: Mapping[str, str] = {trial["name"]: trial["identity"] for trial in sweep.document["trials"]}
-    if trial_name not in trials:
-        close = difflib.get_close_matches(trial_name, list(trials), n=1) or list(trials)[:1]
-        raise UsageError(f"{source}: of: {sweep.id} has no trial {trial_name}; such as {close[0]}")
-    identity = trials[trial_name]
-    saved = best_saved(saved_checkpoints(storage, identity), sweep.mode)
-    if trial_state(storage, identity).status != "finished" or saved is None:
-        raise UsageError(f"{source}: of: {of} has not finished; mcc sweep status {sweep.id}")
-    key = checkpoint_key(identity, saved.iteration)
-    if (local := storage.local(key)) is not None:
-        return local
-    fetched = settings.home / "fetched" / identity / Path(key).name
-    if not fetched.is_file():
-        storage.download(key, fetched)
-    return fetched
 
 
 def _text(value: Any) -> str:

@@ -9,7 +9,7 @@ import typer
 
 import mcc_core
 from mcc_core.errors import MCCError, UsageError
-from orchestrator.cli import evaluate, predict, storage, sweep, track, train, ui, weights
+from orchestrator.cli import compare, evaluate, predict, storage, sweep, track, train, ui, weights
 
 app = typer.Typer(
     name="mcc",
@@ -24,6 +24,7 @@ app.add_typer(storage.app, name="storage")
 app.command("train")(train.train)
 app.command("predict")(predict.predict)
 app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.command("import-weights")(weights.import_weights)
 app.command("ui")(ui.ui)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint file; `mcc sweep best` names one.")],
+    checkpoint: Annotated[str, typer.Argument(help="Checkpoint file, or SWEEP/TRIAL.")],
     data: Annotated[
         str | None, typer.Option("--data", help="A preset's data (voc, coco) or a folder; default: the trained one.")
     ] = None,
@@ -47,12 +47,15 @@ def evaluate(
     from orchestrator.evaluation_tracking import track_evaluation
     from orchestrator.settings import Settings
     from orchestrator.submission import write_submission
+    from orchestrator.trained import find_checkpoint, slug
 
     names = _protocols(protocol)
     if submission is not None and (len(names) != 1 or names[0] not in ("single", "ms", "ms_crf")):
         raise UsageError(f"--protocol {protocol}: --submission takes one of single, ms, ms_crf")
+    settings, console = Settings.from_environment(), Console()
+    file = find_checkpoint(checkpoint, settings)
     request = evaluation_request(
-        checkpoint,
+        file,
         names,
         split,
         overrides(set_),
@@ -61,8 +64,7 @@ def evaluate(
         keep_masks=masks or submission is not None,
         blind=submission is not None,
     )
-    settings, console = Settings.from_environment(), Console()
-    target = out or Path("evaluations") / f"{checkpoint.stem}-{split}"
+    target = out or Path("evaluations") / f"{slug(checkpoint)}-{split}"
     columns = (TextColumn("evaluating"), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True, console=console) as progress:
         task = progress.add_task("", total=None)
@@ -79,7 +81,7 @@ def evaluate(
         console.print(f"{submission}: {len(result.images)} label maps", highlight=False)
     if track and result.metrics:
         try:
-            track_evaluation(settings, result, checkpoint)
+            track_evaluation(settings, result, file)
         except MCCError as error:
             console.print(f"not in MLflow: {error}", highlight=False, markup=False, soft_wrap=True)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def predict(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint file; `mcc sweep best` names one.")],
+    checkpoint: Annotated[str, typer.Argument(help="Checkpoint file, or SWEEP/TRIAL.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, folders, patterns, or a .txt list of files.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for masks, overlays, panels and scores.csv.")],
     protocol: Annotated[str, typer.Option("--protocol", help="single, ms or ms_crf: what masks are.")] = "ms",
@@ -25,15 +25,17 @@ def predict(
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from mcc_core.inference import image_files, predict_files
+    from orchestrator.settings import Settings
+    from orchestrator.trained import find_checkpoint
 
     if protocol not in ("single", "ms", "ms_crf"):
         raise UsageError(f"--protocol {protocol}: not one of single, ms, ms_crf")
-    files = image_files(images)
+    file, files = find_checkpoint(checkpoint, Settings.from_environment()), image_files(images)
     columns = (TextColumn("predicting"), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True) as progress:
         task = progress.add_task("", total=len(files))
         written = predict_files(
-            checkpoint,
+            file,
             files,
             out,
             device,

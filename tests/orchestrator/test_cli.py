@@ -98,7 +98,7 @@ def test_other_mistakes(tmp_path: Path) -> None:
         (["sweep", "status"], "no sweep was submitted here yet"),
         (["train", "tinny"], "neither a preset"),
         (["train", "tiny", "--set", "loss.mcc"], "expected KEY=VALUE"),
-        (["predict", "none.pt", str(tmp_path), "--out", "o"], "no images in this folder"),
+        (["predict", "none.pt", str(tmp_path), "--out", "o"], "no images here"),
     ]:
         done = mcc(*arguments, home=tmp_path)
         assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr

@@ -86,7 +86,7 @@ def test_thresholds_of_a_trial(home: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"of": "trained"}, "neither a checkpoint file nor SWEEP/TRIAL"),
+        ({"of": "trained"}, "no such checkpoint file, and no SWEEP/TRIAL"),
         ({"of": "trained/onne"}, "has no trial onne; such as one"),
         ({"parameters": {"cam_treshold": [0.5]}}, "did you mean cam_threshold"),
         ({"parameters": {"cam_threshold": [1.5]}}, "cam_threshold"),

@@ -1,0 +1,72 @@
+"""What `mcc compare` does: evaluate what is not evaluated yet, compare, draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast, get_args
+
+from mcc_core import checkpoint as checkpoints
+from mcc_core.data.index import build_index
+from mcc_core.errors import UsageError
+from mcc_core.protocols import ProtocolName
+from orchestrator.evaluation_request import evaluation_request
+from orchestrator.evaluation_run import Means, evaluate_checkpoint, file_digest
+from orchestrator.gallery import Side, write_gallery
+from orchestrator.settings import Settings
+from orchestrator.trained import find_checkpoint
+from orchestrator.versus import Scored, Versus, read_scored, versus
+
+
+def compare_networks(
+    first: str,
+    second: str,
+    settings: Settings,
+    *,
+    split: str = "val",
+    protocol: str | None = None,
+    limit: int | None = None,
+    processes: int = 0,
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Versus, tuple[Side | None, Side | None]]:
+    """Compare two checkpoints, trials or evaluation folders; a side is None where a folder was given.
+
+    Scores of networks are kept in the home, and used again. Raises UsageError.
+    """
+    if protocol is not None and protocol not in get_args(ProtocolName):
+        raise UsageError(f"--protocol {protocol}: not one of {', '.join(get_args(ProtocolName))}")
+    if first == second:
+        raise UsageError(f"{first}: compared with itself")
+
+    def scored(name: str) -> tuple[Scored, Side | None]:
+        if Path(name).is_dir():
+            return read_scored(Path(name), protocol, name), None
+        file = find_checkpoint(name, settings)
+        chosen = cast(ProtocolName, protocol or "ms")
+        request = evaluation_request(file, [chosen], split, {}, limit=limit)
+        out = settings.home / "compare" / f"{file_digest(file)[:16]}-{split}-{chosen}-{limit or 'all'}"
+        evaluate_checkpoint(request, out, settings, Means(processes=processes), on_image)
+        return read_scored(out, chosen, name), Side(name, file)
+
+    (one, side), (other, other_side) = scored(first), scored(second)
+    return versus(one, other), (side, other_side)
+
+
+def draw_gallery(
+    found: Versus,
+    sides: tuple[Side | None, Side | None],
+    settings: Settings,
+    split: str,
+    out: Path,
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+) -> Path:
+    """The page of `write_gallery`. Raises UsageError where only the folder of an evaluation is known."""
+    one, other = sides
+    if one is None or other is None:
+        raise UsageError("--gallery: needs the networks: give checkpoint files or SWEEP/TRIAL, not evaluation folders")
+    data = checkpoints.load(one.checkpoint).experiment.data
+    index = build_index(
+        data if split == data.train_split else data.model_copy(update={"val_split": split}), settings.home
+    )
+    images = {item.name: item.image for item in (*index.train, *index.val)}
+    return write_gallery(found, (one, other), images, index.masks, out, on_image=on_image)
