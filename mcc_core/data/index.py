@@ -18,6 +18,7 @@ from rich.progress import track
 
 from mcc_core.config import DataConfig
 from mcc_core.data import shapes
+from mcc_core.data.index_file import INDEX, read_index
 from mcc_core.data.voc import (
     VOC_CLASSES,
     check_image,
@@ -66,6 +67,8 @@ def build_index(config: DataConfig, home: Path, *, blind: bool = False) -> DataI
         raise DataError("data.root: not set: give the dataset folder, --set data.root=FOLDER")
     if not root.is_dir():
         raise DataError(f"data.root: {root}: no such folder")
+    if (root / INDEX).is_file():
+        return _prepared(config, root, blind=blind)
     classes = _classes(config)
     train_names, val_names = read_split(root, config.train_split), read_split(root, config.val_split)
     _check_disjoint(root, config, train_names, val_names)
@@ -106,7 +109,49 @@ def build_index(config: DataConfig, home: Path, *, blind: bool = False) -> DataI
         if found.problem:
             raise DataError(found.problem)
     digests = {path: found.digest for path, found in (images | truth).items()}
+    _check_content(train, val, digests)
     return DataIndex(classes, train, val, masks, broken, _fingerprint(classes, train, val, masks, digests))
+
+
+def _prepared(config: DataConfig, root: Path, *, blind: bool) -> DataIndex:
+    """A dataset by the index that `mcc data prepare` wrote: files are not read again, but must be of the same size."""
+    file = read_index(root)
+    for split in (config.train_split, config.val_split):
+        if split not in file.splits:
+            raise DataError(f"{root / INDEX}: has no split {split!r} (splits there: {', '.join(file.splits)})")
+    if config.classes is not None and _classes(config) != file.classes:
+        raise DataError(f"data.classes: not the classes of {root / INDEX}; leave it out")
+    names = {split: file.splits[split] for split in (config.train_split, config.val_split)}
+    _check_disjoint(root, config, names[config.train_split], names[config.val_split])
+    for name in (*names[config.train_split], *names[config.val_split]):
+        path = root / file.images[name].image
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror or error}; mcc data check {root} names all such files") from None
+        if size != file.images[name].bytes:
+            raise DataError(f"{path}: has changed since the index was made; mcc data prepare again")
+    train, val = (
+        tuple(Item(name, root / file.images[name].image, file.images[name].labels) for name in names[split])
+        for split in (config.train_split, config.val_split)
+    )
+    masks = {i.name: root / mask for i in (*train, *val) if (mask := file.images[i.name].mask) is not None}
+    if not blind and (missing := [item.name for item in val if item.name not in masks]):
+        raise DataError(f"{root / INDEX}: {missing[0]} of {config.val_split} has no mask: it cannot be evaluated on")
+    digests = {item.image: file.images[item.name].digest for item in (*train, *val)}
+    _check_content(train, val, digests)
+    digests |= {masks[i.name]: file.images[i.name].mask_digest for i in val if i.name in masks}
+    return DataIndex(file.classes, train, val, masks, (), _fingerprint(file.classes, train, val, masks, digests))
+
+
+def _check_content(train: Sequence[Item], val: Sequence[Item], digests: Mapping[Path, str]) -> None:
+    """Raise DataError where a training image is an evaluation image under another name."""
+    known = {digests[item.image]: item.image for item in train}
+    for item in val:
+        if (same := known.get(digests[item.image])) is not None:
+            raise DataError(
+                f"{item.image}: the same picture as {same}, which is trained on: evaluation images must not be"
+            )
 
 
 def supervision_certificate(index: DataIndex) -> dict[str, Any]:

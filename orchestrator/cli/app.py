@@ -9,7 +9,7 @@ import typer
 
 import mcc_core
 from mcc_core.errors import MCCError, UsageError
-from orchestrator.cli import compare, evaluate, predict, storage, sweep, track, train, ui, weights
+from orchestrator.cli import compare, data, evaluate, predict, storage, sweep, track, train, ui, weights
 
 app = typer.Typer(
     name="mcc",
@@ -19,6 +19,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(sweep.app, name="sweep")
+app.add_typer(data.app, name="data")
 app.add_typer(track.app, name="track")
 app.add_typer(storage.app, name="storage")
 app.command("train")(train.train)

@@ -1,0 +1,75 @@
+"""Unpacking datasets' archives, so that an interrupted unpacking goes on and nothing lands outside its folder."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mcc_core.errors import DataError
+
+SUFFIXES = (".tar", ".tgz", ".tar.gz", ".zip")
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a path is an archive by its name."""
+    return path.is_file() and path.name.lower().endswith(SUFFIXES)
+
+
+def unpack(archive: Path, folder: Path, on_file: Callable[[], None] = lambda: None) -> Path:
+    """Unpack into `folder/<archive's name>/`; what is there whole already is not written again.
+
+    Raises DataError for an archive that is cut short, damaged, or would write outside the folder.
+    """
+    target = folder / archive.name.split(".")[0]
+    done = target / ".unpacked"
+    if done.is_file() and done.read_text() == _stamp(archive):
+        return target
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        for name, size, copy in _members(archive):
+            file = (target / name).resolve()
+            if not file.is_relative_to(target.resolve()):
+                raise DataError(f"{archive}: {name}: would be written outside the folder; not a dataset's archive")
+            if not (file.is_file() and file.stat().st_size == size):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                partial = file.with_name(f".{file.name}.part")
+                copy(partial)
+                if partial.stat().st_size != size:
+                    raise EOFError(f"{name} ends early")
+                partial.replace(file)
+            on_file()
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"{archive}: damaged or cut short ({error}); fetch it again") from None
+    done.write_text(_stamp(archive))
+    return target
+
+
+def _members(archive: Path) -> Iterator[tuple[str, int, Callable[[Path], None]]]:
+    """(name, size, a function that writes it to a file) of each regular file."""
+    if archive.name.lower().endswith(".zip"):
+        with zipfile.ZipFile(archive) as content:
+            for entry in content.infolist():
+                if not entry.is_dir():
+                    yield entry.filename, entry.file_size, lambda file, e=entry: _copy(content.open(e), file)  # type: ignore[misc]
+        return
+    with tarfile.open(archive) as tape:
+        for member in tape:
+            if member.isfile():
+                yield member.name, member.size, lambda file, m=member: _copy(tape.extractfile(m), file)  # type: ignore[misc]
+        assert tape.fileobj is not None
+        tape.fileobj.seek(tape.offset)
+        if tape.fileobj.read(512) != bytes(512):  # tarfile itself takes a cut between two files for the end
+            raise EOFError("its end is missing")
+
+
+def _copy(source: object, file: Path) -> None:
+    with source as stream, file.open("wb") as copy:  # type: ignore[attr-defined]
+        shutil.copyfileobj(stream, copy, 1 << 20)
+
+
+def _stamp(archive: Path) -> str:
+    stat = archive.stat()
+    return f"{archive.resolve()} {stat.st_size} {stat.st_mtime_ns}\n"

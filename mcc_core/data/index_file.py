@@ -1,0 +1,78 @@
+"""The index that `mcc data prepare` writes and training reads: names, labels, sizes, content of every image."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import Field, PositiveInt, ValidationError
+
+from mcc_core.config import Strict
+from mcc_core.errors import DataError
+
+INDEX = "index.json"
+FORMAT = 1
+
+
+class IndexedImage(Strict):
+    """One image. Paths are relative to the index's folder where they are below it, else absolute."""
+
+    image: str
+    bytes: PositiveInt
+    digest: str = Field(pattern="^[0-9a-f]{32}$", description="of the file's content (sha256, first half)")
+    size: tuple[PositiveInt, PositiveInt] = Field(description="width, height after EXIF rotation")
+    labels: tuple[int, ...] = Field((), description="foreground classes in it, from 0")
+    mask: str | None = None
+    mask_digest: str = ""
+
+
+class IndexFile(Strict):
+    """A prepared dataset."""
+
+    format: int = FORMAT
+    source: str = Field(description="voc, coco or folder")
+    classes: tuple[str, ...] = Field(min_length=1, max_length=254)
+    splits: Mapping[str, tuple[str, ...]]
+    images: Mapping[str, IndexedImage]
+
+
+def write_index(index: IndexFile, folder: Path) -> Path:
+    """Write `folder/index.json`, whole or not at all."""
+    file = folder / INDEX
+    partial = file.with_name(f".{INDEX}.part")
+    partial.write_text(json.dumps(index.model_dump(mode="json"), separators=(",", ":")), encoding="utf-8")
+    os.replace(partial, file)
+    return file
+
+
+def read_index(folder: Path) -> IndexFile:
+    """Read and check `folder/index.json`. Raises DataError, one line."""
+    file = folder / INDEX
+    try:
+        index = IndexFile.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror or error}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DataError(f"{file}: {where + ': ' if where else ''}{first['msg']}; mcc data prepare writes it") from None
+    if index.format != FORMAT:
+        raise DataError(f"{file}: format {index.format}, expected {FORMAT}; mcc data prepare writes it anew")
+    for split, names in index.splits.items():
+        if len(set(names)) < len(names):
+            raise DataError(f"{file}: splits.{split}: {_repeated(names)} is there twice")
+        if unknown := next((name for name in names if name not in index.images), None):
+            raise DataError(f"{file}: splits.{split}: {unknown} is not among the images")
+    for name, entry in index.images.items():
+        if any(not 0 <= label < len(index.classes) for label in entry.labels):
+            raise DataError(
+                f"{file}: images.{name}: labels {list(entry.labels)}: there are {len(index.classes)} classes"
+            )
+    return index
+
+
+def _repeated(names: tuple[str, ...]) -> str:
+    seen: set[str] = set()
+    return next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]

@@ -1,0 +1,123 @@
+"""MS COCO 2014: masks rasterised from the instances, image-level labels from the same annotations.
+
+- `train`: images of train2014 with at least one object (82,081 of 82,783); `val`: all of val2014 (40,504).
+- Category ids 1 to 90 become the 80 classes in the order of their ids.
+- Where objects overlap the smaller one is on top, as what is in front of something is mostly smaller. Crowds belong to
+  their class. Both are decided here: the paper does not say.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mcc_core.data.archives import is_archive, unpack
+from mcc_core.data.prepare import Draft, Entry, Progress
+from mcc_core.data.prepare_voc import write_mask
+from mcc_core.errors import DataError, UsageError
+
+OFFICIAL = {"train": 82_081, "val": 40_504}
+YEAR = 2014
+
+
+def draft_coco(sources: Sequence[Path], out: Path, progress: Progress = lambda *_: None) -> Draft:
+    """Describe COCO 2014 from archives and folders in any order. Raises DataError naming what is missing, UsageError
+    where pycocotools is not installed."""
+    folders = []
+    for number, source in enumerate(sources):
+        progress("unpacking", number, len(sources))
+        if not source.exists():
+            raise DataError(f"{source}: no such file or folder")
+        inside = [p for p in sorted(source.iterdir()) if is_archive(p)] if source.is_dir() else []
+        folders += [unpack(archive, out / "unpacked") for archive in (inside if source.is_dir() else [source])]
+        folders += [source] if source.is_dir() else []
+    draft: Draft | None = None
+    for split in ("train", "val"):
+        coco = _annotations(folders, split)
+        images = _folder(folders, f"{split}{YEAR}")
+        categories = sorted(coco.getCatIds())
+        classes = tuple(category["name"] for category in coco.loadCats(categories))
+        if draft is None:
+            draft = Draft("coco", classes, {}, {})
+        elif classes != draft.classes:
+            raise DataError(f"instances_{split}{YEAR}.json: other categories than instances_train{YEAR}.json")
+        _add(draft, split, coco, images, {c: i for i, c in enumerate(categories)}, out / "masks" / split, progress)
+        if len(draft.splits[split]) != OFFICIAL[split]:
+            draft.notes.append(f"{split}: {len(draft.splits[split])} images; the official data has {OFFICIAL[split]}")
+    assert draft is not None
+    return draft
+
+
+def label_map(
+    coco: Any, image: Mapping[str, Any], annotations: Sequence[Any], numbers: Mapping[int, int]
+) -> np.ndarray:
+    """Labels H,W uint8 of an image, 0 background, the smallest object on top."""
+    label = np.zeros((image["height"], image["width"]), np.uint8)
+    for annotation in sorted(annotations, key=lambda a: (-a["area"], a["id"])):
+        label[coco.annToMask(annotation).astype(bool)] = numbers[annotation["category_id"]] + 1
+    return label
+
+
+def _add(
+    draft: Draft, split: str, coco: Any, images: Path, numbers: Mapping[int, int], masks: Path, progress: Progress
+) -> None:
+    by_image = defaultdict(list)
+    for annotation in coco.dataset.get("annotations", []):
+        by_image[annotation["image_id"]].append(annotation)
+    listed = [image for image in coco.dataset["images"] if split != "train" or by_image[image["id"]]]
+    masks.mkdir(parents=True, exist_ok=True)
+
+    def one(image: Mapping[str, Any]) -> Entry | str:
+        name, file = Path(image["file_name"]).stem, images / Path(image["file_name"]).name
+        if not file.is_file():
+            return f"{file}: no such file"
+        mask, annotations = masks / f"{name}.png", by_image[image["id"]]
+        if not mask.is_file():
+            write_mask(label_map(coco, image, annotations, numbers), mask)
+        return Entry(name, file, tuple(sorted({numbers[a["category_id"]] for a in annotations})), mask)
+
+    with ThreadPoolExecutor() as pool:
+        for done, found in enumerate(pool.map(one, listed), start=1):
+            if isinstance(found, str):
+                draft.problems.append(found)
+            else:
+                draft.entries[found.name] = found
+            progress(f"masks of {split}", done, len(listed))
+    draft.splits[split] = [name for image in listed if (name := Path(image["file_name"]).stem) in draft.entries]
+
+
+def _annotations(folders: Sequence[Path], split: str) -> Any:
+    try:
+        from pycocotools.coco import COCO
+    except ImportError:
+        raise UsageError("COCO's masks need pycocotools, which is not installed: pip install 'mcc[coco]'") from None
+    import contextlib
+    import io
+
+    name = f"instances_{split}{YEAR}.json"
+    file = next(
+        (f for folder in folders for p in ("", "annotations/", "*/annotations/") for f in folder.glob(p + name)), None
+    )
+    if file is None:
+        raise DataError(
+            f"{name}: not found in {', '.join(map(str, folders))}: give annotations_trainval{YEAR}.zip or its folder"
+        )
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return COCO(str(file))
+    except (ValueError, KeyError, AssertionError, TypeError) as error:
+        raise DataError(f"{file}: not an instances file of COCO: {error or type(error).__name__}") from None
+
+
+def _folder(folders: Sequence[Path], name: str) -> Path:
+    for folder in folders:
+        for found in (folder, folder / name, folder / "images" / name):
+            if found.name == name and found.is_dir():
+                inside = found / name
+                return inside if inside.is_dir() else found
+    raise DataError(f"{name}: no such folder in {', '.join(map(str, folders))}: give {name}.zip or its folder")

@@ -1,0 +1,131 @@
+"""`mcc data`: make an index of a dataset, and check one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mcc_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from mcc_core.data.prepare import Prepared, Progress
+
+app = typer.Typer(help="Prepare datasets and check them.", no_args_is_help=True)
+prepare = typer.Typer(help="Write a dataset's index; a second run does only what is missing.", no_args_is_help=True)
+app.add_typer(prepare, name="prepare")
+
+Sources = Annotated[list[Path], typer.Argument(help="Official archives, or their unpacked folders, in any order.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder for the index, unpacked archives and masks.")]
+Skip = Annotated[bool, typer.Option("--skip-broken", help="Leave broken images out instead of stopping.")]
+
+
+@prepare.command()
+def voc(sources: Sources, out: Out = Path("data/voc"), skip_broken: Skip = False) -> None:
+    """PASCAL VOC 2012, with SBD's masks for train_aug where they are given."""
+    from mcc_core.data.prepare import finish
+    from mcc_core.data.prepare_voc import draft_voc
+
+    with _bar() as progress:
+        made = finish(draft_voc(sources, out, progress), out, skip_broken=skip_broken, progress=progress)
+    _print(made)
+
+
+@prepare.command()
+def coco(sources: Sources, out: Out = Path("data/coco"), skip_broken: Skip = False) -> None:
+    """MS COCO 2014, masks drawn from its instances (needs pycocotools)."""
+    from mcc_core.data.prepare import finish
+    from mcc_core.data.prepare_coco import draft_coco
+
+    with _bar() as progress:
+        made = finish(draft_coco(sources, out, progress), out, skip_broken=skip_broken, progress=progress)
+    _print(made)
+
+
+@prepare.command()
+def folder(
+    images: Annotated[Path, typer.Argument(help="Folder of images; without --labels, with a sub-folder per class.")],
+    out: Out = Path("data/folder"),
+    labels: Annotated[Path | None, typer.Option("--labels", metavar="CSV", help="Columns image, labels (a;b).")] = None,
+    masks: Annotated[Path | None, typer.Option("--masks", help="Folder of masks for evaluation.")] = None,
+    classes: Annotated[Path | None, typer.Option("--classes", help="Class names, one a line; default: sorted.")] = None,
+    val_share: Annotated[float, typer.Option("--val-share", min=0.0, max=1.0, help="Of the images with masks.")] = 0.2,
+    seed: Annotated[int, typer.Option("--seed", help="Of the draw of the val split.")] = 0,
+    skip_broken: Skip = False,
+) -> None:
+    """Your own images with image-level labels."""
+    from mcc_core.data.prepare import finish
+    from mcc_core.data.prepare_folder import draft_folder
+    from mcc_core.data.voc import read_class_file
+
+    names = read_class_file(classes) if classes else None
+    draft = draft_folder(images, table=labels, masks=masks, classes=names, val_share=val_share, seed=seed)
+    with _bar() as progress:
+        made = finish(draft, out, skip_broken=skip_broken, progress=progress)
+    _print(made)
+
+
+@app.command()
+def check(
+    index: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder with the index.json of a prepared dataset.")],
+) -> None:
+    """Read every file of an index again; name what is missing, changed, or in two splits."""
+    from mcc_core.data.index_file import read_index
+    from mcc_core.data.prepare import changed_files, same_content
+
+    found = read_index(index)
+    with _bar() as progress:
+        problems = changed_files(found, index, progress)
+    for split in found.splits:
+        if split not in ("val", "test"):
+            problems += [
+                f"{a} and {b}: the same picture in {split} and val" for a, b in same_content(found, split, "val")
+            ]
+    _print_counts(found)
+    if problems:
+        raise UsageError("\n".join(problems))
+    print("every file is as it was when the index was made")
+
+
+def _print(made: Prepared) -> None:
+    _print_counts(made.index)
+    for note in made.notes:
+        print(f"note: {note}")
+    for problem in made.problems:
+        print(f"left out: {problem}")
+    print(f"{made.file}; train with --set data.root={made.file.parent}")
+
+
+def _print_counts(index: object) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from mcc_core.data.index_file import IndexFile
+
+    assert isinstance(index, IndexFile)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("class")
+    for split in index.splits:
+        table.add_column(split, justify="right")
+    totals = {split: len(names) for split, names in index.splits.items()}
+    masks = {split: sum(index.images[n].mask is not None for n in names) for split, names in index.splits.items()}
+    table.add_row("images", *map(str, totals.values()))
+    table.add_row("with a mask", *map(str, masks.values()))
+    for number, name in enumerate(index.classes):
+        counts = [sum(number in index.images[n].labels for n in names) for names in index.splits.values()]
+        table.add_row(name, *map(str, counts))
+    Console().print(table)
+
+
+@contextmanager
+def _bar() -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
