@@ -8,6 +8,7 @@ from typing import Any
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.config import Experiment
+from mcc_core.data.index_file import INDEX
 from mcc_core.errors import UsageError
 from mcc_core.experiment_files import load_base, merge, preset_names
 from mcc_core.protocols import ProtocolName
@@ -46,6 +47,8 @@ def evaluation_request(
         if not Path(data).is_dir():
             raise UsageError(f"--data {data}: neither a preset ({', '.join(preset_names())}) nor a folder")
         fields["data"] = fields["data"] | {"name": "voc", "root": data}
+        if (Path(data) / INDEX).is_file():  # which has the classes' names
+            fields["data"] |= {"classes": None}
     known = {key: value for key, value in changes.items() if not key.startswith(PREFIX)}
     if wrong := [key for key in known if not key.startswith("data.")]:
         raise UsageError(f"--set {wrong[0]}: an evaluation takes data.* and {PREFIX}* alone")

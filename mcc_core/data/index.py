@@ -64,7 +64,9 @@ def build_index(config: DataConfig, home: Path, *, blind: bool = False) -> DataI
     """
     root = shapes.ensure(config, home) if config.name == "shapes" else config.root
     if root is None:
-        raise DataError("data.root: not set: give the dataset folder, --set data.root=FOLDER")
+        raise DataError(
+            "data.root: not set: --set data.root=FOLDER, one that mcc data prepare wrote or one in VOC layout"
+        )
     if not root.is_dir():
         raise DataError(f"data.root: {root}: no such folder")
     if (root / INDEX).is_file():

@@ -1,0 +1,78 @@
+"""Images per second of the training loader on one core, and where the time goes.
+
+    python benchmarks/loader.py [--crop 448] [--images 64] [--rounds 5]
+
+The images are JPEGs of VOC's usual size (500 x 375), made here from noise of several scales. Ratios are to decoding
+alone (Pillow), by turns, in one process on one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from mcc_core.config import AugmentConfig
+from mcc_core.data.datasets import TrainingSet
+from mcc_core.data.index import Item
+from mcc_core.data.transforms import augment
+from mcc_core.data.voc import read_rgb
+
+
+def photos(folder: Path, count: int) -> list[Path]:
+    """JPEGs with detail at every scale, so that they cost what photographs cost."""
+    rng, files = np.random.default_rng(0), []
+    for number in range(count):
+        total = np.zeros((375, 500, 3), np.float32)
+        for cells in (4, 16, 64, 250):
+            noise = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)).resize((500, 375))
+            total += np.asarray(noise, np.float32) / 4
+        files.append(folder / f"{number}.jpg")
+        Image.fromarray(total.astype(np.uint8)).save(files[-1], quality=90)
+    return files
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--crop", type=int, default=448)
+    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        files = photos(Path(folder), arguments.images)
+        config = AugmentConfig()
+        dataset = TrainingSet([Item(f.stem, f, (0,)) for f in files], 20, config, arguments.crop, 0)
+        decoded = [torch.from_numpy(read_rgb(f)).permute(2, 0, 1).contiguous() for f in files]
+        generator = torch.Generator().manual_seed(0)
+        work: dict[str, Callable[[], object]] = {
+            "decode alone": lambda: [read_rgb(f) for f in files],
+            "three views alone": lambda: [augment(d, config, arguments.crop, generator) for d in decoded],
+            "the loader": lambda: [dataset[(0, i)] for i in range(len(files))],
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in work}
+        for _ in range(arguments.rounds):
+            for name, run in work.items():
+                began = time.perf_counter()
+                run()
+                seconds[name].append(time.perf_counter() - began)
+    table = Table("", "images/s and core", "times decoding", title=f"crop {arguments.crop}", box=None)
+    base = statistics.median(seconds["decode alone"])
+    for name, found in seconds.items():
+        middle = statistics.median(found)
+        table.add_row(name, f"{arguments.images / middle:.1f}", f"{middle / base:.2f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
