@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,7 @@ def _create(config: ModelConfig, *, pretrained: bool) -> Any:
     if not timm.is_model(config.backbone):
         close = timm.list_models(f"*{config.backbone.split('_')[0]}*patch*")[:5]
         raise UsageError(f"model.backbone: {config.backbone!r} is not a timm model; such as {', '.join(close)}")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for each of its own tries, which we sum up
     try:
         return timm.create_model(config.backbone, pretrained=pretrained, num_classes=0, **config.backbone_args)
     except (TypeError, AssertionError) as error:

@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import FrameType
@@ -58,6 +58,7 @@ def run(
     settings: Settings,
     *,
     force: bool = False,
+    only: Collection[str] | None = None,
     on_tick: Callable[[], None] = lambda: None,
     on_trial: Callable[[Trial], None] = lambda trial: None,
     command: Sequence[str] | None = None,
@@ -68,6 +69,7 @@ def run(
 
     Args:
         force: run finished trials again, from the beginning.
+        only: identities of the trials to run; default: all that are left.
         on_tick: called several times a second from the calling thread.
         on_trial: called from the calling thread for each trial that a search proposes beyond the plan.
         command: the command line to put on record.
@@ -80,6 +82,7 @@ def run(
     launch = f"{time.strftime('%Y%m%d-%H%M%S')}-{socket.gethostname()[:20]}-{os.getpid()}"
     states = {t.identity: trial_state(storage, t.identity) for t in plan.trials}
     todo = [t for t in plan.trials if force or not is_done(states[t.identity], plan.file)]
+    todo = [t for t in todo if only is None or t.identity in only]
     trials = list(plan.trials)
     meter = Meter(storage, plan.sweep, plan.file.budget)
     if (todo or (plan.open and plan.open.left)) and not meter.reached():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Collection
 from functools import partial
 
 from rich.console import Console
@@ -21,7 +22,7 @@ from orchestrator.settings import Settings
 from orchestrator.storage import Storage, patiently
 
 
-def run_and_track(plan: Plan, console: Console, *, force: bool = False) -> int:
+def run_and_track(plan: Plan, console: Console, *, force: bool = False, only: Collection[str] | None = None) -> int:
     """Run what is left of a plan, show it and track it.
 
     Returns the exit code: 0 when every trial finished, 130 when the sweep was stopped (Ctrl-C), else 1.
@@ -43,7 +44,7 @@ def run_and_track(plan: Plan, console: Console, *, force: bool = False) -> int:
                 document["trials"].append(trial_document(trial))
                 progress.add(trial)
 
-            run(plan, settings, force=force, on_tick=tick, on_trial=grown, command=sys.argv)
+            run(plan, settings, force=force, only=only, on_tick=tick, on_trial=grown, command=sys.argv)
         if not storage.exists(f"sweeps/{plan.sweep}/plan.json"):  # every trial was finished by other sweeps
             save_plan(plan, storage, sys.argv, document["commit"])
         with console.status("writing to MLflow"):

@@ -335,6 +335,34 @@ def rebuild(settings: Settings, document: Mapping[str, Any]) -> list[str]:
     return fresh.complaints
 
 
+def attach(settings: Settings, document: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+    """Put files on a sweep's run. Raises MCCError when MLflow does not answer."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        tracker = Tracker(settings, dict(document) | {"trials": []})
+        for name, content in files.items():
+            tracker.artifact(tracker.parent, name, content)
+        tracker.client.set_terminated(tracker.parent)
+    except (MlflowException, OSError) as error:
+        raise MCCError(hidden(f"MLflow at {settings.tracking_uri}: {_line(error)}")) from None
+
+
+def forget(settings: Settings, document: Mapping[str, Any]) -> str:
+    """Delete a sweep's runs; returns what kept MLflow from it, or nothing."""
+    from mlflow.exceptions import MlflowException
+
+    if (database := mlflow_files.database(settings)) is not None and not database.exists():
+        return ""
+    try:
+        tracker = Tracker(settings, dict(document) | {"trials": []})
+        for run in tracker.runs("sweep") + tracker.runs("trial"):
+            tracker.client.delete_run(run.info.run_id)
+    except (MlflowException, OSError) as error:
+        return hidden(f"MLflow at {settings.tracking_uri}: {_line(error)}")
+    return ""
+
+
 def results(settings: Settings, sweep: str) -> list[tuple[report.Result, str]]:
     """(trial as MLflow has it, id of its run) of a sweep; nothing where MLflow was never fed.
 

@@ -36,7 +36,12 @@ def find_checkpoint(name: str, settings: Settings, source: str = "CHECKPOINT") -
     saved = best_saved(saved_checkpoints(storage, identity), sweep.mode)
     if trial_state(storage, identity).status != "finished" or saved is None:
         raise UsageError(f"{source}: {name} has no finished training; mcc sweep status {sweep.id}")
-    key = checkpoint_key(identity, saved.iteration)
+    return fetch(storage, settings, identity, saved.iteration)
+
+
+def fetch(storage: Storage, settings: Settings, identity: str, iteration: int) -> Path:
+    """A trial's checkpoint as a local file."""
+    key = checkpoint_key(identity, iteration)
     if (local := storage.local(key)) is not None:
         return local
     fetched = settings.home / "fetched" / identity / Path(key).name

@@ -9,7 +9,20 @@ import typer
 
 import mcc_core
 from mcc_core.errors import MCCError, UsageError
-from orchestrator.cli import compare, data, evaluate, predict, storage, sweep, track, train, ui, weights
+from orchestrator.cli import (
+    compare,
+    data,
+    evaluate,
+    predict,
+    reproduce,
+    storage,
+    sweep,
+    sweep_control,
+    track,
+    train,
+    ui,
+    weights,
+)
 
 app = typer.Typer(
     name="mcc",
@@ -18,6 +31,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+for command in (
+    sweep_control.stop,
+    sweep_control.resume,
+    sweep_control.retry,
+    sweep_control.watch,
+    sweep_control.logs,
+    sweep_control.delete,
+):
+    sweep.app.command()(command)
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(data.app, name="data")
 app.add_typer(track.app, name="track")
@@ -26,6 +48,7 @@ app.command("train")(train.train)
 app.command("predict")(predict.predict)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
+app.command("reproduce")(reproduce.reproduce)
 app.command("import-weights")(weights.import_weights)
 app.command("ui")(ui.ui)
 

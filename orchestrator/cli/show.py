@@ -82,21 +82,28 @@ def print_sweeps(found: Sequence[tuple[Sweep, Sequence[Result]]], console: Conso
 
 def print_status(sweep: Sweep, results: Sequence[Result], console: Console) -> None:
     """One line per trial, and why those that have no result have none."""
+    console.print(status_table(sweep, results, console.width))
+    print_unfinished([r for r in results if r.status != "new"], console)
+
+
+def status_table(sweep: Sweep, results: Sequence[Result], width: int) -> Table:
+    """One line per trial."""
     table = Table(title=sweep.id, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    wide = console.width >= 110
+    wide = width >= 110
     table.add_column("trial", no_wrap=True)
     table.add_column("state")
-    for name in report.COLUMNS:
-        table.add_column(f"{name} mIoU", justify="right")
+    measured = {key for result in results for key in result.metrics} | {sweep.metric}
+    shown = {title: key for title, key in report.columns(sweep.metric).items() if key in measured}
+    for name in shown:
+        table.add_column(name, justify="right")
     if wide:
         table.add_column("identity", no_wrap=True)
     for result in results:
-        scores = [f"{100 * result.metrics[k]:.1f}" if k in result.metrics else "" for k in report.COLUMNS.values()]
+        scores = [f"{100 * result.metrics[k]:.1f}" if k in result.metrics else "" for k in shown.values()]
         name = shortened(result.name, 60 if wide else 34)
         state = f"{result.status}-{result.cause}" if result.cause else result.status
         table.add_row(name, state, *scores, *([result.identity] if wide else []))
-    console.print(table)
-    print_unfinished([r for r in results if r.status != "new"], console)
+    return table
 
 
 def print_best(

@@ -17,6 +17,7 @@ app = typer.Typer(help="Plan, run and look at sweeps of trials.", no_args_is_hel
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="Sweep file (YAML).")]
 Seeds = Annotated[str | None, typer.Option("--seeds", metavar="0,1,2", help="Seeds instead of the file's.")]
+Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 Concurrent = Annotated[int | None, typer.Option("--max-concurrent", min=1, help="Trials at a time, at most.")]
 
 
@@ -83,43 +84,55 @@ def submit(
 
 
 @app.command("list")
-def list_() -> None:
+def list_(as_json: Json = False) -> None:
     """List the sweeps that were submitted, newest first."""
     from rich.console import Console
 
     from orchestrator import catalog
+    from orchestrator.cli.records import print_json, sweep_record
     from orchestrator.cli.show import print_sweeps
     from orchestrator.settings import Settings
     from orchestrator.storage import Storage
 
     storage = Storage(Settings.from_environment().storage)
-    print_sweeps([(s, catalog.results(storage, s.document)) for s in catalog.sweeps(storage)], Console())
+    found = [(s, catalog.results(storage, s.document)) for s in catalog.sweeps(storage)]
+    if as_json:
+        print_json([sweep_record(sweep, results) for sweep, results in found])
+    else:
+        print_sweeps(found, Console())
 
 
 @app.command()
-def status(sweep: SweepName = None) -> None:
+def status(sweep: SweepName = None, as_json: Json = False) -> None:
     """Show how each trial of a sweep stands."""
     from rich.console import Console
 
     from orchestrator import catalog
+    from orchestrator.cli.records import print_json, sweep_record, trial_record
     from orchestrator.cli.show import print_status
     from orchestrator.settings import Settings
     from orchestrator.storage import Storage
 
     storage = Storage(Settings.from_environment().storage)
     found = catalog.find(storage, sweep)
-    print_status(found, catalog.results(storage, found.document), Console())
+    results = catalog.results(storage, found.document)
+    if as_json:
+        print_json(sweep_record(found, results) | {"trials": [trial_record(result) for result in results]})
+    else:
+        print_status(found, results, Console())
 
 
 @app.command()
 def best(
     sweep: SweepName = None,
     metric: Annotated[str | None, typer.Option("--metric", help="Such as val/cam/ms/miou.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Show the best configurations, as MLflow has them, and the checkpoint of the best."""
     from rich.console import Console
 
     from orchestrator import catalog
+    from orchestrator.cli.records import best_record, print_json
     from orchestrator.cli.show import print_best
     from orchestrator.settings import Settings
     from orchestrator.storage import Storage
@@ -130,4 +143,7 @@ def best(
     results, runs, note = catalog.tracked_results(settings, storage, found)
     if note:
         Console(stderr=True).print(note, highlight=False, markup=False, soft_wrap=True)
-    print_best(found, results, runs, storage, metric or found.metric, console)
+    if as_json:
+        print_json(best_record(found, results, runs, storage, metric or found.metric))
+    else:
+        print_best(found, results, runs, storage, metric or found.metric, console)

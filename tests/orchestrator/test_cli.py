@@ -28,7 +28,19 @@ def tree(folder: Path) -> set[str]:
 def test_help_is_instant_and_fits_80_columns(tmp_path: Path) -> None:
     script = "import sys, orchestrator.cli; print([m for m in ('torch', 'ray', 'mlflow') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"
-    for arguments in ([], ["sweep"], ["sweep", "submit"], ["train"], ["predict"], ["track"], ["ui"]):
+    for arguments in (
+        [],
+        ["sweep"],
+        ["sweep", "submit"],
+        ["train"],
+        ["predict"],
+        ["evaluate"],
+        ["compare"],
+        ["data", "prepare"],
+        ["import-weights"],
+        ["track"],
+        ["ui"],
+    ):
         done = mcc(*arguments, "--help", home=tmp_path)
         assert done.returncode == 0 and max(map(len, done.stdout.splitlines())) <= 80
     assert mcc("--version", home=tmp_path).stdout.strip() == "0.1.0"
@@ -98,7 +110,7 @@ def test_other_mistakes(tmp_path: Path) -> None:
         (["sweep", "status"], "no sweep was submitted here yet"),
         (["train", "tinny"], "neither a preset"),
         (["train", "tiny", "--set", "loss.mcc"], "expected KEY=VALUE"),
-        (["predict", "none.pt", str(tmp_path), "--out", "o"], "no images here"),
+        (["predict", "none.pt", str(tmp_path), "--out", "o"], "none.pt: no such checkpoint file"),
     ]:
         done = mcc(*arguments, home=tmp_path)
         assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr

@@ -22,7 +22,7 @@ def test_seeds_are_one_row_with_mean_and_spread() -> None:
     assert [row.point for row in rows] == ["b", "a"]
     assert rows[1].score == pytest.approx(0.6) and rows[1].spreads[SEG] == pytest.approx(math.sqrt(0.02))
     assert not rows[0].spreads and rows[1].seeds == (0, 1)
-    assert table(rows, SEG)[2][1:5] == ["a", "30.0 ± 7.1", "-", "60.0 ± 14.1"]
+    assert table(rows, SEG)[2][1:4] == ["a", "30.0 ± 7.1", "60.0 ± 14.1"]
 
 
 def test_unfinished_trials_and_unmeasured_metrics_are_not_ranked() -> None:

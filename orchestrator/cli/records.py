@@ -1,0 +1,63 @@
+"""Sweeps and trials as JSON, for `--json`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mcc_core.errors import UsageError
+from orchestrator import report
+from orchestrator.catalog import Sweep
+from orchestrator.report import Result
+from orchestrator.storage import Storage
+from orchestrator.trial_files import best_saved, checkpoint_key, saved_checkpoints
+
+
+def sweep_record(sweep: Sweep, results: Sequence[Result]) -> dict[str, Any]:
+    """A sweep with the number of trials in each state, and its best configuration."""
+    rows = report.leaderboard(results, sweep.metric, sweep.mode)
+    return {
+        "sweep": sweep.id,
+        "name": sweep.document["name"],
+        "created": sweep.created,
+        "metric": sweep.metric,
+        "mode": sweep.mode,
+        "states": dict(Counter(result.status for result in results)),
+        "best": {"configuration": rows[0].point, "score": rows[0].score} if rows else None,
+    }
+
+
+def trial_record(result: Result) -> dict[str, Any]:
+    """A trial with everything that was measured last."""
+    return {
+        "name": result.name,
+        "identity": result.identity,
+        "configuration": result.point,
+        "varied": result.varied,
+        "seed": result.seed,
+        "status": result.status,
+        "cause": result.cause,
+        "message": result.message,
+        "metrics": {key: None if math.isnan(value) else value for key, value in result.metrics.items()},
+    }
+
+
+def best_record(
+    sweep: Sweep, results: Sequence[Result], runs: Mapping[str, str], storage: Storage, metric: str
+) -> dict[str, Any]:
+    """The best trial by a metric, its MLflow run and its checkpoint. Raises UsageError when nothing was measured."""
+    done = [r for r in results if r.status == "finished" and not math.isnan(r.metrics.get(metric, math.nan))]
+    if not done:
+        raise UsageError(f"{sweep.id}: no finished trial has {metric!r}")
+    top = (max if sweep.mode == "max" else min)(done, key=lambda r: r.metrics[metric])
+    saved = best_saved(saved_checkpoints(storage, top.identity), sweep.mode)
+    key = checkpoint_key(top.identity, saved.iteration) if saved else None
+    return trial_record(top) | {"run": runs.get(top.identity), "checkpoint": storage.where(key) if key else None}
+
+
+def print_json(content: object) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(content, indent=1))

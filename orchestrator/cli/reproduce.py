@@ -1,0 +1,69 @@
+"""`mcc reproduce`: the paper's tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mcc_core.errors import UsageError
+from orchestrator.cli.options import Set, overrides, seed_list
+
+
+def reproduce(
+    table: Annotated[str | None, typer.Argument(metavar="[TABLE]", help="Such as voc-table1.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Name the tables.")] = False,
+    scale: Annotated[str, typer.Option("--scale", help="paper, or tiny: every step on generated shapes.")] = "paper",
+    data: Annotated[Path | None, typer.Option("--data", help="Prepared dataset; default: data/voc, data/coco.")] = None,
+    set_: Set = None,
+    weights: Annotated[Path | None, typer.Option("--weights", help="Score this checkpoint; train nothing.")] = None,
+    seeds: Annotated[str, typer.Option("--seeds", metavar="0,1,2")] = "0",
+    plan: Annotated[bool, typer.Option("--plan", help="Say what would run, and stop.")] = False,
+    rate: Annotated[float | None, typer.Option("--rate", min=0.001, help="Images a second, for --plan.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Default: reproductions/TABLE-SCALE.")] = None,
+    processes: Annotated[int, typer.Option("--processes", min=0, help="For label maps and CRF.")] = 0,
+) -> None:
+    """Run a table of the paper and hold the results against the printed ones."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from orchestrator import reproduce as tables
+    from orchestrator.progress import board
+    from orchestrator.reproduce_report import print_costs, write_reproduction
+    from orchestrator.settings import Settings
+    from orchestrator.submit import run_and_track
+
+    console = Console()
+    if list_ or table is None:
+        for name in tables.table_names():
+            console.print(f"{name:14} {tables.load_table(name).description}", highlight=False)
+        return
+    if scale not in ("paper", "tiny"):
+        raise UsageError(f"--scale {scale}: expected paper or tiny")
+    chosen, settings = tables.load_table(table), Settings.from_environment()
+    source = data or Path("data") / str(chosen.sweep["base"])
+    target = out or Path("reproductions") / f"{table}-{'weights' if weights else scale}"
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
+    made = None
+    if weights is None:
+        made = tables.plan_table(chosen, table, scale, source, seed_list(seeds), overrides(set_), settings)
+        if plan:
+            print_costs(made, console, rate)
+            return
+        if code := run_and_track(made, console):
+            raise typer.Exit(code)
+    with Progress(*columns, transient=True, console=console) as progress:
+        task = progress.add_task("scoring", total=None)
+
+        def on_image(what: str, done: int, total: int) -> None:
+            progress.update(task, description=what, completed=done, total=total)
+
+        if weights is not None:
+            lines = tables.score_weights(chosen, weights, source, settings, target, processes, on_image)
+        else:
+            assert made is not None
+            lines = tables.score_plan(chosen, made, settings, target, processes, on_image)
+    console.print(board(tables.rows(lines, chosen), f"{table}: {chosen.description}"))
+    for file in write_reproduction(table, chosen, lines, made, settings, target):
+        console.print(str(file), highlight=False, soft_wrap=True)

@@ -1,0 +1,129 @@
+"""`mcc sweep stop | resume | retry | watch | logs | delete`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from mcc_core.errors import UsageError
+from orchestrator.cli.options import SweepName
+
+
+def stop(
+    sweep: SweepName = None,
+    wait: Annotated[float, typer.Option("--wait", min=0, help="Seconds to wait until it has ended.")] = 300.0,
+) -> None:
+    """Let running trials write a checkpoint and end. `mcc sweep resume` goes on from there."""
+    from rich.console import Console
+
+    from orchestrator import catalog, sweep_actions
+    from orchestrator.settings import Settings
+    from orchestrator.storage import Storage
+
+    storage, console = Storage(Settings.from_environment().storage), Console()
+    found = catalog.find(storage, sweep)
+    with console.status(f"{found.id}: waiting for the trials' checkpoints"):
+        ended = sweep_actions.stop(storage, found, wait)
+    again = f"go on with: mcc sweep resume {found.id}"
+    console.print(f"{found.id}: {'stopped' if ended else 'asked to stop, not yet ended'}; {again}", highlight=False)
+    raise typer.Exit(0 if ended or not wait else 1)
+
+
+def resume(
+    sweep: Annotated[
+        str | None, typer.Argument(metavar="[SWEEP]", help="Id, name or file; default: the newest.")
+    ] = None,
+) -> None:
+    """Take a sweep up where it stands, from its record in storage: the file is not needed."""
+    _run(sweep, only_failed=False)
+
+
+def retry(sweep: SweepName = None) -> None:
+    """Run the failed trials of a sweep again, from their last checkpoints."""
+    _run(sweep, only_failed=True)
+
+
+def _run(sweep: str | None, *, only_failed: bool) -> None:
+    from rich.console import Console
+
+    from orchestrator import catalog, sweep_actions
+    from orchestrator.cli.show import print_plan
+    from orchestrator.settings import Settings
+    from orchestrator.storage import Storage
+    from orchestrator.submit import run_and_track
+
+    settings, console = Settings.from_environment(), Console()
+    storage = Storage(settings.storage)
+    found = catalog.find(storage, sweep_actions.sweep_or_file(sweep) if sweep else None)
+    only = sweep_actions.failed(storage, found) if only_failed else None
+    plan = sweep_actions.plan_again(found, settings)
+    print_plan(plan, console)
+    if only is not None:
+        console.print(f"{len(only)} failed trials are run again", highlight=False)
+    raise typer.Exit(run_and_track(plan, console, only=only))
+
+
+def watch(
+    sweep: SweepName = None,
+    every: Annotated[float, typer.Option("--every", min=0.5, help="Seconds between looks.")] = 5.0,
+) -> None:
+    """Follow a sweep from storage, on any machine, until nobody runs it. Ctrl-C ends the watching alone."""
+    import time
+
+    from rich.console import Console
+    from rich.live import Live
+
+    from orchestrator import catalog, sweep_actions
+    from orchestrator.cli.show import print_status, status_table
+    from orchestrator.settings import Settings
+    from orchestrator.storage import Storage
+
+    storage, console = Storage(Settings.from_environment().storage), Console()
+    found = catalog.find(storage, sweep)
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        while sweep_actions.is_running(storage, found):
+            found = catalog.find(storage, found.id)  # a search adds trials
+            live.update(status_table(found, catalog.results(storage, found.document), console.width), refresh=True)
+            time.sleep(every)
+    print_status(found, catalog.results(storage, found.document), console)
+
+
+def logs(
+    trial: Annotated[str, typer.Argument(help="Name or identity of a trial, as `mcc sweep status` shows them.")],
+    sweep: Annotated[str | None, typer.Option("--sweep", help="Id or name; default: the newest.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on while the sweep runs.")] = False,
+) -> None:
+    """Print what a trial's first worker printed in its last attempt."""
+    from orchestrator import catalog, sweep_actions
+    from orchestrator.settings import Settings
+    from orchestrator.storage import Storage
+
+    storage = Storage(Settings.from_environment().storage)
+    found = catalog.find(storage, sweep)
+    key = sweep_actions.log_of(storage, found, trial)
+    for text in sweep_actions.follow(storage, found, key, forever=follow):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def delete(
+    sweep: Annotated[str, typer.Argument(help="Id or name.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do it.")] = False,
+) -> None:
+    """Delete a sweep, its trials (not those that another sweep has) and its MLflow runs."""
+    from orchestrator import catalog, sweep_actions
+    from orchestrator.settings import Settings
+    from orchestrator.storage import Storage
+
+    settings = Settings.from_environment()
+    storage = Storage(settings.storage)
+    what = sweep_actions.deletion(storage, catalog.find(storage, sweep))
+    print(f"{what.sweep.id}: {len(what.trials)} trials with their events, checkpoints and pictures")
+    if what.shared:
+        print(f"kept, as another sweep has them: {', '.join(what.shared)}")
+    if not yes:
+        raise UsageError(f"nothing was deleted; mcc sweep delete {what.sweep.id} --yes does it, for good")
+    problem = sweep_actions.delete(settings, what)
+    print("deleted" + (f"; MLflow still has its runs: {problem}" if problem else ""))

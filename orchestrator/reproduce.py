@@ -1,0 +1,323 @@
+"""The paper's tables as runnable experiments: sweeps with targets, run by the same machinery as any sweep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from pydantic import Field
+
+from mcc_core import checkpoint as checkpoints
+from mcc_core.config import Experiment, Strict
+from mcc_core.crf import require_crf
+from mcc_core.data.index_file import INDEX, read_index
+from mcc_core.data.prepare_coco import OFFICIAL as COCO_COUNTS
+from mcc_core.data.prepare_voc import OFFICIAL as VOC_COUNTS
+from mcc_core.errors import DataError, UsageError
+from mcc_core.experiment_files import load_base, read_yaml, resolve
+from mcc_core.metrics import Metric
+from mcc_core.model import build_vit
+from mcc_core.protocols import PROTOCOLS, ProtocolName
+from mcc_core.published import import_weights
+from mcc_core.validation import validate
+from orchestrator.evaluation_request import evaluation_request
+from orchestrator.evaluation_run import Means, evaluate_checkpoint, file_digest
+from orchestrator.events import trial_state
+from orchestrator.plan import Plan, plan_sweep
+from orchestrator.settings import Settings
+from orchestrator.storage import Storage
+from orchestrator.submission import write_submission
+from orchestrator.sweep_file import SweepFile
+from orchestrator.trained import fetch
+from orchestrator.trial_files import saved_checkpoints
+
+FOLDER = Path(__file__).parent / "tables"
+TOLERANCE = 0.005  # half a point of mIoU: what the paper's 69.8 and its published checkpoint's 70.3 differ by
+
+OnImage = Callable[[str, int, int], None]
+
+
+class Target(Strict):
+    """A number that the paper prints."""
+
+    point: str
+    split: str
+    protocol: ProtocolName
+    value: float = Field(ge=0, le=1)
+    where: str
+    server: bool = Field(False, description="only the benchmark's own server can score it")
+
+    @property
+    def measures(self) -> str:
+        stage, how = PROTOCOLS[self.protocol]
+        return f"{stage}/{how} on {self.split}"
+
+
+class Curve(Strict):
+    """Scores of the published training log, evenly spaced."""
+
+    metric: str
+    every: int
+    values: tuple[float, ...]
+
+
+class Printed(Strict):
+    """Another method's line of the table. Never measured here."""
+
+    method: str
+    values: Mapping[str, float]
+
+
+class PaperTable(Strict):
+    """A table of the paper."""
+
+    description: str
+    sweep: dict[str, Any]
+    targets: tuple[Target, ...]
+    curve: Curve | None = None
+    printed: tuple[Printed, ...] = ()
+
+
+@dataclass(frozen=True)
+class Line:
+    """A target and what became of it."""
+
+    target: Target
+    seeds: Mapping[int, float]
+    verdict: str
+
+    @property
+    def mean(self) -> float:
+        return mean(self.seeds.values()) if self.seeds else math.nan
+
+    @property
+    def spread(self) -> float:
+        return stdev(self.seeds.values()) if len(self.seeds) > 1 else math.nan
+
+
+def table_names() -> list[str]:
+    """Names that `mcc reproduce` takes."""
+    return sorted(file.stem for file in FOLDER.glob("*.yaml"))
+
+
+def load_table(name: str) -> PaperTable:
+    """A shipped table. Raises UsageError."""
+    if name not in table_names():
+        raise UsageError(f"{name}: no such table; {', '.join(table_names())}")
+    return validate(PaperTable, read_yaml(FOLDER / f"{name}.yaml"), f"{name}.yaml")
+
+
+def table_sweep(table: PaperTable, scale: str, data: Path | None, seeds: tuple[int, ...]) -> SweepFile:
+    """The table's sweep at a scale: `paper`, or `tiny` on the generated shapes, in minutes."""
+    fields = dict(table.sweep) | {"seeds": seeds}
+    if scale == "tiny":
+        fields |= {"name": f"{fields['name']}-tiny", "base": "tiny"}
+    else:
+        fields["set"] = dict(fields.get("set", {})) | {"data.root": str(data)}
+    return validate(SweepFile, fields, str(fields["name"]))
+
+
+def missing(table: PaperTable, data: Path, changes: Mapping[str, Any], *, train: bool) -> list[str]:
+    """What the paper's scale needs and is not there: a line each, with where it was looked for and what gets it."""
+    base = str(table.sweep["base"])
+    lines = []
+    if not (data / INDEX).is_file():
+        sources = "VOCtrainval_11-May-2012.tar benchmark.tgz" if base == "voc" else "FOLDER_OF_COCO2014"
+        lines.append(
+            f"data: looked for {data / INDEX}; mcc data prepare {base} {sources} --out {data}, or --data FOLDER"
+        )
+    if train:
+        model = resolve(base, {k: v for k, v in changes.items() if k.startswith("model.")}).model
+        if lines and model.weights == "timm":  # no download for what cannot start anyway
+            if not _is_cached(model.backbone):
+                lines.append(
+                    f"ImageNet weights: {model.backbone} is not in timm's cache: fetched at the start where there is a "
+                    "network, else --set model.weights=FILE (.safetensors or .pth)"
+                )
+        else:
+            try:
+                build_vit(model)
+            except (UsageError, DataError) as error:
+                lines.append(f"ImageNet weights: {error}")
+    try:
+        require_crf()
+    except UsageError as error:
+        lines.append(f"CRF: {error}")
+    return lines
+
+
+def plan_table(
+    table: PaperTable,
+    name: str,
+    scale: str,
+    data: Path,
+    seeds: tuple[int, ...],
+    changes: Mapping[str, Any],
+    settings: Settings,
+) -> Plan:
+    """Plan a table's training. Raises UsageError that lists everything that is missing."""
+    if scale == "paper" and (lacking := missing(table, data, changes, train=True)):
+        raise UsageError("\n".join([f"{name} needs what is not here:", *lacking]))
+    sweep = table_sweep(table, scale, data, seeds)
+    return plan_sweep(sweep, f"{name}.yaml", overrides=changes, settings=settings)
+
+
+def score_plan(
+    table: PaperTable, plan: Plan, settings: Settings, out: Path, processes: int, on_image: OnImage
+) -> tuple[Line, ...]:
+    """Score the last checkpoint of every finished trial by each target's protocol."""
+    storage = Storage(settings.storage)
+    found: dict[tuple[str, int], Path] = {}
+    for trial in plan.trials:
+        saved = saved_checkpoints(storage, trial.identity)
+        if trial_state(storage, trial.identity).status == "finished" and saved:
+            found[trial.point, trial.seed] = fetch(storage, settings, trial.identity, saved[-1].iteration)
+    return _lines(table, found, None, settings, out, processes, on_image)
+
+
+def score_weights(
+    table: PaperTable, file: Path, data: Path, settings: Settings, out: Path, processes: int, on_image: OnImage
+) -> tuple[Line, ...]:
+    """Score a published checkpoint, or one of ours, as the table's last configuration. Raises UsageError."""
+    if lacking := missing(table, data, {}, train=False):
+        raise UsageError("\n".join([f"{table.description}: needs what is not here:", *lacking]))
+    try:
+        checkpoints.load(file)
+    except UsageError:
+        imported = import_weights(file, str(table.sweep["base"]))
+        file, source = settings.home / "reproduce" / f"{file_digest(file)[:16]}.pt", file
+        checkpoints.save(imported.checkpoint, file)
+        if imported.kind.startswith("backbone"):
+            raise UsageError(f"{source}: a backbone alone; --weights takes a trained network") from None
+    point = table.targets[-1].point
+    return _lines(table, {(point, checkpoints.load(file).seed): file}, data, settings, out, processes, on_image)
+
+
+def _lines(
+    table: PaperTable,
+    networks: Mapping[tuple[str, int], Path],
+    data: Path | None,
+    settings: Settings,
+    out: Path,
+    processes: int,
+    on_image: OnImage,
+) -> tuple[Line, ...]:
+    scores: dict[tuple[str, int], dict[str, float]] = {}
+    for (point, seed), file in networks.items():
+        scores[point, seed] = {}
+        splits = dict.fromkeys(t.split for t in table.targets if t.point == point and not t.server)
+        for split in splits:
+            wanted = list(dict.fromkeys(t.protocol for t in table.targets if t.point == point and t.split == split))
+            request = evaluation_request(file, wanted, split, {}, data=str(data) if data else None)
+            folder = out / f"{point}-{seed}-{split}-{file_digest(file)[:12]}"
+            note = partial(on_image, f"{point} on {split}")
+            result = evaluate_checkpoint(request, folder, settings, Means(processes=processes), note)
+            scores[point, seed] |= {m.key: m.value for found in result.metrics.values() for m in found}
+        _submit(table, point, seed, file, data, settings, out, on_image)
+    strange = _strange(next(iter(networks.values()))) if networks else ""
+    return tuple(_line(target, networks, scores, strange) for target in table.targets)
+
+
+def _line(
+    target: Target,
+    networks: Mapping[tuple[str, int], Path],
+    scores: Mapping[tuple[str, int], Mapping[str, float]],
+    strange: str,
+) -> Line:
+    stage, how = PROTOCOLS[target.protocol]
+    key = Metric(target.split, stage, how, "miou", 0.0).key
+    seeds = {
+        seed: scores[point, seed][key]
+        for point, seed in networks
+        if point == target.point and key in scores[point, seed]
+    }
+    if target.server:
+        return Line(target, {}, "not measured: only the benchmark's server has the masks")
+    if not seeds:
+        return Line(target, {}, "not measured")
+    if strange:
+        return Line(target, seeds, f"not comparable: {strange}")
+    far = abs(mean(seeds.values()) - target.value)
+    return Line(target, seeds, f"{'within' if far <= TOLERANCE else 'outside'} {100 * TOLERANCE:g} points")
+
+
+def _strange(file: Path) -> str:
+    """What keeps a network's scores from being held against the paper's, or nothing."""
+    experiment, reasons = checkpoints.load(file).experiment, []
+    base = "coco" if len(checkpoints.load(file).classes) == 80 else "voc"
+    published = _experiment(base)
+    if experiment.data.name == "shapes":
+        reasons.append("data (generated shapes)")
+    elif experiment.data.root is not None and (experiment.data.root / INDEX).is_file():
+        official: Mapping[str, int] = COCO_COUNTS if base == "coco" else VOC_COUNTS
+        for split, names in read_index(experiment.data.root).splits.items():
+            if len(names) != official.get(split, len(names)):
+                reasons.append(f"data ({len(names)} images in {split}, officially {official[split]})")
+                break
+    if experiment.model.backbone != published.model.backbone or experiment.model.backbone_args:
+        reasons.append(f"network ({experiment.model.backbone})")
+    if experiment.train.iterations != published.train.iterations:
+        reasons.append(f"training ({experiment.train.iterations} iterations, published {published.train.iterations})")
+    return ", ".join(reasons)
+
+
+def _submit(
+    table: PaperTable,
+    point: str,
+    seed: int,
+    file: Path,
+    data: Path | None,
+    settings: Settings,
+    out: Path,
+    on_image: OnImage,
+) -> None:
+    """The server's file for targets that only it can score, where the images are there."""
+    for target in table.targets:
+        root = data or checkpoints.load(file).experiment.data.root
+        if not target.server or target.point != point or root is None or not (root / INDEX).is_file():
+            continue
+        if target.split not in read_index(root).splits:
+            continue
+        request = evaluation_request(
+            file, [target.protocol], target.split, {}, data=str(root), keep_masks=True, blind=True
+        )
+        folder = out / f"{point}-{seed}-{target.split}-{file_digest(file)[:12]}"
+        note = partial(on_image, f"{point} on {target.split}")
+        result = evaluate_checkpoint(request, folder, settings, on_image=note)
+        write_submission(result.masks(target.protocol), result.images, out / f"{point}-{seed}-{target.split}.tar.gz")
+
+
+def _is_cached(backbone: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+    from timm.models import get_pretrained_cfg
+
+    config = get_pretrained_cfg(backbone)
+    name = config.hf_hub_id if config is not None else None
+    return name is not None and isinstance(try_to_load_from_cache(name, "model.safetensors"), str)
+
+
+def _experiment(base: str) -> Experiment:
+    return validate(Experiment, load_base(base), base)
+
+
+def rows(lines: Sequence[Line], table: PaperTable) -> list[list[str]]:
+    """Header and lines for people, in percent; other methods' numbers are marked as printed."""
+    text = [["configuration", "what", "where", "published", "ours, by seed", "mean ± std", "difference", "verdict"]]
+    for line in lines:
+        seeds = ", ".join(f"{seed}: {100 * value:.1f}" for seed, value in line.seeds.items())
+        spread = "" if math.isnan(line.spread) else f" ± {100 * line.spread:.1f}"
+        ours = f"{100 * line.mean:.1f}{spread}" if line.seeds else ""
+        change = f"{100 * (line.mean - line.target.value):+.1f}" if line.seeds else ""
+        published = f"{100 * line.target.value:.1f}"
+        text.append(
+            [line.target.point, line.target.measures, line.target.where, published, seeds, ours, change, line.verdict]
+        )
+    for other in table.printed:
+        for split, value in other.values.items():
+            text.append([other.method, split, "printed", f"{100 * value:.1f}", "", "", "", "not measured: as printed"])
+    return text
