@@ -23,7 +23,11 @@ _WITHOUT: dict[str, tuple[str, ...]] = {
     "data": ("root", "classes", "on_corrupt"),
     "train": ("log_every", "panels", "loader_workers", "eval_batch"),
 }
-_DRAWING_AND_PREDICTING = {"visualize.py", "inference.py", "crf.py", "errors.py"}
+# Files that training does not run, or that say nothing but messages and pictures.
+_NOT_TRAINING = {
+    *("visualize.py", "inference.py", "crf.py", "errors.py", "protocols.py", "scoring.py", "published.py"),
+    *("archives.py", "prepare.py", "prepare_voc.py", "prepare_coco.py", "prepare_folder.py"),
+}
 
 
 def trial_identity(experiment: Experiment, seed: int, fingerprint: str) -> str:
@@ -61,7 +65,7 @@ def source_hash(package: Path) -> str:
     """Hash of the Python code of the method, blind to comments, docstrings and layout."""
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
-        if file.name not in _DRAWING_AND_PREDICTING:
+        if file.name not in _NOT_TRAINING:
             digest.update(f"{file.relative_to(package).as_posix()}\0{_code(file.read_text('utf-8'))}\0".encode())
     return digest.hexdigest()
 

@@ -219,7 +219,7 @@ def _lines(
             result = evaluate_checkpoint(request, folder, settings, Means(processes=processes), note)
             scores[point, seed] |= {m.key: m.value for found in result.metrics.values() for m in found}
         _submit(table, point, seed, file, data, settings, out, on_image)
-    strange = _strange(next(iter(networks.values()))) if networks else ""
+    strange = _strange(next(iter(networks.values())), data) if networks else ""
     return tuple(_line(target, networks, scores, strange) for target in table.targets)
 
 
@@ -246,16 +246,17 @@ def _line(
     return Line(target, seeds, f"{'within' if far <= TOLERANCE else 'outside'} {100 * TOLERANCE:g} points")
 
 
-def _strange(file: Path) -> str:
+def _strange(file: Path, data: Path | None) -> str:
     """What keeps a network's scores from being held against the paper's, or nothing."""
-    experiment, reasons = checkpoints.load(file).experiment, []
-    base = "coco" if len(checkpoints.load(file).classes) == 80 else "voc"
+    saved, reasons = checkpoints.load(file), []
+    experiment, base = saved.experiment, "coco" if len(saved.classes) == 80 else "voc"
+    root = data or experiment.data.root
     published = _experiment(base)
-    if experiment.data.name == "shapes":
+    if data is None and experiment.data.name == "shapes":
         reasons.append("data (generated shapes)")
-    elif experiment.data.root is not None and (experiment.data.root / INDEX).is_file():
+    elif root is not None and (root / INDEX).is_file():
         official: Mapping[str, int] = COCO_COUNTS if base == "coco" else VOC_COUNTS
-        for split, names in read_index(experiment.data.root).splits.items():
+        for split, names in read_index(root).splits.items():
             if len(names) != official.get(split, len(names)):
                 reasons.append(f"data ({len(names)} images in {split}, officially {official[split]})")
                 break
@@ -303,6 +304,11 @@ def _is_cached(backbone: str) -> bool:
 
 def _experiment(base: str) -> Experiment:
     return validate(Experiment, load_base(base), base)
+
+
+def short_rows(lines: Sequence[Line], table: PaperTable) -> list[list[str]]:
+    """`rows` for a terminal: without the place in the paper, verdicts without their reasons."""
+    return [[*row[:2], *row[3:-1], row[-1].split(":")[0]] for row in rows(lines, table)]
 
 
 def rows(lines: Sequence[Line], table: PaperTable) -> list[list[str]]:

@@ -64,6 +64,8 @@ def reproduce(
         else:
             assert made is not None
             lines = tables.score_plan(chosen, made, settings, target, processes, on_image)
-    console.print(board(tables.rows(lines, chosen), f"{table}: {chosen.description}"))
+    console.print(board(tables.short_rows(lines, chosen), f"{table}: {chosen.description}"))
+    for reason in dict.fromkeys(line.verdict for line in lines if ":" in line.verdict):
+        console.print(reason, highlight=False, soft_wrap=True)
     for file in write_reproduction(table, chosen, lines, made, settings, target):
         console.print(str(file), highlight=False, soft_wrap=True)
