@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,7 @@ app = typer.Typer(help="Plan, run and look at sweeps of trials.", no_args_is_hel
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="Sweep file (YAML).")]
 Seeds = Annotated[str | None, typer.Option("--seeds", metavar="0,1,2", help="Seeds instead of the file's.")]
+On = Annotated[str, typer.Option("--on", help="local, auto (RAY_ADDRESS, else local), or http://HEAD:8265.")]
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 Concurrent = Annotated[int | None, typer.Option("--max-concurrent", min=1, help="Trials at a time, at most.")]
 
@@ -59,10 +61,23 @@ def submit(
     max_concurrent: Concurrent = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan only.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run finished trials again.")] = False,
+    on: On = "auto",
+    detach: Annotated[bool, typer.Option("--detach", help="With --on http://...: do not follow the job.")] = False,
+    remote_python: Annotated[str, typer.Option("--remote-python", help="Interpreter on the cluster.")] = "python",
 ) -> None:
     """Run a sweep: every trial that has not finished before. Ctrl-C stops it so that it can go on later."""
     from rich.console import Console
 
+    from orchestrator.remote import is_remote
+
+    if is_remote(on):
+        named = {"--base": base, "--workers": workers, "--seeds": seeds, "--max-concurrent": max_concurrent}
+        options = [text for name, value in named.items() if value is not None for text in (name, str(value))]
+        options += [text for value in set_ or () for text in ("--set", value)]
+        options += [name for name, value in (("--dry-run", dry_run), ("--force", force)) if value]
+        raise typer.Exit(submit_remote(on, file, options, detach=detach, python=remote_python))
+    if on == "local":
+        os.environ["RAY_ADDRESS"] = "local"
     from orchestrator.cli.posthoc import show_posthoc
     from orchestrator.cli.show import print_plan
     from orchestrator.posthoc import is_posthoc
@@ -70,17 +85,45 @@ def submit(
 
     console = Console()
     if is_posthoc(file):
-        if given := [
-            n for n, v in {"--base": base, "--set": set_, "--workers": workers, "--seeds": seeds}.items() if v
-        ]:
-            raise UsageError(
-                f"{given[0]}: {file} is over evaluation parameters of something trained; put it in the file"
-            )
+        if base or set_ or workers or seeds:
+            raise UsageError(f"{file}: trains nothing (it has `of`), so --base, --set, --workers, --seeds do not apply")
         raise typer.Exit(show_posthoc(file, console, dry_run=dry_run, force=force))
     made = _plan(file, base, set_, workers, seeds, max_concurrent)
     print_plan(made, console)
     if not dry_run:
         raise typer.Exit(run_and_track(made, console, force=force))
+
+
+def submit_remote(on: str, file: Path, options: list[str], *, detach: bool, python: str) -> int:
+    """Submit to a cluster's Jobs API and, unless detached, follow the job."""
+    from orchestrator.remote import submit_job
+
+    job = submit_job(on, file, options, python=python)
+    print(f"job {job}; again later: mcc sweep attach {job} --on {on}", flush=True)
+    return 0 if detach else _follow(on, job)
+
+
+def _follow(on: str, job: str) -> int:
+    from orchestrator.remote import follow_job
+
+    try:
+        return follow_job(on, job, lambda text: print(text, end="", flush=True))
+    except KeyboardInterrupt:
+        print(f"\nthe job goes on; mcc sweep attach {job} --on {on}, or mcc sweep stop ends its sweep")
+        return 0
+
+
+@app.command()
+def attach(
+    job: Annotated[str, typer.Argument(help="Id that `submit --on` printed.")],
+    on: Annotated[str, typer.Option("--on", help="http://HEAD:8265.")],
+) -> None:
+    """Follow a sweep that was submitted to a cluster. Ctrl-C ends the following alone."""
+    from orchestrator.remote import is_remote
+
+    if not is_remote(on):
+        raise UsageError(f"--on {on}: expected http://HEAD:8265")
+    raise typer.Exit(_follow(on, job))
 
 
 @app.command("list")
