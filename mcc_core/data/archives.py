@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mcc_core.errors import DataError
 
 SUFFIXES = (".tar", ".tgz", ".tar.gz", ".zip")
+_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, EOFError)
 
 
 def is_archive(path: Path) -> bool:
@@ -25,8 +28,12 @@ def unpack(archive: Path, folder: Path, on_file: Callable[[], None] = lambda: No
     """
     target = folder / archive.name.split(".")[0]
     done = target / ".unpacked"
-    if done.is_file() and done.read_text() == _stamp(archive):
-        return target
+    stamp = _stamp(archive)
+    if done.is_file():
+        if (before := done.read_text()) == stamp:
+            return target
+        if (other := before.split("\n")[0]) != stamp.split("\n")[0] and Path(other).is_file():
+            raise DataError(f"{archive}: {target} holds {other}; rename one of the two, or give another --out")
     target.mkdir(parents=True, exist_ok=True)
     try:
         for name, size, copy in _members(archive):
@@ -41,9 +48,12 @@ def unpack(archive: Path, folder: Path, on_file: Callable[[], None] = lambda: No
                     raise EOFError(f"{name} ends early")
                 partial.replace(file)
             on_file()
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError(f"{archive}: damaged or cut short ({error}); fetch it again") from None
-    done.write_text(_stamp(archive))
+    except _DAMAGED as error:
+        reason = str(error).splitlines()[0].rstrip(":") if str(error) else type(error).__name__
+        raise DataError(f"{archive}: damaged or cut short ({reason}); fetch it again") from None
+    except (RuntimeError, NotImplementedError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise DataError(f"{archive}: cannot be unpacked: {error}") from None  # encrypted; a file where a folder is
+    done.write_text(stamp)
     return target
 
 
@@ -72,4 +82,4 @@ def _copy(source: object, file: Path) -> None:
 
 def _stamp(archive: Path) -> str:
     stat = archive.stat()
-    return f"{archive.resolve()} {stat.st_size} {stat.st_mtime_ns}\n"
+    return f"{archive.resolve()}\n{stat.st_size} {stat.st_mtime_ns}\n"

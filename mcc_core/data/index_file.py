@@ -14,17 +14,18 @@ from mcc_core.errors import DataError
 
 INDEX = "index.json"
 FORMAT = 1
+_PATH = r"^[^\x00]+$"
 
 
 class IndexedImage(Strict):
     """One image. Paths are relative to the index's folder where they are below it, else absolute."""
 
-    image: str
+    image: str = Field(pattern=_PATH)
     bytes: PositiveInt
     digest: str = Field(pattern="^[0-9a-f]{32}$", description="of the file's content (sha256, first half)")
     size: tuple[PositiveInt, PositiveInt] = Field(description="width, height after EXIF rotation")
     labels: tuple[int, ...] = Field((), description="foreground classes in it, from 0")
-    mask: str | None = None
+    mask: str | None = Field(None, pattern=_PATH)
     mask_digest: str = ""
 
 

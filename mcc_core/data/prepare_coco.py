@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, PositiveInt, ValidationError
 
 from mcc_core.data.archives import is_archive, unpack
 from mcc_core.data.prepare import Draft, Entry, Progress
@@ -23,6 +24,33 @@ from mcc_core.errors import DataError, UsageError
 
 OFFICIAL = {"train": 82_081, "val": 40_137}
 YEAR = 2014
+
+
+class _Image(BaseModel):
+    id: int
+    file_name: str
+    width: PositiveInt
+    height: PositiveInt
+
+
+class _Object(BaseModel):
+    id: int
+    image_id: int
+    category_id: int
+    area: float
+
+
+class _Category(BaseModel):
+    id: int
+    name: str
+
+
+class _Instances(BaseModel):
+    """What is read of an instances file; the segmentations are pycocotools' own business."""
+
+    images: list[_Image]
+    annotations: list[_Object]
+    categories: list[_Category]
 
 
 def draft_coco(sources: Sequence[Path], out: Path, progress: Progress = lambda *_: None) -> Draft:
@@ -66,6 +94,7 @@ def label_map(
 def _add(
     draft: Draft, split: str, coco: Any, images: Path, numbers: Mapping[int, int], masks: Path, progress: Progress
 ) -> None:
+    where = f"instances_{split}{YEAR}.json"
     by_image = defaultdict(list)
     for annotation in coco.dataset.get("annotations", []):
         by_image[annotation["image_id"]].append(annotation)
@@ -78,7 +107,11 @@ def _add(
             return f"{file}: no such file"
         mask, annotations = masks / f"{name}.png", by_image[image["id"]]
         if not mask.is_file():
-            write_mask(label_map(coco, image, annotations, numbers), mask)
+            try:
+                label = label_map(coco, image, annotations, numbers)
+            except Exception as error:  # pycocotools raises bare Exception for a segmentation that it cannot draw
+                return f"{where}: image {image['id']}: its objects cannot be drawn: {error or type(error).__name__}"
+            write_mask(label, mask)
         return Entry(name, file, tuple(sorted({numbers[a["category_id"]] for a in annotations})), mask)
 
     with ThreadPoolExecutor() as pool:
@@ -109,7 +142,17 @@ def _annotations(folders: Sequence[Path], split: str) -> Any:
         )
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            return COCO(str(file))
+            coco = COCO(str(file))
+        _Instances.model_validate(coco.dataset)
+        known = {category["id"] for category in coco.dataset["categories"]}
+        if unknown := next((a for a in coco.dataset["annotations"] if a["category_id"] not in known), None):
+            raise DataError(f"{file}: annotation {unknown['id']}: no category {unknown['category_id']}")
+        return coco
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise DataError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except DataError:
+        raise
     except (ValueError, KeyError, AssertionError, TypeError) as error:
         raise DataError(f"{file}: not an instances file of COCO: {error or type(error).__name__}") from None
 

@@ -38,7 +38,8 @@ def draft_voc(sources: Sequence[Path], out: Path, progress: Progress = lambda *_
     devkits = _holding(folders, "JPEGImages")
     if not devkits:
         raise DataError(f"{sources[0]}: no JPEGImages in it: give VOCtrainval_11-May-2012.tar or its VOCdevkit/VOC2012")
-    root, tests = devkits[0], devkits[1:]
+    root = next((kit for kit in devkits if (kit / "ImageSets" / "Segmentation" / "train.txt").is_file()), devkits[0])
+    tests = [kit for kit in devkits if kit != root]
     splits = {name: read_split(root, name) for name in ("train", "val")}
     masks = {
         p.stem: p
@@ -54,13 +55,17 @@ def draft_voc(sources: Sequence[Path], out: Path, progress: Progress = lambda *_
             splits["test"] = read_split(folder, "test")
             masks = {name: path for name, path in masks.items() if name not in set(splits["test"])}
     draft = Draft("voc", VOC_CLASSES, splits, {})
+    tried: set[str] = set()
     for split, names in splits.items():
         expected = OFFICIAL[split]
         if len(names) != expected:
             draft.notes.append(f"{split}: {len(names)} images; the official data has {expected}")
         for name in names:
-            if name not in draft.entries:
+            if name not in tried:
+                tried.add(name)
                 _add(draft, name, [root, *tests], masks.get(name), labelled=split != "test")
+    # The counts above are of the lists; what could not be read of them is among the problems.
+    draft.splits = {split: [name for name in names if name in draft.entries] for split, names in splits.items()}
     if len(splits["train_aug"]) == len(splits["train"]):
         draft.notes.append("train_aug is train alone: give SBD's benchmark.tgz or SegmentationClassAug as well")
     return draft

@@ -79,11 +79,11 @@ def check(
     found = read_index(index)
     with _bar() as progress:
         problems = changed_files(found, index, progress)
-    for split in found.splits:
-        if split not in ("val", "test"):
-            problems += [
-                f"{a} and {b}: the same picture in {split} and val" for a, b in same_content(found, split, "val")
-            ]
+    held = [split for split in ("val", "test") if split in found.splits]
+    for split in (name for name in found.splits if name not in held):
+        for other in held:
+            pairs = same_content(found, split, other)
+            problems += [f"{a} and {b}: the same picture in {split} and {other}" for a, b in pairs]
     _print_counts(found)
     if problems:
         raise UsageError("\n".join(problems))

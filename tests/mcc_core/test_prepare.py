@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from mcc_core.data.prepare_folder import draft_folder
 from mcc_core.data.prepare_voc import draft_voc
 from mcc_core.data.voc import read_mask, read_rgb
 from mcc_core.errors import DataError, MCCError
+from orchestrator.cli.data import check
 
 
 def prepared_voc(tmp_path: Path, **more: Any) -> Prepared:
@@ -290,3 +292,108 @@ def test_pixels_of_a_written_mask_are_the_label(tmp_path: Path) -> None:
     made = prepared_voc(tmp_path)
     with Image.open(tmp_path / "out" / str(made.index.images["s2"].mask)) as image:
         assert image.mode == "P" and np.unique(np.asarray(image)).tolist() == [0, 15]
+
+
+@pytest.mark.parametrize(("file", "content"), [("JPEGImages/t1.jpg", None), ("Annotations/t1.xml", "<annotation")])
+def test_what_voc_lacks_is_named_or_left_out(tmp_path: Path, file: str, content: str | None) -> None:
+    spoiled = mini.voc(tmp_path / "a") / file
+    spoiled.write_text(content) if content else spoiled.unlink()
+    with pytest.raises(DataError, match=rf"{file}: (no such file|not valid XML)"):
+        finish(draft_voc([tmp_path / "a"], tmp_path / "out"), tmp_path / "out")
+    made = finish(draft_voc([tmp_path / "a"], tmp_path / "out"), tmp_path / "out", skip_broken=True)
+    assert made.index.splits["train"] == ("t2",) and len(made.problems) == 1  # once, though it is in two splits
+
+
+def test_the_test_archive_may_come_first(tmp_path: Path) -> None:
+    sources = [mini.voc_test(tmp_path / "c"), mini.sbd(tmp_path / "b"), mini.voc(tmp_path / "a")]
+    made = finish(draft_voc(sources, tmp_path / "out"), tmp_path / "out")
+    assert made.index.splits["train_aug"] == ("s1", "s2", "t1", "t2") and made.index.splits["test"] == ("x1",)
+
+
+def spoiled_bytes(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[40:50] = bytes(byte ^ 0xFF for byte in content[40:50])
+    path.write_bytes(content)
+
+
+def encrypted(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[6] |= 1
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("names", "spoil", "message"),
+    [
+        (("a",), spoiled_bytes, "damaged or cut short"),
+        (("a",), encrypted, "cannot be unpacked: .* is encrypted"),
+        (("a", "a/b"), lambda path: None, "cannot be unpacked: .*File exists"),
+    ],
+)
+def test_zips_that_cannot_be_unpacked_are_one_line(
+    tmp_path: Path, names: tuple[str, ...], spoil: Callable[[Path], None], message: str
+) -> None:
+    file = tmp_path / "x.zip"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            archive.writestr(name, "hello world " * 1000)
+    spoil(file)
+    with pytest.raises(DataError, match=rf"^.*x.zip: {message}.*$"):
+        unpack(file, tmp_path / "out")
+
+
+def test_two_archives_of_one_name_are_not_mixed(tmp_path: Path) -> None:
+    for folder in ("p", "q"):
+        (tmp_path / folder).mkdir()
+        with zipfile.ZipFile(tmp_path / folder / "data.zip", "w") as archive:
+            archive.writestr(f"{folder}.txt", folder)
+    unpack(tmp_path / "p" / "data.zip", tmp_path / "out")
+    with pytest.raises(DataError, match=r"q/data.zip: .*out/data holds .*p/data.zip; rename"):
+        unpack(tmp_path / "q" / "data.zip", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value", "message"),
+    [
+        ("images", "file_name", None, "images.0.file_name: Field required"),
+        ("images", "width", -4, "images.0.width: Input should be greater than 0"),
+        ("annotations", "area", None, "annotations.0.area: Field required"),
+        ("annotations", "category_id", 55, "annotation 1: no category 55"),
+        ("annotations", "segmentation", [[1, 2]], "image 1: its objects cannot be drawn"),
+        ("annotations", "segmentation", "abc", "image 1: its objects cannot be drawn"),
+    ],
+)
+def test_malformed_instances_are_one_line(tmp_path: Path, kind: str, field: str, value: object, message: str) -> None:
+    file = mini.coco(tmp_path / "coco") / "annotations" / "instances_train2014.json"
+    content = json.loads(file.read_text())
+    content[kind][0] |= {field: value}
+    if value is None:
+        del content[kind][0][field]
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=f"instances_train2014.json: {message}") as caught:
+        finish(draft_coco([tmp_path / "coco"], tmp_path / "out"), tmp_path / "out")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_an_index_with_a_path_that_no_file_has_is_refused(tmp_path: Path) -> None:
+    prepared_voc(tmp_path)
+    file = tmp_path / "out" / INDEX
+    content = json.loads(file.read_text())
+    content["images"]["t1"]["image"] = "a\0b"
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"index.json: images.t1.image: "):
+        read_index(tmp_path / "out")
+
+
+def test_check_of_an_index_of_other_splits(tmp_path: Path) -> None:
+    prepared_voc(tmp_path)
+    file = tmp_path / "out" / INDEX
+    content = json.loads(file.read_text())
+    content["splits"] = {"mine": ["t1", "v1"], "test": ["x1"]}
+    file.write_text(json.dumps(content))
+    check(tmp_path / "out")
+    content["images"]["x1"] = content["images"]["t1"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(MCCError, match="t1 and x1: the same picture in mine and test"):
+        check(tmp_path / "out")
