@@ -25,7 +25,7 @@ from rich.progress import track
 from rich.table import Table
 
 from mcc_core.errors import UsageError
-from orchestrator import catalog, report, tracking
+from orchestrator import catalog, mlflow_results, report, tracking
 from orchestrator.events import EventLog, trial_state
 from orchestrator.outbox import Outbox
 from orchestrator.plan import Plan, plan_document, plan_sweep
@@ -100,7 +100,7 @@ def main() -> None:
         timed("states one by one", lambda: [trial_state(storage, i) for i in one_by_one], len(values), "trials", 3)
         ranked = timed("results from storage", lambda: catalog.results(storage, document), len(values), "trials", 3)
         timed("leaderboard", lambda: report.leaderboard(ranked, sweep.metric), len(values), "trials", 5)
-        timed("results from MLflow", lambda: tracking.results(settings, plan.sweep), len(values), "trials", 3)
+        timed("results from MLflow", lambda: mlflow_results.results(settings, plan.sweep), len(values), "trials", 3)
     console = Console()
     console.print(table)
     console.print(f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")

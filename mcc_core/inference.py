@@ -19,16 +19,14 @@ from mcc_core.cam import multi_scale_cams
 from mcc_core.config import Experiment
 from mcc_core.crf import require_crf
 from mcc_core.data.transforms import normalise
-from mcc_core.data.voc import palette
+from mcc_core.data.voc import IMAGE_SUFFIXES, MAX_PIXELS, palette_png
 from mcc_core.errors import DataError, UsageError
+from mcc_core.files import whole
 from mcc_core.model import MCCNet
 from mcc_core.protocols import EvaluationConfig, ProtocolName, label_map, segmentation_maps
 from mcc_core.pseudo_label import refined_label
 from mcc_core.schedules import value_at
 from mcc_core.visualize import cam_panel, overlay
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-MAX_PIXELS = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
         elif path.suffix == ".txt" and path.is_file():
             lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
             inside = [path.parent / line for line in lines if line]
@@ -74,7 +72,7 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
         else:
             raise UsageError(f"{path}: no such file or folder")
         if not inside:
-            raise UsageError(f"{path}: no images here ({', '.join(sorted(SUFFIXES))})")
+            raise UsageError(f"{path}: no images here ({', '.join(IMAGE_SUFFIXES)})")
         found += inside
     return found
 
@@ -207,8 +205,5 @@ def _write(prediction: Prediction, experiment: Experiment, classes: Sequence[str
         if fresh:
             writer.writerow(["image", *classes])
         writer.writerow([name, *(f"{score:.4f}" for score in prediction.scores.tolist())])
-    mask = Image.fromarray(prediction.mask, mode="P")
-    mask.putpalette(palette())
-    partial = out / "masks" / f".{name}.part"
-    mask.save(partial, format="PNG")
-    partial.replace(out / "masks" / f"{name}.png")  # last and whole: its presence means the image is done
+    with whole(out / "masks" / f"{name}.png") as partial:  # last: its presence means the image is done
+        partial.write_bytes(palette_png(prediction.mask))

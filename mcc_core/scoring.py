@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from mcc_core.crf import require_crf
 from mcc_core.data.index import Item
-from mcc_core.data.voc import palette, read_mask, read_rgb
+from mcc_core.data.voc import palette_png, read_mask, read_rgb
 from mcc_core.metrics import ConfusionMatrix, Metric
 from mcc_core.model import MCCNet
 from mcc_core.protocols import PROTOCOLS, EvaluationConfig, Maps, ProtocolName, label_map, network_config, network_maps
@@ -149,15 +147,6 @@ def metrics(matrix: ConfusionMatrix, split: str, protocol: ProtocolName, classes
     names = ("background", *classes)
     per_class = zip(names, matrix.iou().tolist(), strict=True)
     return found + [Metric(split, stage, how, f"iou/{name}", value) for name, value in per_class if value == value]
-
-
-def palette_png(label: np.ndarray) -> bytes:
-    """A label map H,W uint8 as a PNG with VOC's palette."""
-    picture = Image.fromarray(label, mode="P")
-    picture.putpalette(palette())
-    stream = io.BytesIO()
-    picture.save(stream, format="PNG")
-    return stream.getvalue()
 
 
 def _counted(label: np.ndarray, truth: np.ndarray, num_labels: int) -> Counts:

@@ -88,11 +88,11 @@ def tracked_results(settings: Settings, storage: Storage, sweep: Sweep) -> tuple
 
     Where MLflow does not answer or lacks a trial that finished, the event logs answer.
     """
-    from orchestrator import tracking
+    from orchestrator import mlflow_results
 
     stored, note = results(storage, sweep.document), ""
     try:
-        pairs = tracking.results(settings, sweep.id)
+        pairs = mlflow_results.results(settings, sweep.id)
     except Exception as error:  # whatever MLflow, its database or its network come up with
         pairs, note = [], f"MLflow does not answer ({type(error).__name__}); this is from the event logs"
     shown = {result.identity: (result, run) for result, run in pairs}

@@ -9,9 +9,10 @@ from typing import cast, get_args
 from mcc_core import checkpoint as checkpoints
 from mcc_core.data.index import build_index
 from mcc_core.errors import UsageError
+from mcc_core.files import file_digest
 from mcc_core.protocols import ProtocolName
 from orchestrator.evaluation_request import evaluation_request
-from orchestrator.evaluation_run import Means, evaluate_checkpoint, file_digest
+from orchestrator.evaluation_run import Means, evaluate_checkpoint
 from orchestrator.gallery import Side, write_gallery
 from orchestrator.settings import Settings
 from orchestrator.trained import find_checkpoint

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from mcc_core.config import DataConfig
 from mcc_core.crf import require_crf
 from mcc_core.data.index import DataIndex, Item, build_index
 from mcc_core.errors import UsageError
+from mcc_core.files import file_digest, whole
 from mcc_core.metrics import Metric
 from mcc_core.protocols import EvaluationConfig, ProtocolName
 from mcc_core.scoring import ImageScore, Scorer, Setting, matrices, metrics
@@ -118,7 +118,7 @@ def evaluate_checkpoint(
     done = len(items) - len(left)
     on_image(done, len(items))
     if left:
-        with _source(request, saved, index, left, settings, means, str(header["data"])) as found:
+        with _source(request, saved, index, left, settings, means, header) as found:
             for number, score in enumerate(found, start=done + 1):
                 for name, content in score.masks.items():
                     _write_mask(result.masks(name) / f"{score.image}.png", content)
@@ -144,7 +144,7 @@ def _source(
     items: Sequence[Item],
     settings: Settings,
     means: Means,
-    data: str,
+    header: Mapping[str, object],
 ) -> Iterator[Iterable[ImageScore]]:
     """Where scores come from: this process, or workers of a Ray cluster."""
     if means.workers:
@@ -164,7 +164,9 @@ def _source(
     device = torch.device(chosen)
     network = saved.network().to(device)
     with Scorer(network, request.settings, index.masks, device, means.processes, request.keep_masks) as scorer:
-        cache = MapCache(settings.home / "maps", means.cache_bytes, scorer, file_digest(request.checkpoint), data)
+        cache = MapCache(
+            settings.home / "maps", means.cache_bytes, scorer, str(header["checkpoint"]), str(header["data"])
+        )
         yield scorer.scores(items, cache.maps if means.cache_bytes else None)
 
 
@@ -187,10 +189,8 @@ def _has_masks(result: Evaluation, request: Request, item: Item) -> bool:
 
 
 def _write_mask(file: Path, content: bytes) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.part")
-    partial.write_bytes(content)
-    partial.replace(file)
+    with whole(file) as partial:
+        partial.write_bytes(content)
 
 
 def _write(result: Evaluation) -> None:
@@ -205,9 +205,3 @@ def _write(result: Evaluation) -> None:
         writer.writerow(["setting", "split", "stage", "protocol", "name", "value"])
         for name, found in result.metrics.items():
             writer.writerows([name, m.split, m.stage, m.protocol, m.name, m.value] for m in found)
-
-
-def file_digest(file: Path) -> str:
-    """SHA-256 of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

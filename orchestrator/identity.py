@@ -17,6 +17,7 @@ from typing import Any
 
 import mcc_core
 from mcc_core.config import Experiment, ModelConfig
+from mcc_core.files import file_digest
 
 # Fields whose value cannot change a recorded evaluation. The data's content is identified by its fingerprint.
 _WITHOUT: dict[str, tuple[str, ...]] = {
@@ -87,8 +88,7 @@ def _with_body(tree: ast.AST) -> Iterator[ast.Module | ast.ClassDef | ast.Functi
 
 @lru_cache(maxsize=64)
 def _file_hash(file: Path, size: int, mtime_ns: int) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return file_digest(file)
 
 
 def _sha256(data: bytes) -> str:

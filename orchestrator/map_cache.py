@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mcc_core.data.index import Item
+from mcc_core.files import whole
 from mcc_core.protocols import Maps
 from mcc_core.scoring import Scorer
 
@@ -27,24 +28,18 @@ class MapCache:
         self.folder = home / hashlib.sha256(key.encode()).hexdigest()[:16]
         self.scorer, self.budget = scorer, budget
         self.used = sum(f.stat().st_size for f in home.rglob("*.npz")) if home.exists() else 0
-        self.hits = 0
 
     def maps(self, item: Item) -> Maps:
         """Maps of an image, from the disk where they are there and whole."""
         file = self.folder / f"{item.name}.npz"
         try:
             with np.load(file, allow_pickle=False) as content:
-                found = Maps.of_arrays(dict(content))
-            self.hits += 1
-            return found
+                return Maps.of_arrays(dict(content))
         except (OSError, ValueError, EOFError):
             arrays = self.scorer.maps(item).arrays("float16")
         size = sum(array.nbytes for array in arrays.values())
         if self.used + size <= self.budget:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_name(f".{file.name}.part")
-            with partial.open("wb") as stream:
+            with whole(file) as partial, partial.open("wb") as stream:
                 np.savez(stream, **arrays)  # type: ignore[arg-type]  # numpy's stub takes a keyword for allow_pickle
-            partial.replace(file)
             self.used += file.stat().st_size
         return Maps.of_arrays(arrays)

@@ -20,6 +20,9 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the feeding loo
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 
+MOST_RUNS = 50_000  # the most runs that MLflow gives at once
+
+
 def client(settings: Settings) -> MlflowClient:
     """A quiet client of the store in the settings; makes the folder of an embedded one."""
     for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.utils.file_utils", "urllib3.connectionpool"):

@@ -29,13 +29,14 @@ from mcc_core.checkpoint import Checkpoint
 from mcc_core.config import Strict
 from mcc_core.errors import UsageError
 from mcc_core.experiment_files import merge, read_yaml
+from mcc_core.files import file_digest
 from mcc_core.metrics import Metric
 from mcc_core.protocols import PROTOCOLS, ProtocolName
 from mcc_core.scoring import Setting
 from mcc_core.validation import validate
 from orchestrator import catalog
 from orchestrator.environment import git_state
-from orchestrator.evaluation_run import Evaluation, Means, Request, evaluate_checkpoint, file_digest, protocol_settings
+from orchestrator.evaluation_run import Evaluation, Means, Request, evaluate_checkpoint, protocol_settings
 from orchestrator.events import trial_state, write_attempt
 from orchestrator.feeder import Feeder
 from orchestrator.report import summary

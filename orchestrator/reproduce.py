@@ -20,13 +20,14 @@ from mcc_core.data.prepare_coco import OFFICIAL as COCO_COUNTS
 from mcc_core.data.prepare_voc import OFFICIAL as VOC_COUNTS
 from mcc_core.errors import DataError, UsageError
 from mcc_core.experiment_files import load_base, read_yaml, resolve
+from mcc_core.files import file_digest
 from mcc_core.metrics import Metric
 from mcc_core.model import build_vit
 from mcc_core.protocols import PROTOCOLS, ProtocolName
 from mcc_core.published import import_weights
 from mcc_core.validation import validate
 from orchestrator.evaluation_request import evaluation_request
-from orchestrator.evaluation_run import Means, evaluate_checkpoint, file_digest
+from orchestrator.evaluation_run import Means, evaluate_checkpoint
 from orchestrator.events import trial_state
 from orchestrator.plan import Plan, plan_sweep
 from orchestrator.settings import Settings
@@ -62,7 +63,6 @@ class Curve(Strict):
     """Scores of the published training log, evenly spaced."""
 
     metric: str
-    every: int
     values: tuple[float, ...]
 
 
@@ -190,10 +190,10 @@ def score_weights(
         checkpoints.load(file)
     except UsageError:
         imported = import_weights(file, str(table.sweep["base"]))
-        file, source = settings.home / "reproduce" / f"{file_digest(file)[:16]}.pt", file
-        checkpoints.save(imported.checkpoint, file)
         if imported.kind.startswith("backbone"):
-            raise UsageError(f"{source}: a backbone alone; --weights takes a trained network") from None
+            raise UsageError(f"{file}: a backbone alone; --weights takes a trained network") from None
+        file = settings.home / "reproduce" / f"{file_digest(file)[:16]}.pt"
+        checkpoints.save(imported.checkpoint, file)
     point = table.targets[-1].point
     return _lines(table, {(point, checkpoints.load(file).seed): file}, data, settings, out, processes, on_image)
 
@@ -210,15 +210,16 @@ def _lines(
     scores: dict[tuple[str, int], dict[str, float]] = {}
     for (point, seed), file in networks.items():
         scores[point, seed] = {}
-        splits = dict.fromkeys(t.split for t in table.targets if t.point == point and not t.server)
-        for split in splits:
-            wanted = list(dict.fromkeys(t.protocol for t in table.targets if t.point == point and t.split == split))
+        own, folder = [t for t in table.targets if t.point == point], out / f"{point}-{seed}-{file_digest(file)[:12]}"
+        for split in dict.fromkeys(t.split for t in own if not t.server):
+            wanted = list(dict.fromkeys(t.protocol for t in own if t.split == split))
             request = evaluation_request(file, wanted, split, {}, data=str(data) if data else None)
-            folder = out / f"{point}-{seed}-{split}-{file_digest(file)[:12]}"
             note = partial(on_image, f"{point} on {split}")
-            result = evaluate_checkpoint(request, folder, settings, Means(processes=processes), note)
+            result = evaluate_checkpoint(request, folder / split, settings, Means(processes=processes), note)
             scores[point, seed] |= {m.key: m.value for found in result.metrics.values() for m in found}
-        _submit(table, point, seed, file, data, settings, out, on_image)
+        for target in (t for t in own if t.server):
+            archive = out / f"{point}-{seed}-{target.split}.tar.gz"
+            _submit(target, file, data, settings, folder / target.split, archive, processes, on_image)
     strange = _strange(next(iter(networks.values())), data) if networks else ""
     return tuple(_line(target, networks, scores, strange) for target in table.targets)
 
@@ -268,29 +269,23 @@ def _strange(file: Path, data: Path | None) -> str:
 
 
 def _submit(
-    table: PaperTable,
-    point: str,
-    seed: int,
+    target: Target,
     file: Path,
     data: Path | None,
     settings: Settings,
-    out: Path,
+    folder: Path,
+    archive: Path,
+    processes: int,
     on_image: OnImage,
 ) -> None:
-    """The server's file for targets that only it can score, where the images are there."""
-    for target in table.targets:
-        root = data or checkpoints.load(file).experiment.data.root
-        if not target.server or target.point != point or root is None or not (root / INDEX).is_file():
-            continue
-        if target.split not in read_index(root).splits:
-            continue
-        request = evaluation_request(
-            file, [target.protocol], target.split, {}, data=str(root), keep_masks=True, blind=True
-        )
-        folder = out / f"{point}-{seed}-{target.split}-{file_digest(file)[:12]}"
-        note = partial(on_image, f"{point} on {target.split}")
-        result = evaluate_checkpoint(request, folder, settings, on_image=note)
-        write_submission(result.masks(target.protocol), result.images, out / f"{point}-{seed}-{target.split}.tar.gz")
+    """The server's file for a target that only it can score, where the images are there."""
+    root = data or checkpoints.load(file).experiment.data.root
+    if root is None or not (root / INDEX).is_file() or target.split not in read_index(root).splits:
+        return
+    request = evaluation_request(file, [target.protocol], target.split, {}, data=str(root), keep_masks=True, blind=True)
+    note = partial(on_image, f"{target.point} on {target.split}")
+    result = evaluate_checkpoint(request, folder, settings, Means(processes=processes), note)
+    write_submission(result.masks(target.protocol), result.images, archive)
 
 
 def _is_cached(backbone: str) -> bool:

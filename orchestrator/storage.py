@@ -9,7 +9,6 @@ import contextlib
 import errno
 import os
 import shutil
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,9 +20,9 @@ from urllib.parse import urlsplit
 from pyarrow import fs
 
 from mcc_core.errors import UsageError
+from mcc_core.files import PART, whole
 
 _BLOCK = 8 << 20  # bytes
-_PART = ".part"
 PATIENCE_S = 600.0
 _CONNECT_S, _ANSWER_S, _TRIES = 5, 20, 3  # then whoever asked decides whether to go on trying
 T = TypeVar("T")
@@ -80,7 +79,7 @@ class Storage:
     def write(self, key: str, data: bytes) -> None:
         """Create or replace a file."""
         if self._folder:
-            with _whole(self._folder / _inside(key)) as partial, partial.open("wb") as file:
+            with whole(self._folder / _inside(key)) as partial, partial.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -125,7 +124,7 @@ class Storage:
     def upload(self, file: Path, key: str, *, move: bool = False) -> None:
         """Store a local file under a key; with `move` the local file is gone afterwards."""
         if self._folder:
-            with _whole(self._folder / _inside(key)) as partial:
+            with whole(self._folder / _inside(key)) as partial:
                 if move:
                     shutil.move(file, partial)  # a rename where both are on one disk
                 else:
@@ -146,7 +145,7 @@ class Storage:
 
     def download(self, key: str, file: Path) -> None:
         """Copy a stored file to a local one."""
-        with _whole(file) as partial, self._fs.open_input_stream(self._path(key)) as source, partial.open("wb") as copy:
+        with whole(file) as partial, self._fs.open_input_stream(self._path(key)) as source, partial.open("wb") as copy:
             shutil.copyfileobj(source, copy, _BLOCK)
 
     def check(self) -> None:
@@ -165,7 +164,7 @@ class Storage:
         selector = fs.FileSelector(self._path(prefix), allow_not_found=True, recursive=True)
         start = len(self._root) + 1
         for info in sorted(self._fs.get_file_info(selector), key=lambda info: str(info.path)):
-            if info.type == fs.FileType.File and info.path.endswith(_PART) == parts:
+            if info.type == fs.FileType.File and info.path.endswith(PART) == parts:
                 yield Stored(info.path[start:], int(info.size), info.mtime.timestamp())
 
     def free_bytes(self) -> int | None:
@@ -239,7 +238,7 @@ class Storage:
         selector = fs.FileSelector(self._path(prefix), allow_not_found=True)
         start = len(self._root) + 1
         found = sorted((info.path[start:], info.type) for info in self._fs.get_file_info(selector))
-        return ((key, kind) for key, kind in found if not key.endswith((_PART, "/")) and key != prefix)
+        return ((key, kind) for key, kind in found if not key.endswith((PART, "/")) and key != prefix)
 
 
 def patiently(
@@ -258,24 +257,6 @@ def patiently(
                 raise
         time.sleep(pause)
         pause = min(2 * pause, 15.0)
-
-
-class _whole:  # noqa: N801 (a context manager that reads like a function)
-    """A partial file beside the target, renamed over it at the end or removed on failure."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-        self.partial = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}{_PART}")
-
-    def __enter__(self) -> Path:
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        return self.partial
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is None:
-            os.replace(self.partial, self.target)
-        else:
-            self.partial.unlink(missing_ok=True)
 
 
 def is_full(error: OSError) -> bool:

@@ -6,6 +6,8 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from mcc_core.files import whole
+
 FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"  # comp6: trained with data other than VOC's (ImageNet)
 
 
@@ -14,13 +16,10 @@ def write_submission(masks: Path, images: Sequence[str], target: Path) -> None:
 
     The same masks give the same bytes up to the compression's time stamp. Raises OSError.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.part")
-    with tarfile.open(partial, "w:gz") as archive:
+    with whole(target) as partial, tarfile.open(partial, "w:gz") as archive:
         for name in sorted(images):
             entry = tarfile.TarInfo(f"{FOLDER}/{name}.png")
             content = masks / f"{name}.png"
             entry.size = content.stat().st_size
             with content.open("rb") as stream:
                 archive.addfile(entry, stream)
-    partial.replace(target)

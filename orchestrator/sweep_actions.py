@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def is_running(storage: Storage, sweep: Sweep) -> bool:
     return sweep.id in claimed(storage)[1]
 
 
-def stop(storage: Storage, sweep: Sweep, wait_s: float, on_poll: Callable[[], None] = lambda: None) -> bool:
+def stop(storage: Storage, sweep: Sweep, wait_s: float) -> bool:
     """Ask a sweep's trials to write a checkpoint and end; whether they have within `wait_s`.
 
     Raises UsageError when nobody runs the sweep.
@@ -38,7 +38,6 @@ def stop(storage: Storage, sweep: Sweep, wait_s: float, on_poll: Callable[[], No
         if time.monotonic() > deadline:
             return False
         time.sleep(_POLL_S)
-        on_poll()
     return True
 
 

@@ -28,7 +28,9 @@ from orchestrator.cursor import Cursor
 from orchestrator.environment import hidden
 from orchestrator.events import Event, history, read_segment, segments
 from orchestrator.lease import claimed
+from orchestrator.mlflow_files import MOST_RUNS
 from orchestrator.mlflow_names import metric_name, picture_name, pictures
+from orchestrator.mlflow_results import was_pruned
 from orchestrator.settings import Settings
 from orchestrator.storage import Storage, reason
 from orchestrator.trial_files import best_saved, checkpoint_key, saved_checkpoints
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
 
 _BATCH = 999  # metrics in one request: MLflow's limit of 1000, less one for the cursor
 _PARAMS = 100
-_ALL = 50_000  # the most runs that MLflow gives at once
 _STATES = {"finished": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}  # else KILLED
 
 
@@ -106,7 +107,7 @@ class Tracker:
         trials, sweeps = claimed(self.storage)
         here = {key.rsplit("/", 1)[-1] for key in self.storage.folders("sweeps")}
         query = "attributes.status = 'RUNNING'"
-        for run in self.client.search_runs([self.experiment], query, max_results=_ALL):
+        for run in self.client.search_runs([self.experiment], query, max_results=MOST_RUNS):
             tags = run.data.tags
             busy = tags.get("mcc.identity") in trials or (
                 tags.get("mcc.kind") == "sweep" and tags["mcc.sweep"] in sweeps
@@ -140,7 +141,7 @@ class Tracker:
     def runs(self, kind: str) -> list[Run]:
         """The sweep's runs of a kind, `sweep` (the parent) or `trial`."""
         query = f"tags.`mcc.sweep` = '{self.document['sweep']}' and tags.`mcc.kind` = '{kind}'"
-        return list(self.client.search_runs([self.experiment], query, max_results=_ALL))
+        return list(self.client.search_runs([self.experiment], query, max_results=MOST_RUNS))
 
     def _parent(self) -> str:
         sweep, created = self.document["sweep"], int(1000 * self.document["created"])
@@ -164,7 +165,7 @@ class _Child:
         self.broken = False
         self._stored = stored
         self._opened = False
-        self._finished = stored is not None and stored.info.status == "FINISHED" and not _was_pruned(stored)
+        self._finished = stored is not None and stored.info.status == "FINISHED" and not was_pruned(stored)
         self._cursor = Cursor(stored.data.tags.get("mcc.cursor", "") if stored else "")
         self._last_step: dict[str, int] = {}
         self._pictures: set[tuple[str, int]] = set()
@@ -361,42 +362,6 @@ def forget(settings: Settings, document: Mapping[str, Any]) -> str:
     except (MlflowException, OSError) as error:
         return hidden(f"MLflow at {settings.tracking_uri}: {_line(error)}")
     return ""
-
-
-def results(settings: Settings, sweep: str) -> list[tuple[report.Result, str]]:
-    """(trial as MLflow has it, id of its run) of a sweep; nothing where MLflow was never fed.
-
-    Raises MLflow's and the network's own errors.
-    """
-    if (database := mlflow_files.database(settings)) is not None and not database.exists():
-        return []
-    client = mlflow_files.client(settings)
-    experiment = client.get_experiment_by_name(settings.experiment_name)
-    if experiment is None:
-        return []
-    query = f"tags.`mcc.sweep` = '{sweep}' and tags.`mcc.kind` = 'trial'"
-    states = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped", "RUNNING": "running"}
-    found = []
-    for run in client.search_runs([experiment.experiment_id], query, max_results=_ALL):
-        tags, name = run.data.tags, str(run.info.run_name)
-        varied = {k.removeprefix("mcc.varied."): v for k, v in tags.items() if k.startswith("mcc.varied.")}
-        result = report.Result(
-            tags["mcc.identity"],
-            name,
-            tags["mcc.point"],
-            varied,
-            int(tags["mcc.seed"]),
-            "pruned" if _was_pruned(run) else states.get(run.info.status, "new"),
-            run.data.metrics,
-            tags.get("mcc.message", ""),
-        )
-        found.append((result, str(run.info.run_id)))
-    return found
-
-
-def _was_pruned(run: Run) -> bool:
-    """Whether a trial was ended by its sweep's scheduler and not taken up since."""
-    return run.info.status == "FINISHED" and run.data.tags.get("mcc.state") == "pruned"
 
 
 def _line(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mcc_core.errors import MCCError
+from mcc_core.files import file_digest
 from orchestrator.outbox import Outbox
 from orchestrator.storage import Storage, patiently
 
@@ -28,7 +28,7 @@ class Saved:
     @classmethod
     def of(cls, file: Path, iteration: int, score: float | None) -> Saved:
         """Describe a local checkpoint file."""
-        return cls(iteration, file.stat().st_size, _sha256(file), score)
+        return cls(iteration, file.stat().st_size, file_digest(file), score)
 
 
 def checkpoint_key(identity: str, iteration: int) -> str:
@@ -114,7 +114,7 @@ def newest_checkpoint(
         if file is None:
             file = folder / f"{one.iteration:07d}.resume.pt"
             storage.download(key, file)
-        if _sha256(file) == one.sha256:
+        if file_digest(file) == one.sha256:
             return one, file, complaints
         complaints.append(f"{storage.where(key)} is not what was written")
     return None, None, complaints
@@ -139,8 +139,3 @@ def copy_checkpoint(storage: Storage, donor: str, iteration: int, identity: str)
         storage.delete(f"{key}.json")  # until the file is whole nothing promises it
         storage.upload(file, key)
         storage.write(f"{key}.json", json.dumps(asdict(one)).encode())
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

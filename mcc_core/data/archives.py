@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mcc_core.errors import DataError
+from mcc_core.files import whole
 
 SUFFIXES = (".tar", ".tgz", ".tar.gz", ".zip")
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, EOFError)
@@ -21,7 +22,7 @@ def is_archive(path: Path) -> bool:
     return path.is_file() and path.name.lower().endswith(SUFFIXES)
 
 
-def unpack(archive: Path, folder: Path, on_file: Callable[[], None] = lambda: None) -> Path:
+def unpack(archive: Path, folder: Path) -> Path:
     """Unpack into `folder/<archive's name>/`; what is there whole already is not written again.
 
     Raises DataError for an archive that is cut short, damaged, or would write outside the folder.
@@ -41,13 +42,10 @@ def unpack(archive: Path, folder: Path, on_file: Callable[[], None] = lambda: No
             if not file.is_relative_to(target.resolve()):
                 raise DataError(f"{archive}: {name}: would be written outside the folder; not a dataset's archive")
             if not (file.is_file() and file.stat().st_size == size):
-                file.parent.mkdir(parents=True, exist_ok=True)
-                partial = file.with_name(f".{file.name}.part")
-                copy(partial)
-                if partial.stat().st_size != size:
-                    raise EOFError(f"{name} ends early")
-                partial.replace(file)
-            on_file()
+                with whole(file) as partial:
+                    copy(partial)
+                    if partial.stat().st_size != size:
+                        raise EOFError(f"{name} ends early")
     except _DAMAGED as error:
         reason = str(error).splitlines()[0].rstrip(":") if str(error) else type(error).__name__
         raise DataError(f"{archive}: damaged or cut short ({reason}); fetch it again") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from pydantic import Field, PositiveInt, ValidationError
 
 from mcc_core.config import Strict
 from mcc_core.errors import DataError
+from mcc_core.files import whole
 
 INDEX = "index.json"
 FORMAT = 1
@@ -42,9 +43,8 @@ class IndexFile(Strict):
 def write_index(index: IndexFile, folder: Path) -> Path:
     """Write `folder/index.json`, whole or not at all."""
     file = folder / INDEX
-    partial = file.with_name(f".{INDEX}.part")
-    partial.write_text(json.dumps(index.model_dump(mode="json"), separators=(",", ":")), encoding="utf-8")
-    os.replace(partial, file)
+    with whole(file) as partial:
+        partial.write_text(json.dumps(index.model_dump(mode="json"), separators=(",", ":")), encoding="utf-8")
     return file
 
 
@@ -63,7 +63,7 @@ def read_index(folder: Path) -> IndexFile:
         raise DataError(f"{file}: format {index.format}, expected {FORMAT}; mcc data prepare writes it anew")
     for split, names in index.splits.items():
         if len(set(names)) < len(names):
-            raise DataError(f"{file}: splits.{split}: {_repeated(names)} is there twice")
+            raise DataError(f"{file}: splits.{split}: {Counter(names).most_common(1)[0][0]} is there twice")
         if unknown := next((name for name in names if name not in index.images), None):
             raise DataError(f"{file}: splits.{split}: {unknown} is not among the images")
     for name, entry in index.images.items():
@@ -72,8 +72,3 @@ def read_index(folder: Path) -> IndexFile:
                 f"{file}: images.{name}: labels {list(entry.labels)}: there are {len(index.classes)} classes"
             )
     return index
-
-
-def _repeated(names: tuple[str, ...]) -> str:
-    seen: set[str] = set()
-    return next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
 from mcc_core.data.index_file import IndexedImage, IndexFile, write_index
-from mcc_core.data.voc import IMAGE_ERRORS, read_mask
+from mcc_core.data.voc import IMAGE_ERRORS, MAX_PIXELS, read_mask
 from mcc_core.errors import DataError
+from mcc_core.files import file_digest
 
-MAX_PIXELS = 64_000_000
 Progress = Callable[[str, int, int], None]  # what is done, how many, of how many
 
 
@@ -58,11 +59,10 @@ def finish(draft: Draft, out: Path, *, skip_broken: bool = False, progress: Prog
     Raises DataError naming every missing or broken file, unless they are to be left out, and when nothing is left.
     """
     out.mkdir(parents=True, exist_ok=True)
-    journal = _Journal(out / ".examined.jsonl")
     found: dict[str, IndexedImage] = {}
     problems = list(draft.problems)
     entries = [draft.entries[name] for name in dict.fromkeys(n for names in draft.splits.values() for n in names)]
-    with ThreadPoolExecutor() as pool:
+    with closing(_Journal(out / ".examined.jsonl")) as journal, ThreadPoolExecutor() as pool:
         looked = pool.map(lambda entry: _examined(entry, len(draft.classes), out, journal), entries)
         for done, (entry, one) in enumerate(zip(entries, looked, strict=True), start=1):
             progress("looking at images", done, len(entries))
@@ -88,7 +88,7 @@ def changed_files(index: IndexFile, folder: Path, progress: Progress = lambda *_
             if path is not None:
                 file = folder / path
                 try:
-                    if file_digest(file) != digest:
+                    if fingerprint(file) != digest:
                         lines.append(f"{file}: its content has changed since the index was made")
                 except OSError as error:
                     lines.append(f"{file}: {error.strerror or error}")
@@ -108,17 +108,15 @@ def same_content(index: IndexFile, first: str, second: str) -> list[tuple[str, s
     return [(known[digest], name) for name in index.splits[second] if (digest := index.images[name].digest) in known]
 
 
-def file_digest(file: Path) -> str:
-    """Content fingerprint of a file, 32 hexadecimal digits. Raises OSError."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:32]
+def fingerprint(file: Path) -> str:
+    """Of a file's content, as the index has it: 32 hexadecimal digits. Raises OSError."""
+    return file_digest(file)[:32]
 
 
 class _Journal:
     """What was found of files that have not changed since, line by line, so that a killed run loses nothing."""
 
     def __init__(self, file: Path) -> None:
-        self.file = file
         self.known: dict[str, dict[str, object]] = {}
         if file.is_file():
             for line in file.read_bytes().splitlines():
@@ -128,10 +126,15 @@ class _Journal:
                 except (ValueError, KeyError, TypeError):
                     continue  # the half line of a killed run
         self._stream = file.open("a", encoding="utf-8")
+        self._lock = threading.Lock()
 
     def add(self, key: str, found: Mapping[str, object]) -> None:
-        self._stream.write(json.dumps({"key": key, "found": found}) + "\n")
-        self._stream.flush()
+        with self._lock:
+            self._stream.write(json.dumps({"key": key, "found": found}) + "\n")
+            self._stream.flush()
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 def _examined(entry: Entry, classes: int, out: Path, journal: _Journal) -> IndexedImage | str:
@@ -152,12 +155,12 @@ def _examined(entry: Entry, classes: int, out: Path, journal: _Journal) -> Index
 
 def _looked_at(entry: Entry, classes: int) -> dict[str, object]:
     size = image_size(entry.image)
-    found: dict[str, object] = {"bytes": entry.image.stat().st_size, "digest": file_digest(entry.image), "size": size}
+    found: dict[str, object] = {"bytes": entry.image.stat().st_size, "digest": fingerprint(entry.image), "size": size}
     if entry.mask is not None:
         height, width = read_mask(entry.mask, classes).shape
         if (width, height) != size:
             raise DataError(f"{entry.mask}: {width}x{height} pixels, its image has {size[0]}x{size[1]}")
-        found["mask_digest"] = file_digest(entry.mask)
+        found["mask_digest"] = fingerprint(entry.mask)
     return found
 
 

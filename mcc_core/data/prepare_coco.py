@@ -99,7 +99,6 @@ def _add(
     for annotation in coco.dataset.get("annotations", []):
         by_image[annotation["image_id"]].append(annotation)
     listed = [image for image in coco.dataset["images"] if by_image[image["id"]]]
-    masks.mkdir(parents=True, exist_ok=True)
 
     def one(image: Mapping[str, Any]) -> Entry | str:
         name, file = Path(image["file_name"]).stem, images / Path(image["file_name"]).name

@@ -15,10 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mcc_core.data.prepare import Draft, Entry
-from mcc_core.data.voc import valid_classes
+from mcc_core.data.voc import IMAGE_SUFFIXES, valid_classes
 from mcc_core.errors import DataError
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def draft_folder(
@@ -77,7 +75,7 @@ def _drawn(name: str, seed: int) -> float:
 
 
 def _subfolders(images: Path) -> Mapping[str, tuple[str, ...]]:
-    files = sorted(p for p in images.glob("*/*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    files = sorted(p for p in images.glob("*/*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
     return {p.relative_to(images).as_posix(): (p.parent.name,) for p in files}
 
 

@@ -15,12 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from mcc_core.data.archives import is_archive, unpack
 from mcc_core.data.prepare import Draft, Entry, Progress
-from mcc_core.data.voc import VOC_CLASSES, palette, read_labels, read_split
+from mcc_core.data.voc import VOC_CLASSES, palette_png, read_labels, read_split
 from mcc_core.errors import DataError
+from mcc_core.files import whole
 
 OFFICIAL = {"train_aug": 10_582, "train": 1_464, "val": 1_449, "test": 1_456}
 
@@ -87,8 +87,6 @@ def _add(draft: Draft, name: str, roots: Sequence[Path], mask: Path | None, *, l
 def _sbd_masks(folders: Sequence[Path], out: Path, progress: Progress) -> dict[str, Path]:
     """SBD's masks as PNGs; those that are there already are kept."""
     files = sorted(file for folder in _holding(folders, "cls") for file in (folder / "cls").glob("*.mat"))
-    if files:
-        out.mkdir(parents=True, exist_ok=True)
     found = {}
     with ThreadPoolExecutor() as pool:
         for done, mask in enumerate(pool.map(lambda file: _convert(file, out / f"{file.stem}.png"), files), start=1):
@@ -112,11 +110,8 @@ def _convert(source: Path, target: Path) -> Path:
 
 def write_mask(label: np.ndarray, target: Path) -> None:
     """A label map H,W uint8 as a palette PNG, whole or not at all."""
-    picture = Image.fromarray(label, mode="P")
-    picture.putpalette(palette())
-    partial = target.with_name(f".{target.name}.part")
-    picture.save(partial, format="PNG")
-    partial.replace(target)
+    with whole(target) as partial:
+        partial.write_bytes(palette_png(label))
 
 
 def _holding(folders: Sequence[Path], name: str) -> list[Path]:

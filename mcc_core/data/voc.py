@@ -6,6 +6,7 @@ Layout: `JPEGImages/<id>.jpg`, `Annotations/<id>.xml` (image-level labels), `Seg
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 from collections import Counter
@@ -19,6 +20,8 @@ from PIL import Image, ImageOps
 from mcc_core.errors import DataError
 
 # What Pillow raises for a file that is missing, cut short or no image.
+MAX_PIXELS = 64_000_000  # of an image of unknown origin
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 _ID = re.compile(r"[^\s/\\\0.][^\s/\\\0]*")  # cannot leave the folder
 _ANNOTATION_BYTES = 1 << 20
@@ -39,6 +42,15 @@ def palette() -> list[int]:
                 rgb[channel] |= (label >> (3 * bit + channel) & 1) << (7 - bit)
         colours += rgb
     return colours
+
+
+def palette_png(label: np.ndarray) -> bytes:
+    """A label map H,W uint8 as a PNG with VOC's palette."""
+    picture = Image.fromarray(label, mode="P")
+    picture.putpalette(palette())
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG")
+    return stream.getvalue()
 
 
 def check_split_name(split: str) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mcc_core.errors import UsageError
 from orchestrator.cli.options import SweepName
+
+if TYPE_CHECKING:
+    from orchestrator.catalog import Sweep
+    from orchestrator.settings import Settings
+    from orchestrator.storage import Storage
 
 
 def stop(
@@ -18,12 +23,9 @@ def stop(
     """Let running trials write a checkpoint and end. `mcc sweep resume` goes on from there."""
     from rich.console import Console
 
-    from orchestrator import catalog, sweep_actions
-    from orchestrator.settings import Settings
-    from orchestrator.storage import Storage
+    from orchestrator import sweep_actions
 
-    storage, console = Storage(Settings.from_environment().storage), Console()
-    found = catalog.find(storage, sweep)
+    (_, storage, found), console = _opened(sweep), Console()
     with console.status(f"{found.id}: waiting for the trials' checkpoints"):
         ended = sweep_actions.stop(storage, found, wait)
     again = f"go on with: mcc sweep resume {found.id}"
@@ -48,15 +50,11 @@ def retry(sweep: SweepName = None) -> None:
 def _run(sweep: str | None, *, only_failed: bool) -> None:
     from rich.console import Console
 
-    from orchestrator import catalog, sweep_actions
+    from orchestrator import sweep_actions
     from orchestrator.cli.show import print_plan
-    from orchestrator.settings import Settings
-    from orchestrator.storage import Storage
     from orchestrator.submit import run_and_track
 
-    settings, console = Settings.from_environment(), Console()
-    storage = Storage(settings.storage)
-    found = catalog.find(storage, sweep_actions.sweep_or_file(sweep) if sweep else None)
+    (settings, storage, found), console = _opened(sweep_actions.sweep_or_file(sweep) if sweep else None), Console()
     only = sweep_actions.failed(storage, found) if only_failed else None
     plan = sweep_actions.plan_again(found, settings)
     print_plan(plan, console)
@@ -77,11 +75,8 @@ def watch(
 
     from orchestrator import catalog, sweep_actions
     from orchestrator.cli.show import print_status, status_table
-    from orchestrator.settings import Settings
-    from orchestrator.storage import Storage
 
-    storage, console = Storage(Settings.from_environment().storage), Console()
-    found = catalog.find(storage, sweep)
+    (_, storage, found), console = _opened(sweep), Console()
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while sweep_actions.is_running(storage, found):
             found = catalog.find(storage, found.id)  # a search adds trials
@@ -96,12 +91,9 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on while the sweep runs.")] = False,
 ) -> None:
     """Print what a trial's first worker printed in its last attempt."""
-    from orchestrator import catalog, sweep_actions
-    from orchestrator.settings import Settings
-    from orchestrator.storage import Storage
+    from orchestrator import sweep_actions
 
-    storage = Storage(Settings.from_environment().storage)
-    found = catalog.find(storage, sweep)
+    _, storage, found = _opened(sweep)
     key = sweep_actions.log_of(storage, found, trial)
     for text in sweep_actions.follow(storage, found, key, forever=follow):
         sys.stdout.write(text)
@@ -113,13 +105,10 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", help="Do it.")] = False,
 ) -> None:
     """Delete a sweep, its trials (not those that another sweep has) and its MLflow runs."""
-    from orchestrator import catalog, sweep_actions
-    from orchestrator.settings import Settings
-    from orchestrator.storage import Storage
+    from orchestrator import sweep_actions
 
-    settings = Settings.from_environment()
-    storage = Storage(settings.storage)
-    what = sweep_actions.deletion(storage, catalog.find(storage, sweep))
+    settings, storage, found = _opened(sweep)
+    what = sweep_actions.deletion(storage, found)
     print(f"{what.sweep.id}: {len(what.trials)} trials with their events, checkpoints and pictures")
     if what.shared:
         print(f"kept, as another sweep has them: {', '.join(what.shared)}")
@@ -127,3 +116,14 @@ def delete(
         raise UsageError(f"nothing was deleted; mcc sweep delete {what.sweep.id} --yes does it, for good")
     problem = sweep_actions.delete(settings, what)
     print("deleted" + (f"; MLflow still has its runs: {problem}" if problem else ""))
+
+
+def _opened(sweep: str | None) -> tuple[Settings, Storage, Sweep]:
+    """The environment's settings and storage, and a sweep in it."""
+    from orchestrator import catalog
+    from orchestrator.settings import Settings
+    from orchestrator.storage import Storage
+
+    settings = Settings.from_environment()
+    storage = Storage(settings.storage)
+    return settings, storage, catalog.find(storage, sweep)

@@ -29,10 +29,11 @@ from orchestrator.events import EventLog, write_end
 from orchestrator.feeder import Feeder
 from orchestrator.lease import Lease
 from orchestrator.mlflow_names import metric_name, picture_name, pictures
+from orchestrator.mlflow_results import results
 from orchestrator.outbox import Outbox
 from orchestrator.settings import Settings
 from orchestrator.storage import Storage
-from orchestrator.tracking import Tracker, rebuild, results
+from orchestrator.tracking import Tracker, rebuild
 from orchestrator.trial_files import CheckpointShelf
 
 SWEEP = "s-1234"

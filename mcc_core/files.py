@@ -1,0 +1,31 @@
+"""Files that appear whole or not at all, and the fingerprint of a file's content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PART = ".part"  # suffix of what is being written
+
+
+@contextmanager
+def whole(target: Path) -> Iterator[Path]:
+    """A partial file beside the target, renamed over it at the end or removed on failure; makes the folder."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}{PART}")
+    try:
+        yield partial
+        os.replace(partial, target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 of a file, 64 hexadecimal digits. Raises OSError."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
