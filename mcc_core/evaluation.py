@@ -53,7 +53,8 @@ def evaluate(
 
     Images are squashed to the crop; segmentation is single-scale, CAMs are multi-scale and know the image's labels;
     maps are compared at the mask's own size. With torch.distributed every rank scores its share and confusion
-    matrices are summed, which is exact. `split` is `val`, or `train` where training images have masks.
+    matrices are summed, which is exact. `split` is `val`, or `train` where training images have masks. Without any
+    mask only the classes are scored.
 
     Args:
         images: score only the first so many (default: `train.eval_images` for val).
@@ -75,7 +76,7 @@ def evaluate(
 
 def _scored(index: DataIndex, split: str) -> Sequence[Item]:
     items = index.val if split == "val" else index.train
-    return [item for item in items if item.name in index.masks]
+    return [item for item in items if item.name in index.masks] or items
 
 
 class _Scorer:
@@ -101,13 +102,13 @@ class _Scorer:
         self.f1 += f1_counts(output.cls > 0, labels > 0).cpu()
         for i, sample in enumerate(samples):
             mask = sample["mask"]
-            assert isinstance(mask, Tensor)
-            truth = mask.to(self.device)
-            prediction = self._segmentation(output.seg[i : i + 1], truth.shape)
-            self.matrices["seg"].update(prediction, truth)
-            self.matrices["cam"].update(self._cam_label(cam[i : i + 1], truth.shape), truth)
-            self.matrices["aux_cam"].update(self._cam_label(aux[i : i + 1], truth.shape), truth)
-            self.matrices["all_background"].update(torch.zeros_like(truth), truth)
+            truth = mask.to(self.device) if isinstance(mask, Tensor) else None
+            prediction = self._segmentation(output.seg[i : i + 1], images.shape[-2:] if truth is None else truth.shape)
+            if truth is not None:
+                self.matrices["seg"].update(prediction, truth)
+                self.matrices["cam"].update(self._cam_label(cam[i : i + 1], truth.shape), truth)
+                self.matrices["aux_cam"].update(self._cam_label(aux[i : i + 1], truth.shape), truth)
+                self.matrices["all_background"].update(torch.zeros_like(truth), truth)
             if len(self.panels) < self.wanted:
                 one = slice(i, i + 1)
                 panel = self._panel(images[one], labels[one], cam[one], aux[one], prediction, truth)
@@ -120,7 +121,13 @@ class _Scorer:
             counts.copy_(moved.cpu())
 
     def metrics(self, split: str) -> list[Metric]:
-        """mIoU, pixel accuracy and IoU per class of every stage; mIoU of calling everything background; F1."""
+        """mIoU, pixel accuracy and IoU per class of every stage; mIoU of calling everything background; F1.
+
+        Without masks F1 alone.
+        """
+        f1 = Metric(split, "cls", "single", "f1", f1_score(self.f1))
+        if not self.matrices["seg"].counts.any():
+            return [f1]
         found: list[Metric] = []
         names = ("background", *self.classes)
         for stage, protocol in STAGES.items():
@@ -130,8 +137,7 @@ class _Scorer:
             per_class = zip(names, matrix.iou().tolist(), strict=True)
             found += [Metric(split, stage, protocol, f"iou/{n}", v) for n, v in per_class if v == v]
         found.append(Metric(split, "all_background", "single", "miou", self.matrices["all_background"].miou()))
-        found.append(Metric(split, "cls", "single", "f1", f1_score(self.f1)))
-        return found
+        return [*found, f1]
 
     def _segmentation(self, logits: Tensor, size: torch.Size) -> Tensor:
         return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False).argmax(1)[0]
@@ -146,7 +152,7 @@ class _Scorer:
         return value_at(getattr(config.thresholds, name), max(0, self.iteration - 1), config.train.iterations)
 
     def _panel(
-        self, image: Tensor, labels: Tensor, cam: Tensor, aux: Tensor, prediction: Tensor, truth: Tensor
+        self, image: Tensor, labels: Tensor, cam: Tensor, aux: Tensor, prediction: Tensor, truth: Tensor | None
     ) -> Image.Image:
         e, size = self.experiment, image.shape[-2:]
         background, foreground = self._threshold("background"), self._threshold("foreground")
@@ -162,6 +168,6 @@ class _Scorer:
             aux[0].cpu().numpy(),
             pseudo.to(torch.uint8).cpu().numpy(),
             fit(prediction).numpy(),
-            fit(truth).numpy(),
+            None if truth is None else fit(truth).numpy(),
             [name for name, here in zip(self.classes, labels[0], strict=True) if here],
         )

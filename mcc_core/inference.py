@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from mcc_core import checkpoint as checkpoints
@@ -19,11 +18,11 @@ from mcc_core.cam import multi_scale_cams
 from mcc_core.config import Experiment
 from mcc_core.crf import require_crf
 from mcc_core.data.transforms import normalise
-from mcc_core.data.voc import IMAGE_SUFFIXES, MAX_PIXELS, palette_png
+from mcc_core.data.voc import IMAGE_SUFFIXES, palette_png, read_rgb
 from mcc_core.errors import DataError, UsageError
 from mcc_core.files import whole
 from mcc_core.model import MCCNet
-from mcc_core.protocols import EvaluationConfig, ProtocolName, label_map, segmentation_maps
+from mcc_core.protocols import EvaluationConfig, ProtocolName, label_map, needs_crf, segmentation_maps
 from mcc_core.pseudo_label import refined_label
 from mcc_core.schedules import value_at
 from mcc_core.visualize import cam_panel, overlay
@@ -38,17 +37,6 @@ class Prediction:
     scores: Tensor  # C probabilities that the image has the class
     cam: Tensor  # C,H,W
     aux_cam: Tensor  # C,H,W
-
-
-def read_image(path: Path) -> np.ndarray:
-    """An RGB image H,W,3 uint8, EXIF rotation applied. Raises DataError naming the file."""
-    try:
-        with Image.open(path) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise DataError(f"{path}: {opened.width}x{opened.height} pixels; at most {MAX_PIXELS} are read")
-            return np.array(ImageOps.exif_transpose(opened).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be read as an image: {error}") from None
 
 
 def image_files(paths: Iterable[Path]) -> list[Path]:
@@ -119,7 +107,7 @@ def predict_files(
 
     Raises UsageError for a bad checkpoint, or where `protocol` needs a CRF that is not installed.
     """
-    if protocol == "ms_crf":
+    if needs_crf(protocol):
         require_crf()
     saved = checkpoints.load(checkpoint)
     chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
@@ -143,7 +131,7 @@ def predict_files(
             on_image(path)
         else:
             try:
-                image = read_image(path)
+                image = read_rgb(path)
             except DataError as error:
                 broken.append(str(error))
                 on_image(path)

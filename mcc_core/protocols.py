@@ -3,6 +3,8 @@
 | protocol | what is scored |
 |---|---|
 | cam, aux_cam | multi-scale CAM (row 18) of the squashed image with its image-level labels, background threshold |
+| cam_crf | a dense CRF on the final CAMs and the background threshold, scaled to probabilities (ours: not published) |
+| refined | what trains the segmentation: final CAMs refined (row 16); pixels it leaves open are 255, not scored |
 | single | segmentation of the squashed image, one scale: the in-training evaluation |
 | ms | segmentation over scales and flips (PAPER_NOTES row 24): VOC at native size, COCO squashed |
 | ms_crf | the same and a dense CRF on its softmax (row 25) |
@@ -26,24 +28,27 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from mcc_core.cam import CamPair, combined_cams, raw_cams
-from mcc_core.config import Experiment, Fraction, Strict
+from mcc_core.config import Experiment, Fraction, ParConfig, Strict
 from mcc_core.crf import CrfConfig, dense_crf
 from mcc_core.data.transforms import normalise
 from mcc_core.errors import UsageError
 from mcc_core.metrics import Protocol, Stage
 from mcc_core.model import MCCNet
-from mcc_core.pseudo_label import cam_label
+from mcc_core.pseudo_label import cam_label, refined_label
 from mcc_core.schedules import value_at
 
-ProtocolName = Literal["cam", "aux_cam", "single", "ms", "ms_crf"]
+ProtocolName = Literal["cam", "aux_cam", "cam_crf", "refined", "single", "ms", "ms_crf"]
+SEGMENTATION: tuple[ProtocolName, ...] = ("single", "ms", "ms_crf")
 PROTOCOLS: dict[ProtocolName, tuple[Stage, Protocol]] = {
     "cam": ("cam", "ms"),
     "aux_cam": ("aux_cam", "ms"),
+    "cam_crf": ("cam", "ms_crf"),
+    "refined": ("pseudo_label", "ms"),
     "single": ("seg", "single"),
     "ms": ("seg", "ms"),
     "ms_crf": ("seg", "ms_crf"),
 }
-_CAMS = ("cam", "aux_cam")
+_CAMS = ("cam", "aux_cam", "cam_crf", "refined")
 _MULTI = ("ms", "ms_crf")
 
 
@@ -57,16 +62,26 @@ class EvaluationConfig(Strict):
     cam_scales: tuple[PositiveFloat, ...] = Field((1.0, 0.5, 1.5), min_length=1, description="of cam and aux_cam")
     cam_threshold: Fraction = Field(0.5, description="CAM values at or below it are background")
     crop: int = Field(448, ge=16, description="side of the square that cam, single and coco's ms squash images to")
+    background: Fraction = Field(0.3, description="refined: below it a CAM value is background")
+    foreground: Fraction = Field(0.7, description="refined: above it a CAM value is foreground; between, open")
+    par: ParConfig = Field(default_factory=ParConfig, description="refined: pixel-adaptive refinement")
     crf: CrfConfig = CrfConfig()
 
     @classmethod
     def of(cls, experiment: Experiment, num_classes: int) -> EvaluationConfig:
         """The published protocol for a trained experiment: COCO's for 80 classes, VOC's for others."""
-        last = experiment.train.iterations - 1
+        count = experiment.train.iterations
+        score, background, foreground = (
+            value_at(getattr(experiment.thresholds, name), count - 1, count)
+            for name in ("score", "background", "foreground")
+        )
         return cls(
             style="coco" if num_classes == 80 else "voc",
             cam_scales=experiment.cam.scales,
-            cam_threshold=value_at(experiment.thresholds.score, last, experiment.train.iterations),
+            cam_threshold=score,
+            background=background,
+            foreground=foreground,
+            par=experiment.par,
             crop=experiment.train.crop,
         )
 
@@ -197,10 +212,13 @@ def combined_logits(pairs: Sequence[CamPair], size: tuple[int, int], style: str)
 
 
 def label_map(maps: Maps, protocol: ProtocolName, config: EvaluationConfig, image: np.ndarray) -> np.ndarray:
-    """Labels H,W uint8 of an image H,W,3 uint8, 0 background. Raises UsageError where a CRF is not installed."""
+    """Labels H,W uint8 of an image H,W,3 uint8, 0 background; 255 where `refined` decides nothing.
+
+    Raises UsageError where a CRF is not installed.
+    """
     size = image.shape[0], image.shape[1]
     if protocol in _CAMS:
-        return _cam_label(maps, protocol, config, size)
+        return _cam_label(maps, protocol, config, image)
     if protocol == "single":
         assert maps.single is not None
         logits = F.interpolate(maps.single, size=size, mode="bilinear", align_corners=False)
@@ -217,15 +235,39 @@ def squashed_cam(maps: Maps, which: str, config: EvaluationConfig) -> Tensor:
     return combined_cams([pairs[scale] for scale in config.cam_scales], (config.crop, config.crop))
 
 
-def _cam_label(maps: Maps, which: str, config: EvaluationConfig, size: tuple[int, int]) -> np.ndarray:
+def needs_crf(protocol: ProtocolName) -> bool:
+    """Whether label maps of a protocol need pydensecrf."""
+    return protocol.endswith("_crf")
+
+
+def _cam_label(maps: Maps, protocol: ProtocolName, config: EvaluationConfig, image: np.ndarray) -> np.ndarray:
+    size = image.shape[0], image.shape[1]
     if not maps.present:
         return np.zeros(size, np.uint8)
-    cam = F.interpolate(squashed_cam(maps, which, config), size=size, mode="bilinear", align_corners=False)
-    threshold = config.cam_threshold
-    assert isinstance(threshold, float)
-    label = cam_label(cam, threshold)[0].numpy()
-    numbers = np.array([0, *(index + 1 for index in maps.present)], np.uint8)
-    return numbers[label]
+    squashed = squashed_cam(maps, "aux_cam" if protocol == "aux_cam" else "cam", config)
+    cam = F.interpolate(squashed, size=size, mode="bilinear", align_corners=False)
+    assert isinstance(config.cam_threshold, float)
+    if protocol == "cam_crf":
+        scores = torch.cat([torch.full_like(cam[:, :1], config.cam_threshold), cam], dim=1)[0]
+        label = dense_crf(image, (scores / scores.sum(0)).numpy(), config.crf).argmax(0)
+    elif protocol == "refined":
+        return _refined(squashed, maps.present, config, image)
+    else:
+        label = cam_label(cam, config.cam_threshold)[0].numpy()
+    return np.array([0, *(index + 1 for index in maps.present)], np.uint8)[label]
+
+
+def _refined(cam: Tensor, present: Sequence[int], config: EvaluationConfig, image: np.ndarray) -> np.ndarray:
+    """The pseudo-label of the squashed image, as training makes it, at the image's own size."""
+    pixels = TF.resize(torch.from_numpy(image).permute(2, 0, 1), list(cam.shape[-2:]), antialias=False)
+    box = torch.tensor([[0, cam.shape[-2], 0, cam.shape[-1]]])
+    assert isinstance(config.background, float) and isinstance(config.foreground, float)
+    here = torch.ones(1, cam.shape[1])
+    label = refined_label(normalise(pixels)[None], cam, here, box, config.background, config.foreground, config.par)
+    numbers = np.zeros(256, np.uint8)
+    numbers[[0, *range(1, len(present) + 1), 255]] = [0, *(index + 1 for index in present), 255]
+    whole = F.interpolate(label[None].float(), size=image.shape[:2], mode="nearest")[0, 0]
+    return numbers[whole.to(torch.uint8).numpy()]
 
 
 def _on_cpu(pairs: Sequence[CamPair]) -> list[CamPair]:

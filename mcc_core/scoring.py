@@ -17,9 +17,27 @@ from mcc_core.data.index import Item
 from mcc_core.data.voc import palette_png, read_mask, read_rgb
 from mcc_core.metrics import ConfusionMatrix, Metric
 from mcc_core.model import MCCNet
-from mcc_core.protocols import PROTOCOLS, EvaluationConfig, Maps, ProtocolName, label_map, network_config, network_maps
+from mcc_core.protocols import (
+    PROTOCOLS,
+    EvaluationConfig,
+    Maps,
+    ProtocolName,
+    label_map,
+    needs_crf,
+    network_config,
+    network_maps,
+)
+from mcc_core.pseudo_label import IGNORE
 
-Counts = list[tuple[int, int, int]]  # truth, prediction, pixels; only what occurs
+Counts = list[tuple[int, int, int]]  # truth, prediction (IGNORE: left open), pixels; only what occurs
+
+
+@dataclass
+class Total:
+    """Pixels of many images."""
+
+    matrix: ConfusionMatrix
+    open: int = 0  # where the label map decides nothing, which only pseudo-labels do
 
 
 @dataclass(frozen=True)
@@ -71,7 +89,7 @@ class Scorer:
         processes: int = 0,
         keep_masks: bool = False,
     ) -> None:
-        if any(setting.protocol == "ms_crf" for setting in settings):
+        if any(needs_crf(setting.protocol) for setting in settings):
             require_crf()
         self.model, self.settings, self.masks = model.eval(), tuple(settings), masks
         self.device, self.processes, self.keep_masks = device, processes, keep_masks
@@ -126,24 +144,34 @@ def score_image(task: Task, maps: Maps) -> ImageScore:
     return ImageScore(task.item.name, counts, masks)
 
 
-def matrices(scores: Iterable[Mapping[str, Counts]], num_labels: int) -> dict[str, ConfusionMatrix]:
+def totals(scores: Iterable[Mapping[str, Counts]], num_labels: int) -> dict[str, Total]:
     """Sums of pixel counts per setting; exact, so that order and sharding do not matter."""
-    found: dict[str, ConfusionMatrix] = {}
+    found: dict[str, Total] = {}
     for counts in scores:
         for name, entries in counts.items():
-            matrix = found.setdefault(name, ConfusionMatrix(num_labels))
+            total = found.setdefault(name, Total(ConfusionMatrix(num_labels)))
             for truth, guess, pixels in entries:
-                matrix.counts[truth, guess] += pixels
+                if guess == IGNORE:
+                    total.open += pixels
+                else:
+                    total.matrix.counts[truth, guess] += pixels
     return found
 
 
-def metrics(matrix: ConfusionMatrix, split: str, protocol: ProtocolName, classes: Sequence[str]) -> list[Metric]:
-    """mIoU, pixel accuracy and IoU of every class that occurs."""
+def metrics(total: Total, split: str, protocol: ProtocolName, classes: Sequence[str]) -> list[Metric]:
+    """mIoU, pixel accuracy and IoU of every class that occurs, on the pixels that the label maps decide.
+
+    Of `refined`, which leaves some open, also the share decided (`coverage`).
+    """
     stage, how = PROTOCOLS[protocol]
+    matrix = total.matrix
     found = [
         Metric(split, stage, how, "miou", matrix.miou()),
         Metric(split, stage, how, "pixel_accuracy", matrix.pixel_accuracy()),
     ]
+    if protocol == "refined":
+        decided = int(matrix.counts.sum())
+        found.append(Metric(split, stage, how, "coverage", decided / max(1, decided + total.open)))
     names = ("background", *classes)
     per_class = zip(names, matrix.iou().tolist(), strict=True)
     return found + [Metric(split, stage, how, f"iou/{name}", value) for name, value in per_class if value == value]
@@ -151,8 +179,11 @@ def metrics(matrix: ConfusionMatrix, split: str, protocol: ProtocolName, classes
 
 def _counted(label: np.ndarray, truth: np.ndarray, num_labels: int) -> Counts:
     matrix = ConfusionMatrix(num_labels)
-    matrix.update(torch.from_numpy(label), torch.from_numpy(truth))
-    return [(int(t), int(p), int(matrix.counts[t, p])) for t, p in matrix.counts.nonzero().tolist()]
+    decided = label != IGNORE
+    matrix.update(torch.from_numpy(label[decided]), torch.from_numpy(truth[decided]))
+    found = [(int(t), int(p), int(matrix.counts[t, p])) for t, p in matrix.counts.nonzero().tolist()]
+    kinds, pixels = np.unique(truth[~decided & (truth != IGNORE)], return_counts=True)
+    return found + [(int(kind), IGNORE, int(number)) for kind, number in zip(kinds, pixels, strict=True)]
 
 
 def _one_thread() -> None:

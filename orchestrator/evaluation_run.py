@@ -17,11 +17,11 @@ from mcc_core.checkpoint import Checkpoint
 from mcc_core.config import DataConfig
 from mcc_core.crf import require_crf
 from mcc_core.data.index import DataIndex, Item, build_index
-from mcc_core.errors import UsageError
+from mcc_core.errors import DataError, UsageError
 from mcc_core.files import file_digest, whole
 from mcc_core.metrics import Metric
-from mcc_core.protocols import EvaluationConfig, ProtocolName
-from mcc_core.scoring import ImageScore, Scorer, Setting, matrices, metrics
+from mcc_core.protocols import EvaluationConfig, ProtocolName, needs_crf
+from mcc_core.scoring import ImageScore, Scorer, Setting, metrics, totals
 from mcc_core.validation import validate
 from orchestrator.cluster import cluster
 from orchestrator.map_cache import MapCache
@@ -93,7 +93,7 @@ def evaluate_checkpoint(
 
     Raises UsageError when `out` holds another evaluation's scores, or classes differ; DataError for broken data.
     """
-    if any(setting.protocol == "ms_crf" for setting in request.settings):
+    if any(needs_crf(setting.protocol) for setting in request.settings):
         require_crf()
     saved = checkpoints.load(request.checkpoint)
     index = _index(request, saved, settings.home)
@@ -102,6 +102,8 @@ def evaluate_checkpoint(
         for item in (index.train if request.split == request.data.train_split else index.val)
         if request.blind or item.name in index.masks
     ][: request.limit]
+    if not items:
+        raise DataError(f"no image of {request.split} has a mask: nothing to score (--masks and mcc predict need none)")
     header: dict[str, object] = {
         "checkpoint": file_digest(request.checkpoint),
         "data": index.fingerprint,
@@ -125,11 +127,11 @@ def evaluate_checkpoint(
                 scores.add(score.image, score.counts)
                 on_image(number, len(items))
     counted = [scores.known[item.name] for item in items]
-    totals = matrices(counted, len(saved.classes) + 1)
+    sums = totals(counted, len(saved.classes) + 1)
     found_metrics = {
-        s.name: metrics(totals[s.name], request.split, s.protocol, saved.classes)
+        s.name: metrics(sums[s.name], request.split, s.protocol, saved.classes)
         for s in request.settings
-        if s.name in totals
+        if s.name in sums
     }
     result = Evaluation(header, found_metrics, saved.classes, result.images, out)
     _write(result)

@@ -23,6 +23,8 @@ from orchestrator.settings import Settings
 from orchestrator.storage import Storage
 from orchestrator.sweep_file import SweepFile, check_fields, load_sweep, unknown_field
 
+CLASS_SCORE = "val/cls/single/f1"  # needs no masks
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -97,6 +99,8 @@ def plan_sweep(
     trials = tuple(roster.trials.values())
     if not trials:
         raise UsageError(f"{source}: parameters: no valid configuration was drawn; the first: {left_out[0]}")
+    named = "metric" in sweep.model_fields_set or len(chosen.objectives) > 1
+    chosen, unscored = _measurable(chosen, source, list(roster.indexes.values()), named=named)
     for metric, _ in {chosen.objectives[0], *chosen.objectives, (chosen.metric, chosen.mode)}:
         check_metric(metric, f"{source}: metric", trials[0].experiment)
     check_models(trials, roster.indexes, download=settings.ray_address is None)
@@ -104,6 +108,7 @@ def plan_sweep(
     concurrent, gpus, notes = _concurrency(chosen, source, trials, capacity)
     states = {t.identity: trial_state(storage, t.identity) for t in trials}
     finished = frozenset(i for i, state in states.items() if is_done(state, chosen))
+    notes += unscored
     notes += [f"{len(left_out)} drawn points are not valid and left out, such as {left_out[0]}"] if left_out else []
     plan = Plan(
         sweep=sweep_id or f"{chosen.name}-{_short_hash([t.identity for t in trials])}",
@@ -176,6 +181,17 @@ def trial_document(trial: Trial) -> dict[str, Any]:
     return fields | {"experiment": trial.experiment.model_dump(mode="json")}
 
 
+def _measurable(
+    sweep: SweepFile, source: str, indexes: Sequence[DataIndex], *, named: bool
+) -> tuple[SweepFile, list[str]]:
+    """The sweep, compared by what data without masks allows. Raises UsageError where it asks for more by name."""
+    if all(index.has_masks for index in indexes):
+        return sweep, []
+    if named and any(metric != CLASS_SCORE for metric, _ in sweep.objectives):
+        raise UsageError(f"{source}: metric: {sweep.objectives[0][0]}: val has no masks: {CLASS_SCORE} can be measured")
+    return sweep.model_copy(update={"metric": CLASS_SCORE}), ["val has no masks: the classes alone are scored (f1)"]
+
+
 def check_metric(metric: str, source: str, experiment: Experiment) -> None:
     """Raise UsageError unless evaluation records a metric of this key."""
     from mcc_core.evaluation import STAGES
@@ -183,7 +199,7 @@ def check_metric(metric: str, source: str, experiment: Experiment) -> None:
     known = {f"val/{stage}/{protocol}" for stage, protocol in STAGES.items()}
     head, _, name = metric.rpartition("/")
     per_class = head.endswith("/iou") and head.removesuffix("/iou") in known
-    if metric == "val/cls/single/f1" or (head in known and name in {"miou", "pixel_accuracy"}) or per_class:
+    if metric == CLASS_SCORE or (head in known and name in {"miou", "pixel_accuracy"}) or per_class:
         return
     examples = ", ".join(sorted(f"{k}/miou" for k in known))
     raise UsageError(f"{source}: {metric!r}: evaluation records no such metric; such as {examples}")

@@ -12,6 +12,7 @@ import numpy as np
 
 from mcc_core.errors import UsageError
 from mcc_core.protocols import PROTOCOLS
+from mcc_core.pseudo_label import IGNORE
 from mcc_core.scoring import Counts as PixelCounts
 from orchestrator.scores_file import read_scores
 from orchestrator.statistics import Counts, Difference, bootstrap, mean_iou
@@ -106,6 +107,8 @@ def iou_counts(images: Sequence[PixelCounts], num_labels: int) -> Counts:
     found = np.zeros((len(images), num_labels, 2), np.int64)
     for row, counts in zip(found, images, strict=True):
         for truth, guess, pixels in counts:
+            if guess == IGNORE:
+                continue  # left open: scored by its share alone
             if truth == guess:
                 row[truth] += pixels
             else:

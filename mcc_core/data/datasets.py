@@ -53,7 +53,7 @@ class TrainingSet(Dataset[dict[str, Any]]):
 
 
 class EvaluationSet(Dataset[dict[str, Any]]):
-    """Images squashed to one size, with masks at their own size."""
+    """Images squashed to one size, with the masks that there are at their own size."""
 
     def __init__(self, items: Sequence[Item], masks: Mapping[str, Path], num_classes: int, size: int) -> None:
         self.items, self.masks, self.num_classes, self.size = items, masks, num_classes, size
@@ -62,12 +62,13 @@ class EvaluationSet(Dataset[dict[str, Any]]):
         return len(self.items)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`image`: 3,S,S; `labels`: C; `mask`: H,W uint8, 255 = ignore; `name`."""
+        """`image`: 3,S,S; `labels`: C; `mask`: H,W uint8, 255 = ignore, or None; `name`."""
         item = self.items[index]
         image = normalise(TF.resize(_tensor(read_rgb(item.image)), [self.size, self.size], antialias=False))
         labels = torch.zeros(self.num_classes)
         labels[list(item.labels)] = 1
-        mask = torch.from_numpy(read_mask(self.masks[item.name], self.num_classes))
+        path = self.masks.get(item.name)
+        mask = None if path is None else torch.from_numpy(read_mask(path, self.num_classes))
         return {"image": image, "labels": labels, "mask": mask, "name": item.name}
 
 

@@ -7,9 +7,9 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from mcc_core.data import shapes
 from mcc_core.data.index_file import INDEX, read_index
 from mcc_core.data.voc import (
     VOC_CLASSES,
-    check_image,
+    image_size,
     read_class_file,
     read_labels,
     read_mask,
@@ -29,6 +29,8 @@ from mcc_core.data.voc import (
     valid_classes,
 )
 from mcc_core.errors import DataError
+from mcc_core.files import file_digest, whole
+from mcc_core.parallel import each
 
 _PROGRESS_FROM = 2000  # files to check before a progress bar is worth its line
 
@@ -53,14 +55,20 @@ class DataIndex:
     skipped: tuple[str, ...]  # `path: reason` of images left out
     fingerprint: str  # of names, labels, image contents and val masks; the folder does not matter
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether segmentation can be scored on val."""
+        return any(item.name in self.masks for item in self.val)
+
 
 def build_index(config: DataConfig, home: Path, *, blind: bool = False) -> DataIndex:
     """Check a dataset and list it; shapes are generated first where they are not there yet.
 
     Every image, and every mask of the val split, is decoded once; the result is remembered in `home/index` by path,
     size and time of change. Images without any label are kept. Raises DataError for what is missing, broken, or in
-    both splits; with `on_corrupt: skip` a missing or broken image (of either split) is left out instead. A `blind`
-    val split, such as VOC's test, may lack masks and annotations; images without an annotation get no labels.
+    both splits; with `on_corrupt: skip` a missing or broken image (of either split) is left out instead. Of val all
+    or none have a mask. A `blind` val split, such as VOC's test, may lack some, and annotations; images without an
+    annotation get no labels.
     """
     root = shapes.ensure(config, home) if config.name == "shapes" else config.root
     if root is None:
@@ -75,7 +83,7 @@ def build_index(config: DataConfig, home: Path, *, blind: bool = False) -> DataI
     train_names, val_names = read_split(root, config.train_split), read_split(root, config.val_split)
     _check_disjoint(root, config, train_names, val_names)
     paths = {name: root / "JPEGImages" / f"{name}.jpg" for name in train_names + val_names}
-    images = _checked(list(paths.values()), home, "image", check_image)
+    images = _checked(list(paths.values()), home, "image", image_size)
     broken = tuple(found.problem for found in images.values() if found.problem)
     if broken and config.on_corrupt == "stop":
         more = f" (and {len(broken) - 1} more images)" if len(broken) > 1 else ""
@@ -98,14 +106,14 @@ def build_index(config: DataConfig, home: Path, *, blind: bool = False) -> DataI
         raise DataError(f"{root / 'Annotations'}: no image of {config.train_split} has an object: nothing to learn")
     masks = {i.name: root / "SegmentationClass" / f"{i.name}.png" for i in (*train, *val)}
     masks = {name: path for name, path in masks.items() if path.is_file()}
-    for item in val:
-        if item.name not in masks and not blind:
-            raise DataError(f"{root / 'SegmentationClass' / item.name}.png: no such mask; {config.val_split} needs it")
+    if missing := _unscored(val, masks, blind=blind):
+        file = root / "SegmentationClass" / f"{missing}.png"
+        raise DataError(f"{file}: no such mask; others of {config.val_split} have one")
     truth = _checked(
         [masks[item.name] for item in val if item.name in masks],
         home,
         f"mask {len(classes)}",
-        lambda path: read_mask(path, len(classes)),
+        partial(read_mask, num_classes=len(classes)),
     )
     for found in truth.values():
         if found.problem:
@@ -138,12 +146,18 @@ def _prepared(config: DataConfig, root: Path, *, blind: bool) -> DataIndex:
         for split in (config.train_split, config.val_split)
     )
     masks = {i.name: root / mask for i in (*train, *val) if (mask := file.images[i.name].mask) is not None}
-    if not blind and (missing := [item.name for item in val if item.name not in masks]):
-        raise DataError(f"{root / INDEX}: {missing[0]} of {config.val_split} has no mask: it cannot be evaluated on")
+    if missing := _unscored(val, masks, blind=blind):
+        raise DataError(f"{root / INDEX}: {missing} has no mask; others of {config.val_split} have one")
     digests = {item.image: file.images[item.name].digest for item in (*train, *val)}
     _check_content(train, val, digests)
     digests |= {masks[i.name]: file.images[i.name].mask_digest for i in val if i.name in masks}
     return DataIndex(file.classes, train, val, masks, (), _fingerprint(file.classes, train, val, masks, digests))
+
+
+def _unscored(val: Sequence[Item], masks: Mapping[str, Path], *, blind: bool) -> str | None:
+    """The first val item without a mask where others have one."""
+    without = [item.name for item in val if item.name not in masks]
+    return without[0] if without and len(without) < len(val) and not blind else None
 
 
 def _check_content(train: Sequence[Item], val: Sequence[Item], digests: Mapping[Path, str]) -> None:
@@ -236,11 +250,8 @@ def _checked(paths: Sequence[Path], home: Path, kind: str, check: Callable[[Path
         for path, result in zip(fresh, _examine(list(fresh), kind, check), strict=True):
             found[path] = result
             cache[fresh[path]] = [result.digest, result.problem.removeprefix(f"{path}: ")]
-        with suppress(OSError):  # without it the next index takes longer, nothing else
-            cache_file.parent.mkdir(parents=True, exist_ok=True)
-            partial = cache_file.with_suffix(f".{os.getpid()}.part")
-            partial.write_text(json.dumps(cache))
-            partial.replace(cache_file)
+        with suppress(OSError), whole(cache_file) as partly:  # without it the next index takes longer, nothing else
+            partly.write_text(json.dumps(cache))
     return {path: found[path] for path in paths}
 
 
@@ -253,22 +264,22 @@ def _remembered(cache_file: Path) -> dict[str, list[str]]:
 
 
 def _examine(paths: Sequence[Path], kind: str, check: Callable[[Path], object]) -> Iterable[_Found]:
-    def one(path: Path) -> _Found:
-        try:
-            check(path)
-            return _Found(hashlib.sha256(path.read_bytes()).hexdigest()[:32], "")
-        except OSError as error:
-            return _Found("", f"{path}: {error.strerror or error}")
-        except DataError as error:
-            return _Found("", str(error))
-
     quiet = len(paths) < _PROGRESS_FROM or not sys.stderr.isatty()
-    with ThreadPoolExecutor() as pool:
-        yield from track(
-            pool.map(one, paths),
-            f"checking {kind.split()[0]}s",
-            total=len(paths),
-            console=Console(stderr=True),
-            transient=True,
-            disable=quiet,
-        )
+    yield from track(
+        each(partial(_examined, check), paths),
+        f"checking {kind.split()[0]}s",
+        total=len(paths),
+        console=Console(stderr=True),
+        transient=True,
+        disable=quiet,
+    )
+
+
+def _examined(check: Callable[[Path], object], path: Path) -> _Found:
+    try:
+        check(path)
+        return _Found(file_digest(path)[:32], "")
+    except OSError as error:
+        return _Found("", f"{path}: {error.strerror or error}")
+    except DataError as error:
+        return _Found("", str(error))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from pydantic import BaseModel, PositiveInt, ValidationError
 
 from mcc_core.data.archives import is_archive, unpack
 from mcc_core.data.prepare import Draft, Entry, Progress
-from mcc_core.data.prepare_voc import write_mask
+from mcc_core.data.prepare_voc import is_current, write_mask
 from mcc_core.errors import DataError, UsageError
+from mcc_core.parallel import each
 
 OFFICIAL = {"train": 82_081, "val": 40_137}
 YEAR = 2014
@@ -66,7 +67,7 @@ def draft_coco(sources: Sequence[Path], out: Path, progress: Progress = lambda *
         folders += [source] if source.is_dir() else []
     draft: Draft | None = None
     for split in ("train", "val"):
-        coco = _annotations(folders, split)
+        file, coco = _annotations(folders, split)
         images = _folder(folders, f"{split}{YEAR}")
         categories = sorted(coco.getCatIds())
         classes = tuple(category["name"] for category in coco.loadCats(categories))
@@ -74,56 +75,85 @@ def draft_coco(sources: Sequence[Path], out: Path, progress: Progress = lambda *
             draft = Draft("coco", classes, {}, {})
         elif classes != draft.classes:
             raise DataError(f"instances_{split}{YEAR}.json: other categories than instances_train{YEAR}.json")
-        _add(draft, split, coco, images, {c: i for i, c in enumerate(categories)}, out / "masks" / split, progress)
+        numbers = {category: i for i, category in enumerate(categories)}
+        _add(draft, split, file, coco, images, numbers, out / "masks" / split, progress)
         if len(draft.splits[split]) != OFFICIAL[split]:
             draft.notes.append(f"{split}: {len(draft.splits[split])} images; the official data has {OFFICIAL[split]}")
     assert draft is not None
     return draft
 
 
-def label_map(
-    coco: Any, image: Mapping[str, Any], annotations: Sequence[Any], numbers: Mapping[int, int]
-) -> np.ndarray:
+def label_map(image: Mapping[str, Any], annotations: Sequence[Any], numbers: Mapping[int, int]) -> np.ndarray:
     """Labels H,W uint8 of an image, 0 background, the smallest object on top."""
+    from pycocotools.coco import COCO
+
+    coco = COCO()
+    coco.imgs = {image["id"]: image}
     label = np.zeros((image["height"], image["width"]), np.uint8)
     for annotation in sorted(annotations, key=lambda a: (-a["area"], a["id"])):
         label[coco.annToMask(annotation).astype(bool)] = numbers[annotation["category_id"]] + 1
     return label
 
 
+@dataclass(frozen=True)
+class _Drawing:
+    """What is needed to draw the mask of an image, and where."""
+
+    annotated: Path  # the instances file
+    image: Mapping[str, Any]
+    annotations: Sequence[Any]
+    numbers: Mapping[int, int]
+    mask: Path
+
+
+def _draw(work: _Drawing) -> str:
+    """Write a mask unless it is there and no older than its annotations. What is wrong, or nothing."""
+    if is_current(work.mask, work.annotated):
+        return ""
+    try:
+        label = label_map(work.image, work.annotations, work.numbers)
+    except Exception as error:  # pycocotools raises bare Exception for a segmentation that it cannot draw
+        reason = str(error) or type(error).__name__
+        return f"{work.annotated.name}: image {work.image['id']}: its objects cannot be drawn: {reason}"
+    write_mask(label, work.mask)
+    return ""
+
+
 def _add(
-    draft: Draft, split: str, coco: Any, images: Path, numbers: Mapping[int, int], masks: Path, progress: Progress
+    draft: Draft,
+    split: str,
+    annotated: Path,
+    coco: Any,
+    images: Path,
+    numbers: Mapping[int, int],
+    masks: Path,
+    progress: Progress,
 ) -> None:
-    where = f"instances_{split}{YEAR}.json"
     by_image = defaultdict(list)
     for annotation in coco.dataset.get("annotations", []):
         by_image[annotation["image_id"]].append(annotation)
-    listed = [image for image in coco.dataset["images"] if by_image[image["id"]]]
-
-    def one(image: Mapping[str, Any]) -> Entry | str:
-        name, file = Path(image["file_name"]).stem, images / Path(image["file_name"]).name
-        if not file.is_file():
-            return f"{file}: no such file"
-        mask, annotations = masks / f"{name}.png", by_image[image["id"]]
-        if not mask.is_file():
-            try:
-                label = label_map(coco, image, annotations, numbers)
-            except Exception as error:  # pycocotools raises bare Exception for a segmentation that it cannot draw
-                return f"{where}: image {image['id']}: its objects cannot be drawn: {error or type(error).__name__}"
-            write_mask(label, mask)
-        return Entry(name, file, tuple(sorted({numbers[a["category_id"]] for a in annotations})), mask)
-
-    with ThreadPoolExecutor() as pool:
-        for done, found in enumerate(pool.map(one, listed), start=1):
-            if isinstance(found, str):
-                draft.problems.append(found)
-            else:
-                draft.entries[found.name] = found
-            progress(f"masks of {split}", done, len(listed))
-    draft.splits[split] = [name for image in listed if (name := Path(image["file_name"]).stem) in draft.entries]
+    names, listed = [], [image for image in coco.dataset["images"] if by_image[image["id"]]]
+    drawings: list[_Drawing] = []
+    for image in listed:
+        file = images / Path(image["file_name"]).name
+        if file.is_file():
+            drawings.append(_Drawing(annotated, image, by_image[image["id"]], numbers, masks / f"{file.stem}.png"))
+        else:
+            draft.problems.append(f"{file}: no such file")
+    for done, (work, problem) in enumerate(zip(drawings, each(_draw, drawings), strict=True), start=1):
+        name = work.mask.stem
+        if problem:
+            draft.problems.append(problem)
+        else:
+            labels = tuple(sorted({numbers[a["category_id"]] for a in work.annotations}))
+            draft.entries[name] = Entry(name, images / Path(work.image["file_name"]).name, labels, work.mask)
+            names.append(name)
+        progress(f"masks of {split}", done, len(drawings))
+    draft.splits[split] = names
 
 
-def _annotations(folders: Sequence[Path], split: str) -> Any:
+def _annotations(folders: Sequence[Path], split: str) -> tuple[Path, Any]:
+    """The instances file of a split and what pycocotools reads of it."""
     try:
         from pycocotools.coco import COCO
     except ImportError:
@@ -146,7 +176,7 @@ def _annotations(folders: Sequence[Path], split: str) -> Any:
         known = {category["id"] for category in coco.dataset["categories"]}
         if unknown := next((a for a in coco.dataset["annotations"] if a["category_id"] not in known), None):
             raise DataError(f"{file}: annotation {unknown['id']}: no category {unknown['category_id']}")
-        return coco
+        return file, coco
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise DataError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None

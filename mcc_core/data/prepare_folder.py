@@ -3,8 +3,8 @@
 - Table: CSV with the columns `image` (a path relative to the images' folder) and `labels` (class names `;` between, or
   nothing).
 - Sub-folders: each image has the class that its folder is named after.
-- Masks are optional for training images and needed for the images that evaluation scores: PNGs with class numbers
-  (0 background, then the classes in the order of their names or of the classes file), named as the images are.
+- Masks are optional: PNGs with class numbers (0 background, then the classes in the order of their names or of the
+  classes file), named as the images are. Without any, evaluation has the scores of the classes alone.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def draft_folder(
 ) -> Draft:
     """Describe a folder of images.
 
-    The val split is a share of the images that have masks, drawn by a hash of name and seed, so that more images
-    leave the drawn ones where they are.
+    The val split is a share of the images that have masks, or of all where none has; drawn by a hash of name and seed,
+    so that more images leave the drawn ones where they are.
 
-    Raises DataError for a table that cannot be read, names no image, or when no image has a mask.
+    Raises DataError for a table that cannot be read or names no image, or when a split gets no image.
     """
     if not images.is_dir():
         raise DataError(f"{images}: no such folder")
@@ -57,12 +57,17 @@ def draft_folder(
         else:
             mask = next((m for m in _places(masks, path, name) if m.is_file()), None)
             draft.entries[name] = Entry(name, images / path, tuple(sorted(numbers[label] for label in found)), mask)
-            held = mask is not None and _drawn(name, seed) < val_share
-            draft.splits["val" if held else "train"].append(name)
-    if not draft.splits["val"]:
+    able = [name for name, entry in draft.entries.items() if entry.mask is not None] or list(draft.entries)
+    held = {name for name in able if _drawn(name, seed) < val_share}
+    for name in draft.entries:
+        draft.splits["val" if name in held else "train"].append(name)
+    if empty := [split for split, names in draft.splits.items() if not names]:
         raise DataError(
-            f"{images}: no image for evaluation: it needs masks (--masks FOLDER) and a share of them (--val-share)"
+            f"{images}: no image is left for {empty[0]}: {len(held)} of the {len(able)} that can be held back are, "
+            f"by --val-share {val_share}"
         )
+    if not any(entry.mask for entry in draft.entries.values()):
+        draft.notes.append("no masks: training will score classes alone; --masks FOLDER gives mIoU")
     return draft
 
 

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from mcc_core.data.prepare import Draft, Entry, Progress
 from mcc_core.data.voc import VOC_CLASSES, palette_png, read_labels, read_split
 from mcc_core.errors import DataError
 from mcc_core.files import whole
+from mcc_core.parallel import each
 
 OFFICIAL = {"train_aug": 10_582, "train": 1_464, "val": 1_449, "test": 1_456}
 
@@ -85,20 +86,20 @@ def _add(draft: Draft, name: str, roots: Sequence[Path], mask: Path | None, *, l
 
 
 def _sbd_masks(folders: Sequence[Path], out: Path, progress: Progress) -> dict[str, Path]:
-    """SBD's masks as PNGs; those that are there already are kept."""
+    """SBD's masks as PNGs; those that are there already and no older than their source are kept."""
     files = sorted(file for folder in _holding(folders, "cls") for file in (folder / "cls").glob("*.mat"))
     found = {}
-    with ThreadPoolExecutor() as pool:
-        for done, mask in enumerate(pool.map(lambda file: _convert(file, out / f"{file.stem}.png"), files), start=1):
-            found[mask.stem] = mask
-            progress("converting SBD masks", done, len(files))
+    for done, mask in enumerate(each(partial(_convert, out=out), files), start=1):
+        found[mask.stem] = mask
+        progress("converting SBD masks", done, len(files))
     return found
 
 
-def _convert(source: Path, target: Path) -> Path:
+def _convert(source: Path, out: Path) -> Path:
     from scipy.io import loadmat
 
-    if target.is_file():
+    target = out / f"{source.stem}.png"
+    if is_current(target, source):
         return target
     try:
         label = np.asarray(loadmat(str(source))["GTcls"]["Segmentation"][0][0], np.uint8)
@@ -106,6 +107,11 @@ def _convert(source: Path, target: Path) -> Path:
         raise DataError(f"{source}: cannot be read as an SBD mask: {error}") from None
     write_mask(label, target)
     return target
+
+
+def is_current(made: Path, source: Path) -> bool:
+    """Whether a file made of a source is there and no older than it, as in make."""
+    return made.is_file() and made.stat().st_mtime_ns >= source.stat().st_mtime_ns
 
 
 def write_mask(label: np.ndarray, target: Path) -> None:

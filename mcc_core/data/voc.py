@@ -10,7 +10,8 @@ import io
 import re
 import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -19,9 +20,10 @@ from PIL import Image, ImageOps
 
 from mcc_core.errors import DataError
 
-# What Pillow raises for a file that is missing, cut short or no image.
 MAX_PIXELS = 64_000_000  # of an image of unknown origin
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_ORIENTATION = 0x0112  # the EXIF tag
+# What Pillow raises for a file that is missing, cut short or no image.
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 _ID = re.compile(r"[^\s/\\\0.][^\s/\\\0]*")  # cannot leave the folder
 _ANNOTATION_BYTES = 1 << 20
@@ -136,9 +138,32 @@ def valid_classes(names: Sequence[str], source: str) -> tuple[str, ...]:
 
 def read_rgb(path: Path) -> np.ndarray:
     """H,W,3 uint8 of an image in any mode, EXIF rotation applied. Raises DataError naming the file."""
+    with _opened(path) as image:
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image, EXIF rotation applied, after decoding it whole. Raises DataError naming the file.
+
+    A JPEG is decoded at an eighth of its size, which reads every byte of it and costs a fraction.
+    """
+    with _opened(path) as image:
+        turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        size = (image.height, image.width) if turned else (image.width, image.height)
+        image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
+        ImageOps.exif_transpose(image).convert("RGB")
+        return size
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     try:
+        if path.stat().st_size == 0:
+            raise DataError(f"{path}: cannot be read as an image: it is empty (0 bytes)")
         with Image.open(path) as image:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(f"{path}: {image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are read")
+            yield image
     except IMAGE_ERRORS as error:
         raise DataError(f"{path}: cannot be read as an image: {_plain(error, path)}") from None
 
@@ -156,19 +181,6 @@ def read_mask(path: Path, num_classes: int) -> np.ndarray:
     if len(wrong):
         raise DataError(f"{path}: label {int(wrong[0])} is out of range: there are {num_classes} classes")
     return mask
-
-
-def check_image(path: Path) -> None:
-    """Decode a whole image. Raises DataError naming the file.
-
-    A JPEG is decoded at an eighth of its size, which reads every byte of it and costs a fraction.
-    """
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
-            ImageOps.exif_transpose(image).convert("RGB")
-    except IMAGE_ERRORS as error:
-        raise DataError(f"{path}: cannot be read as an image: {_plain(error, path)}") from None
 
 
 def _plain(error: BaseException, path: Path) -> str:

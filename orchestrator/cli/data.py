@@ -70,12 +70,14 @@ def folder(
 
 @app.command()
 def check(
-    index: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder with the index.json of a prepared dataset.")],
+    index: Annotated[Path, typer.Argument(metavar="FOLDER", help="A prepared dataset: its folder, or its index.json.")],
 ) -> None:
     """Read every file of an index again; name what is missing, changed, or in two splits."""
-    from mcc_core.data.index_file import read_index
+    from mcc_core.data.index_file import INDEX, read_index
     from mcc_core.data.prepare import changed_files, same_content
 
+    if index.name == INDEX and index.is_file():
+        index = index.parent
     found = read_index(index)
     with _bar() as progress:
         problems = changed_files(found, index, progress)

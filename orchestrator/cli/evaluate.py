@@ -24,14 +24,16 @@ def evaluate(
     ] = None,
     split: Annotated[str, typer.Option("--split", help="Split with masks; any with --submission.")] = "val",
     protocol: Annotated[
-        str, typer.Option("--protocol", help="cam, aux_cam, single, ms, ms_crf; several with commas.")
+        str, typer.Option("--protocol", help="cam, aux_cam, cam_crf, refined, single, ms, ms_crf; several with commas.")
     ] = "cam,single,ms",
     out: Annotated[Path | None, typer.Option("--out", help="Default: evaluations/NAME-SPLIT.")] = None,
     set_: Set = None,
     submission: Annotated[
         Path | None, typer.Option("--submission", metavar="FILE.tar.gz", help="For VOC's server; one protocol.")
     ] = None,
-    masks: Annotated[bool, typer.Option("--masks", help="Keep the label maps (OUT/masks).")] = False,
+    masks: Annotated[
+        bool, typer.Option("--masks", help="Export label maps (OUT/masks), also of unlabelled images.")
+    ] = False,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Ray workers; 0: this process.")] = 0,
     processes: Annotated[int, typer.Option("--processes", min=0, help="Per worker, for label maps and CRF.")] = 0,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="The first images only.")] = None,
@@ -42,6 +44,7 @@ def evaluate(
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from mcc_core.protocols import SEGMENTATION
     from orchestrator.evaluation_request import evaluation_request
     from orchestrator.evaluation_run import Means, evaluate_checkpoint
     from orchestrator.evaluation_tracking import track_evaluation
@@ -50,8 +53,8 @@ def evaluate(
     from orchestrator.trained import find_checkpoint, slug
 
     names = _protocols(protocol)
-    if submission is not None and (len(names) != 1 or names[0] not in ("single", "ms", "ms_crf")):
-        raise UsageError(f"--protocol {protocol}: --submission takes one of single, ms, ms_crf")
+    if submission is not None and (len(names) != 1 or names[0] not in SEGMENTATION):
+        raise UsageError(f"--protocol {protocol}: --submission takes one of {', '.join(SEGMENTATION)}")
     settings, console = Settings.from_environment(), Console()
     file = find_checkpoint(checkpoint, settings)
     request = evaluation_request(
@@ -62,7 +65,7 @@ def evaluate(
         data=data,
         limit=limit,
         keep_masks=masks or submission is not None,
-        blind=submission is not None,
+        blind=masks or submission is not None,
     )
     target = out or Path("evaluations") / f"{slug(checkpoint)}-{split}"
     columns = (TextColumn("evaluating"), MofNCompleteColumn(), TimeRemainingColumn())
@@ -76,6 +79,8 @@ def evaluate(
             lambda done, total: progress.update(task, completed=done, total=total),
         )
     _print(result, console)
+    if masks:
+        console.print(f"label maps: {result.masks(names[0]).parent}", highlight=False, markup=False, soft_wrap=True)
     if submission is not None:
         write_submission(result.masks(names[0]), result.images, submission)
         console.print(f"{submission}: {len(result.images)} label maps", highlight=False)
@@ -106,7 +111,7 @@ def _print(result: Evaluation, console: Console) -> None:
     for protocol in result.metrics:
         table.add_column(protocol, justify="right")
     values = {name: {m.name: m.value for m in found} for name, found in result.metrics.items()}
-    for row in ("miou", "pixel_accuracy", *(f"iou/{name}" for name in ("background", *result.classes))):
+    for row in ("miou", "pixel_accuracy", "coverage", *(f"iou/{name}" for name in ("background", *result.classes))):
         cells = [f"{100 * values[p][row]:.1f}" if row in values[p] else "-" for p in result.metrics]
         table.add_row(row.removeprefix("iou/"), *cells)
     console.print(table)

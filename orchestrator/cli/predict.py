@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mcc_core.errors import UsageError
 
 if TYPE_CHECKING:
-    from mcc_core.protocols import ProtocolName
+    pass
 
 
 def predict(
@@ -25,11 +25,12 @@ def predict(
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from mcc_core.inference import image_files, predict_files
+    from mcc_core.protocols import SEGMENTATION
     from orchestrator.settings import Settings
     from orchestrator.trained import find_checkpoint
 
-    if protocol not in ("single", "ms", "ms_crf"):
-        raise UsageError(f"--protocol {protocol}: not one of single, ms, ms_crf")
+    if protocol not in SEGMENTATION:
+        raise UsageError(f"--protocol {protocol}: not one of {', '.join(SEGMENTATION)}")
     file, files = find_checkpoint(checkpoint, Settings.from_environment()), image_files(images)
     columns = (TextColumn("predicting"), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True) as progress:
@@ -40,7 +41,7 @@ def predict(
             out,
             device,
             on_image=lambda _: progress.advance(task),
-            protocol=cast("ProtocolName", protocol),
+            protocol=protocol,
             batch=batch,
         )
     print(f"{len(written)} images in {out}")

@@ -78,7 +78,7 @@ def test_images_in_both_splits_are_refused(root: Path, home: Path) -> None:
 
 def test_missing_val_mask_is_named(root: Path, home: Path) -> None:
     (root / "SegmentationClass" / "b2.png").unlink()
-    with pytest.raises(DataError, match=r"b2.png: no such mask; val needs it"):
+    with pytest.raises(DataError, match=r"b2.png: no such mask; others of val have one"):
         build_index(small_voc.config(root), home)
 
 

@@ -14,9 +14,10 @@ from small import SMALL
 from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
 from mcc_core.data.shapes import scene
+from mcc_core.data.voc import read_rgb
 from mcc_core.errors import DataError, UsageError
 from mcc_core.experiment_files import resolve
-from mcc_core.inference import image_files, predict_files, read_image, to_tensor
+from mcc_core.inference import image_files, predict_files, to_tensor
 from mcc_core.model import MCCNet
 from mcc_core.protocols import EvaluationConfig, ProtocolName, combined_logits, label_map, network_maps, raw_logits
 
@@ -84,11 +85,11 @@ def test_image_modes_and_rotation(tmp_path: Path) -> None:
     exif = picture.getexif()
     exif[0x0112] = 6
     picture.save(tmp_path / "turned.jpg", exif=exif)
-    assert read_image(tmp_path / "turned.jpg").shape == (30, 20, 3)
+    assert read_rgb(tmp_path / "turned.jpg").shape == (30, 20, 3)
     for mode in ("L", "CMYK", "RGBA", "P", "1"):
         suffix = "jpg" if mode in {"L", "CMYK"} else "png"
         picture.convert(mode).save(tmp_path / f"{mode}.{suffix}")
-        assert read_image(tmp_path / f"{mode}.{suffix}").shape == (20, 30, 3)
+        assert read_rgb(tmp_path / f"{mode}.{suffix}").shape == (20, 30, 3)
 
 
 def test_flipping_the_image_flips_the_segmentation(checkpoint: Path) -> None:
@@ -107,7 +108,7 @@ def test_masks_are_those_that_the_protocol_scores(checkpoint: Path, tmp_path: Pa
     files = [photo(tmp_path / f"{i}.png", *size) for i, size in enumerate(sizes)]
     written = predict_files(checkpoint, files, tmp_path / "out", device="cpu", protocol=protocol, batch=2)
     for file, mask in zip(files, written, strict=True):
-        image = read_image(file)
+        image = read_rgb(file)
         maps = network_maps(saved.network(), image, (), [protocol], config, torch.device("cpu"))
         same = np.asarray(Image.open(mask)) == label_map(maps, protocol, config, image)
         assert same.mean() > 0.999

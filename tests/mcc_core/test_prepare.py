@@ -99,10 +99,11 @@ def test_cheating_is_stopped(tmp_path: Path) -> None:
     file.write_text(json.dumps(cheat))
     with pytest.raises(DataError, match="'v1' is in both train_aug and val"):
         build_index(config, tmp_path / "home")
-    content["images"]["copy"] = content["images"]["v1"]
+    stolen = Path(shutil.copy(content["images"]["v1"]["image"], tmp_path / "innocent.jpg"))
+    content["images"]["copy"] = content["images"]["v1"] | {"image": str(stolen), "mask": None}
     content["splits"]["train_aug"].append("copy")
     file.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"v1.jpg: the same picture as .*v1.jpg, which is trained on"):
+    with pytest.raises(DataError, match=r"v1.jpg: the same picture as .*innocent.jpg, which is trained on"):
         build_index(config, tmp_path / "home")
     root = tmp_path / "a" / "VOCdevkit" / "VOC2012"
     for folder, suffix in (("JPEGImages", "jpg"), ("Annotations", "xml")):
@@ -110,6 +111,19 @@ def test_cheating_is_stopped(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"v1.jpg: the same picture as .*t1.jpg"):
         build_index(DataConfig(name="voc", root=root, train_split="train"), tmp_path / "home")
     assert made.problems == ()
+
+
+@pytest.mark.parametrize(
+    "line", ['{"key": "x"}', "[]", "null", '{"key": [1], "found": {}}', '{"key": "KEY", "found": {}}']
+)
+def test_a_journal_that_is_not_ours_is_read_past(tmp_path: Path, line: str) -> None:
+    made = prepared_voc(tmp_path)
+    journal = tmp_path / "out" / ".examined.jsonl"
+    key = json.loads(journal.read_text().splitlines()[0])["key"]
+    with journal.open("a") as stream:
+        stream.write(line.replace("KEY", key) + "\n")
+    sources = [tmp_path / "a", tmp_path / "b", tmp_path / "c"]
+    assert finish(draft_voc(sources, tmp_path / "out"), tmp_path / "out").index == made.index
 
 
 def test_check_names_what_changed(tmp_path: Path) -> None:
@@ -143,6 +157,22 @@ def test_coco_from_folders_and_zips(tmp_path: Path) -> None:
     ]
 
 
+def test_masks_are_drawn_again_when_annotations_change(tmp_path: Path) -> None:
+    root = mini.coco(tmp_path / "coco")
+    made = finish(draft_coco([root], tmp_path / "out"), tmp_path / "out")
+    file = root / "annotations" / "instances_train2014.json"
+    content = json.loads(file.read_text())
+    for annotation in content["annotations"]:
+        annotation["category_id"] = content["categories"][1]["id"]
+    file.write_text(json.dumps(content))
+    again = finish(draft_coco([root], tmp_path / "out"), tmp_path / "out")
+    name = again.index.splits["train"][0]
+    assert again.index.images[name].labels == (1,)
+    assert set(np.unique(read_mask(tmp_path / "out" / str(again.index.images[name].mask), 2))) == {0, 2}
+    val = made.index.splits["val"][0]
+    assert again.index.images[val] == made.index.images[val]
+
+
 def folder_of(tmp_path: Path, rows: dict[str, str]) -> tuple[Path, Path, Path]:
     images, masks, table = tmp_path / "images", tmp_path / "masks", tmp_path / "labels.csv"
     for name in rows:
@@ -164,8 +194,10 @@ def test_a_folder_by_table_and_by_subfolders(tmp_path: Path) -> None:
     by_folder = draft_folder(images, masks=masks, seed=1)
     assert by_folder.classes == ("0", "1", "2") and by_folder.entries["1-1"].labels == (1,)
     assert set(by_folder.splits["val"]) != val
-    with pytest.raises(DataError, match="no image for evaluation: it needs masks"):
-        draft_folder(images, table=table)
+    unmasked = draft_folder(images, table=table)
+    assert len(unmasked.splits["val"]) == len(val) and "no masks" in unmasked.notes[0]
+    with pytest.raises(DataError, match=r"no image is left for val: 0 of the 40 that can be held back"):
+        draft_folder(images, table=table, val_share=0)
 
 
 def truncated(path: Path) -> None:

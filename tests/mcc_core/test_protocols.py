@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from small import SMALL
 
 from mcc_core.data.index import DataIndex, build_index
+from mcc_core.data.transforms import normalise
 from mcc_core.data.voc import read_mask, read_rgb
 from mcc_core.evaluation import evaluate
 from mcc_core.experiment_files import resolve
 from mcc_core.model import MCCNet
-from mcc_core.protocols import EvaluationConfig, Maps, combined_logits, label_map, network_maps
-from mcc_core.scoring import Scorer, Setting, matrices
+from mcc_core.protocols import EvaluationConfig, Maps, combined_logits, label_map, network_maps, squashed_cam
+from mcc_core.pseudo_label import IGNORE, refined_label
+from mcc_core.scoring import Scorer, Setting, metrics, totals
 
 CPU = torch.device("cpu")
 EXPERIMENT = resolve("tiny", SMALL)
-NAMES = ("cam", "aux_cam", "single", "ms", "ms_crf")
+NAMES = ("cam", "aux_cam", "single", "ms", "ms_crf", "cam_crf", "refined")
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +49,12 @@ def settings(index: DataIndex) -> list[Setting]:
 def test_cam_and_single_are_the_in_training_scores(model: MCCNet, index: DataIndex) -> None:
     with Scorer(model, settings(index)[:3], index.masks, CPU) as scorer:
         counts = [score.counts for score in scorer.scores(index.val)]
-    found = matrices(counts, len(index.classes) + 1)
+    found = totals(counts, len(index.classes) + 1)
     expected = {m.key: m.value for m in evaluate(model, index, EXPERIMENT, CPU, 6).metrics}
     model.eval()
-    assert found["single"].miou() == pytest.approx(expected["val/seg/single/miou"], abs=1e-4)
-    assert found["cam"].miou() == pytest.approx(expected["val/cam/ms/miou"], abs=1e-3)
-    assert found["aux_cam"].miou() == pytest.approx(expected["val/aux_cam/ms/miou"], abs=1e-3)
+    assert found["single"].matrix.miou() == pytest.approx(expected["val/seg/single/miou"], abs=1e-4)
+    assert found["cam"].matrix.miou() == pytest.approx(expected["val/cam/ms/miou"], abs=1e-3)
+    assert found["aux_cam"].matrix.miou() == pytest.approx(expected["val/aux_cam/ms/miou"], abs=1e-3)
 
 
 def test_any_number_of_processes_counts_the_same(model: MCCNet, index: DataIndex) -> None:
@@ -97,3 +101,39 @@ def test_maps_survive_a_file(model: MCCNet, index: DataIndex, tmp_path: Path) ->
         again = Maps.of_arrays(dict(archive))
     for name in NAMES:
         assert np.array_equal(label_map(maps, name, config, image), label_map(again, name, config, image))  # type: ignore[arg-type]
+
+
+def test_refined_is_what_trains_the_segmentation(model: MCCNet, index: DataIndex) -> None:
+    """At the crop's own size: the label that the objective makes of the same CAM."""
+    item = next(i for i in index.val if i.labels)
+    image = read_rgb(item.image)
+    config = EvaluationConfig.of(EXPERIMENT, len(index.classes)).model_copy(
+        update={"crop": image.shape[0], "background": 0.4, "foreground": 0.6}
+    )
+    assert image.shape[0] == image.shape[1]
+    maps = network_maps(model, image, item.labels, ["refined"], config, CPU)
+    label = label_map(maps, "refined", config, image)
+    pixels = torch.from_numpy(image).permute(2, 0, 1)
+    cam = torch.zeros(1, len(index.classes), *image.shape[:2])
+    cam[:, list(item.labels)] = squashed_cam(maps, "cam", config)
+    present = torch.zeros(1, len(index.classes))
+    present[:, list(item.labels)] = 1
+    box = torch.tensor([[0, image.shape[0], 0, image.shape[1]]])
+    expected = refined_label(normalise(pixels)[None], cam, present, box, 0.4, 0.6, EXPERIMENT.par)[0].numpy()
+    assert np.array_equal(label, expected)
+    assert IGNORE in np.unique(label) and len(np.unique(label)) >= 2
+
+
+def test_pixels_left_open_are_not_scored_but_told(model: MCCNet, index: DataIndex) -> None:
+    chosen = settings(index)[-1]
+    with Scorer(model, [chosen], index.masks, CPU, keep_masks=True) as scorer:
+        scores = list(scorer.scores(index.val))
+    total = totals((s.counts for s in scores), len(index.classes) + 1)["refined"]
+    found = {m.name: m.value for m in metrics(total, "val", "refined", index.classes)}
+    known = decided = 0
+    for item, score in zip(index.val, scores, strict=True):
+        truth = read_mask(index.masks[item.name], len(index.classes))
+        label = np.asarray(Image.open(io.BytesIO(score.masks["refined"])))
+        known += (truth != 255).sum()
+        decided += ((truth != 255) & (label != 255)).sum()
+    assert found["coverage"] == pytest.approx(decided / known)

@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import archives_mini as mini
+import numpy as np
 import pytest
+
+from mcc_core.data.voc import read_mask
 
 ROOT = Path(__file__).parents[2]
 MCC = Path(sys.executable).with_name("mcc")
@@ -142,3 +146,26 @@ def test_train_predict_list_and_best(tmp_path: Path) -> None:
     predicted = mcc("predict", checkpoint, str(image), "--out", "out", home=tmp_path)
     assert predicted.returncode == 0, predicted.stderr
     assert (tmp_path / "out" / "masks" / f"{image.stem}.png").is_file()
+
+
+def test_images_without_any_mask_train_and_give_pseudo_labels(tmp_path: Path) -> None:
+    """Image-level labels alone, from a folder to label maps of the training images."""
+    for i in range(16):
+        mini.picture(tmp_path / "images" / ("cat" if i % 2 else "dog") / f"{i}.png", str(i))
+    made = mcc("data", "prepare", "folder", "images", home=tmp_path)
+    assert made.returncode == 0 and "no masks: training will score classes alone" in made.stdout, made.stderr
+    data = ["--set", "data.name=voc", "--set", "data.root=data/folder"]
+    (tmp_path / "named.yaml").write_text("name: named\nbase: tiny\nmetric: val/seg/single/miou\n")
+    refused = mcc("sweep", "plan", "named.yaml", *data, home=tmp_path, COLUMNS="200")
+    assert refused.returncode == 2 and "val has no masks: val/cls/single/f1 can be measured" in refused.stderr
+    few = ["train.iterations=2", "train.eval_every=2", "train.batch_size=2", "train.panels=1"]
+    done = mcc("train", "tiny", *data, *(p for f in few for p in ("--set", f)), home=tmp_path, COLUMNS="200")
+    assert done.returncode == 0, done.stderr
+    assert "by val/cls/single/f1" in done.stdout
+    scored = mcc("evaluate", "tiny/tiny", "--protocol", "cam", home=tmp_path, COLUMNS="200")
+    assert scored.returncode == 2 and "no image of val has a mask" in scored.stderr
+    maps = ["--protocol", "refined", "--split", "train", "--masks", "--out", "out"]
+    given = mcc("evaluate", "tiny/tiny", *maps, home=tmp_path, COLUMNS="200")
+    assert given.returncode == 0 and "nothing to score" in given.stdout, given.stderr
+    label = read_mask(next((tmp_path / "out" / "masks" / "refined").glob("cat-*.png")), 2)
+    assert set(np.unique(label)) <= {0, 1, 255}  # cat is the first class

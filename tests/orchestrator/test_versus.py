@@ -22,7 +22,7 @@ from mcc_core.data.index import build_index
 from mcc_core.errors import UsageError
 from mcc_core.experiment_files import resolve
 from mcc_core.model import MCCNet
-from mcc_core.scoring import matrices
+from mcc_core.scoring import totals
 from orchestrator.evaluation_request import evaluation_request
 from orchestrator.evaluation_run import Means, evaluate_checkpoint
 from orchestrator.settings import Settings
@@ -35,7 +35,7 @@ pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(1, 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(pairs, min_size=1, max_size=5))
 def test_counts_give_the_confusion_matrix_iou(images: list[list[tuple[int, int, int]]]) -> None:
-    matrix = matrices([{"x": image} for image in images], 4)["x"]
+    matrix = totals([{"x": image} for image in images], 4)["x"].matrix
     if matrix.counts.sum():
         assert float(mean_iou(iou_counts(images, 4))) == pytest.approx(matrix.miou())
 
