@@ -40,12 +40,15 @@ def resume(
     _run(sweep, only_failed=False)
 
 
-def retry(sweep: SweepName = None) -> None:
+def retry(
+    sweep: SweepName = None,
+    trial: Annotated[str | None, typer.Option("--trial", help="Name or identity of one of them.")] = None,
+) -> None:
     """Run the failed trials of a sweep again, from their last checkpoints."""
-    _run(sweep, only_failed=True)
+    _run(sweep, only_failed=True, trial=trial)
 
 
-def _run(sweep: str | None, *, only_failed: bool) -> None:
+def _run(sweep: str | None, *, only_failed: bool, trial: str | None = None) -> None:
     from rich.console import Console
 
     from orchestrator import catalog, sweep_actions
@@ -57,7 +60,7 @@ def _run(sweep: str | None, *, only_failed: bool) -> None:
     settings, console = Settings.from_environment(), Console()
     storage = Storage(settings.storage)
     found = catalog.find(storage, sweep_actions.sweep_or_file(sweep) if sweep else None)
-    only = sweep_actions.failed(storage, found) if only_failed else None
+    only = sweep_actions.failed(storage, found, trial) if only_failed else None
     plan = sweep_actions.plan_again(found, settings)
     print_plan(plan, console)
     if only is not None:
@@ -121,6 +124,8 @@ def delete(
     storage = Storage(settings.storage)
     what = sweep_actions.deletion(storage, catalog.find(storage, sweep))
     print(f"{what.sweep.id}: {len(what.trials)} trials with their events, checkpoints and pictures")
+    for name in what.trials:
+        print(f"  {name}")
     if what.shared:
         print(f"kept, as another sweep has them: {', '.join(what.shared)}")
     if not yes:

@@ -117,12 +117,16 @@ def test_logs_retry_and_delete(here: Place, there: Place) -> None:
     good, bad = (t["identity"] for t in record["trials"])
     before = len(there.storage.list(f"trials/{good}/events"))
     attempts = len(there.storage.list(f"trials/{bad}/attempts"))
-    assert "1 failed trials are run again" in there.mcc("retry", "mixed", code=1)
+    assert "one did not fail" in there.mcc("retry", "mixed", "--trial", "one", code=2)
+    assert "has no such trial" in there.mcc("retry", "mixed", "--trial", "nobody", code=2)
+    assert "1 failed trials are run again" in there.mcc("retry", "mixed", "--trial", "bad", code=1)
     assert len(there.storage.list(f"trials/{good}/events")) == before
     assert len(there.storage.list(f"trials/{bad}/attempts")) > attempts
     here.mcc("submit", here.write("alone", set=TINY))
     assert there.identity("alone") == good
-    assert "nothing was deleted" in there.mcc("delete", "mixed", code=2)
+    listed = there.mcc("delete", "mixed", code=2)
+    assert "nothing was deleted" in listed and "  bad\n" in listed and "  one\n" not in listed
+    assert there.storage.list(f"trials/{bad}/events")
     told = there.mcc("delete", "mixed", "--yes")
     assert "kept, as another sweep has them: one" in told and "deleted" in told
     assert there.storage.folders(f"trials/{bad}") == [] and there.storage.list(f"trials/{good}/events")
