@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mcc_core.errors import UsageError
-from orchestrator.events import TrialState, history, trial_state
+from orchestrator.events import TrialState, history, trial_states
 from orchestrator.lease import claimed
 from orchestrator.report import Result
 from orchestrator.settings import Settings
@@ -38,11 +38,15 @@ class Sweep:
 
 def sweeps(storage: Storage) -> list[Sweep]:
     """All sweeps, newest first."""
-    found = []
-    for key in storage.folders("sweeps"):
-        if storage.exists(f"{key}/plan.json"):
-            found.append(Sweep(key.rsplit("/", 1)[-1], json.loads(storage.read(f"{key}/plan.json"))))
-    return sorted(found, key=lambda sweep: sweep.created, reverse=True)
+    found = storage.each(lambda key: _sweep(storage, key), storage.folders("sweeps"))
+    return sorted((sweep for sweep in found if sweep), key=lambda sweep: sweep.created, reverse=True)
+
+
+def _sweep(storage: Storage, key: str) -> Sweep | None:
+    try:
+        return Sweep(key.rsplit("/", 1)[-1], json.loads(storage.read(f"{key}/plan.json")))
+    except FileNotFoundError:  # what a deletion, or a launch that never began, left of it
+        return None
 
 
 def find(storage: Storage, name: str | None) -> Sweep:
@@ -63,9 +67,9 @@ def results(storage: Storage, document: Mapping[str, Any]) -> list[Result]:
 
     A trial without an end that no living process runs is `interrupted`.
     """
-    states = {t["identity"]: trial_state(storage, t["identity"]) for t in document["trials"]}
+    states = trial_states(storage, (t["identity"] for t in document["trials"]))
     alive = claimed(storage)[0] if any(s.status == "running" for s in states.values()) else set()
-    return [_result(storage, trial, states[trial["identity"]], alive) for trial in document["trials"]]
+    return [*storage.each(lambda t: _result(storage, t, states[t["identity"]], alive), document["trials"])]
 
 
 def _result(storage: Storage, trial: Mapping[str, Any], state: TrialState, alive: set[str]) -> Result:

@@ -168,6 +168,12 @@ def trial_state(storage: Storage, identity: str) -> TrialState:
     return TrialState(last["status"], attempt, last["message"], last.get("metrics"), launch, cause)
 
 
+def trial_states(storage: Storage, identities: Iterable[str]) -> dict[str, TrialState]:
+    """States of many trials by identity."""
+    found = list(identities)
+    return dict(zip(found, storage.each(lambda identity: trial_state(storage, identity), found), strict=True))
+
+
 def claim_attempt(storage: Storage, identity: str) -> int:
     """Number of a new attempt, put on record at once: one that never got to write an event keeps its number."""
     folder = f"trials/{identity}/attempts"

@@ -15,7 +15,7 @@ from mcc_core.data.index import DataIndex
 from mcc_core.errors import UsageError
 from orchestrator.cluster import Capacity, local_capacity
 from orchestrator.estimate import Estimate, estimate_sweep
-from orchestrator.events import TrialState, trial_state
+from orchestrator.events import TrialState, trial_states
 from orchestrator.points import Maker, OpenSearch, Roster, Trial
 from orchestrator.schedulers import PRUNING
 from orchestrator.search import Tpe, parse
@@ -106,7 +106,7 @@ def plan_sweep(
     check_models(trials, roster.indexes, download=settings.ray_address is None)
     capacity = local_capacity() if settings.ray_address is None else None
     concurrent, gpus, notes = _concurrency(chosen, source, trials, capacity)
-    states = {t.identity: trial_state(storage, t.identity) for t in trials}
+    states = trial_states(storage, (t.identity for t in trials))
     finished = frozenset(i for i, state in states.items() if is_done(state, chosen))
     notes += unscored
     notes += [f"{len(left_out)} drawn points are not valid and left out, such as {left_out[0]}"] if left_out else []

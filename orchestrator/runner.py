@@ -28,7 +28,7 @@ from orchestrator.cluster import Capacity, cluster
 from orchestrator.control import Control, prune_key, stop_key
 from orchestrator.directors import director, population_key
 from orchestrator.environment import environment_record
-from orchestrator.events import segments, trial_state, write_end
+from orchestrator.events import segments, trial_state, trial_states, write_end
 from orchestrator.lease import Lease, held
 from orchestrator.plan import Plan, fitting, is_done, most_workers, plan_document, trial_document
 from orchestrator.points import Trial
@@ -80,7 +80,7 @@ def run(
     storage = Storage(settings.storage)
     storage.check()
     launch = f"{time.strftime('%Y%m%d-%H%M%S')}-{socket.gethostname()[:20]}-{os.getpid()}"
-    states = {t.identity: trial_state(storage, t.identity) for t in plan.trials}
+    states = trial_states(storage, (t.identity for t in plan.trials))
     todo = [t for t in plan.trials if force or not is_done(states[t.identity], plan.file)]
     todo = [t for t in todo if only is None or t.identity in only]
     trials = list(plan.trials)

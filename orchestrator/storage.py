@@ -10,7 +10,8 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -25,6 +26,8 @@ from mcc_core.files import PART, whole
 _BLOCK = 8 << 20  # bytes
 PATIENCE_S = 600.0
 _CONNECT_S, _ANSWER_S, _TRIES = 5, 20, 3  # then whoever asked decides whether to go on trying
+_AT_ONCE = 32  # requests to a bucket under way; each waits for the network, not for this machine
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -120,6 +123,13 @@ class Storage:
         """Remove a folder and everything in it; one that does not exist is no error."""
         if self._fs.get_file_info(self._path(prefix)).type == fs.FileType.Directory:
             self._fs.delete_dir(self._path(prefix))
+
+    def each(self, work: Callable[[S], T], items: Iterable[S]) -> Sequence[T]:
+        """Results of `work`, which asks this storage, on each item, in order. A bucket is asked many things at once."""
+        if self._folder:  # answers at once: threads would only get in each other's way
+            return [work(item) for item in items]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            return [*pool.map(work, items)]
 
     def upload(self, file: Path, key: str, *, move: bool = False) -> None:
         """Store a local file under a key; with `move` the local file is gone afterwards."""

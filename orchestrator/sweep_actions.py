@@ -59,20 +59,31 @@ def plan_again(sweep: Sweep, settings: Settings) -> Plan:
     return plan
 
 
-def failed(storage: Storage, sweep: Sweep) -> list[str]:
-    """Identities of a sweep's failed trials. Raises UsageError when there are none."""
+def failed(storage: Storage, sweep: Sweep, trial: str | None = None) -> list[str]:
+    """Identities of a sweep's failed trials, or of the one with a name or identity.
+
+    Raises UsageError when there are none, or when that one did not fail.
+    """
     found = [r.identity for r in catalog.results(storage, sweep.document) if r.status == "failed"]
+    if trial is not None:
+        found = [identity for identity in found if identity == _identity(sweep, trial)]
     if not found:
-        raise UsageError(f"{sweep.id}: no trial failed; mcc sweep status {sweep.id}")
+        what = f"{trial} did not fail" if trial else "no trial failed"
+        raise UsageError(f"{sweep.id}: {what}; mcc sweep status {sweep.id}")
     return found
 
 
-def log_of(storage: Storage, sweep: Sweep, trial: str) -> str:
-    """Key of the newest log of a trial, by its name or identity. Raises UsageError."""
+def _identity(sweep: Sweep, trial: str) -> str:
     known = {t["name"]: t["identity"] for t in sweep.document["trials"]}
     identity = trial if trial in known.values() else known.get(trial)
     if identity is None:
         raise UsageError(f"{trial}: {sweep.id} has no such trial; such as {', '.join(list(known)[:3])}")
+    return str(identity)
+
+
+def log_of(storage: Storage, sweep: Sweep, trial: str) -> str:
+    """Key of the newest log of a trial, by its name or identity. Raises UsageError."""
+    identity = _identity(sweep, trial)
     logs = storage.list(f"trials/{identity}/logs")
     if not logs:
         raise UsageError(f"{trial}: has written no log yet; mcc sweep status {sweep.id}")

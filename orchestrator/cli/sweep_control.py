@@ -42,12 +42,15 @@ def resume(
     _run(sweep, only_failed=False)
 
 
-def retry(sweep: SweepName = None) -> None:
+def retry(
+    sweep: SweepName = None,
+    trial: Annotated[str | None, typer.Option("--trial", help="Name or identity of one of them.")] = None,
+) -> None:
     """Run the failed trials of a sweep again, from their last checkpoints."""
-    _run(sweep, only_failed=True)
+    _run(sweep, only_failed=True, trial=trial)
 
 
-def _run(sweep: str | None, *, only_failed: bool) -> None:
+def _run(sweep: str | None, *, only_failed: bool, trial: str | None = None) -> None:
     from rich.console import Console
 
     from orchestrator import sweep_actions
@@ -55,7 +58,7 @@ def _run(sweep: str | None, *, only_failed: bool) -> None:
     from orchestrator.submit import run_and_track
 
     (settings, storage, found), console = _opened(sweep_actions.sweep_or_file(sweep) if sweep else None), Console()
-    only = sweep_actions.failed(storage, found) if only_failed else None
+    only = sweep_actions.failed(storage, found, trial) if only_failed else None
     plan = sweep_actions.plan_again(found, settings)
     print_plan(plan, console)
     if only is not None:
@@ -110,6 +113,8 @@ def delete(
     settings, storage, found = _opened(sweep)
     what = sweep_actions.deletion(storage, found)
     print(f"{what.sweep.id}: {len(what.trials)} trials with their events, checkpoints and pictures")
+    for name in what.trials:
+        print(f"  {name}")
     if what.shared:
         print(f"kept, as another sweep has them: {', '.join(what.shared)}")
     if not yes:

@@ -68,6 +68,14 @@ def test_many_files_are_listed(storage: Storage) -> None:
     assert len(storage.list("m")) == 60
 
 
+def test_many_questions_are_answered_in_order_and_a_missing_file_is_an_error(storage: Storage) -> None:
+    keys = [f"q/{i:03d}" for i in range(80)]
+    storage.each(lambda key: storage.write(key, key.encode()), keys)
+    assert storage.each(storage.read, reversed(keys)) == [key.encode() for key in reversed(keys)]
+    with pytest.raises(FileNotFoundError):
+        storage.each(storage.read, [*keys, "q/none"])
+
+
 def test_delete_takes_one_file_and_delete_folder_all(storage: Storage) -> None:
     for key in ("t/1", "t/2", "t/deep/3", "u/4"):
         storage.write(key, b".")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from s3_server import s3_server
 from tiny import TINY
 
 from orchestrator.events import history
@@ -23,13 +24,13 @@ SET = TINY | {"train.iterations": 700, "train.eval_every": 100, "train.log_every
 class Place:
     """A folder with a home of its own, and a storage that others share."""
 
-    def __init__(self, folder: Path, storage: Path) -> None:
+    def __init__(self, folder: Path, storage: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.storage = folder, Storage(str(storage))
+        self.folder, self.storage = folder, Storage(storage)
         self.environment = os.environ | {
             "MCC_HOME": str(folder / "home"),
-            "MCC_STORAGE": str(storage),
-            "MLFLOW_TRACKING_URI": f"sqlite:///{storage.parent / 'mlflow.db'}",
+            "MCC_STORAGE": storage,
+            "MLFLOW_TRACKING_URI": f"sqlite:///{folder.parent / 'mlflow.db'}",
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "160",
         }
@@ -69,15 +70,29 @@ class Place:
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Place:
     root = tmp_path_factory.mktemp("control")
-    return Place(root / "here", root / "storage")
+    return Place(root / "here", str(root / "storage"))
 
 
 @pytest.fixture(scope="module")
 def there(here: Place) -> Place:
-    return Place(here.folder.parent / "there", Path(here.environment["MCC_STORAGE"]))
+    return Place(here.folder.parent / "there", here.storage.url)
 
 
 def test_stopped_from_elsewhere_and_resumed_without_the_file(here: Place, there: Place) -> None:
+    stop_and_resume(here, there)
+
+
+@pytest.mark.slow
+def test_stopped_and_resumed_through_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "s3").mkdir()
+    with s3_server(tmp_path / "s3") as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        here, there = (Place(tmp_path / name, f"s3://{server.bucket}/sweeps") for name in ("here", "there"))
+        stop_and_resume(here, there)
+
+
+def stop_and_resume(here: Place, there: Place) -> None:
     """The history has every step once, and equals that of a sweep that was left alone."""
     running = here.start("submit", here.write("long"))
     deadline = time.monotonic() + 120
@@ -101,7 +116,7 @@ def test_stopped_from_elsewhere_and_resumed_without_the_file(here: Place, there:
     there.mcc("resume", "long")
     disturbed = there.metrics(identity)
     assert json.loads(there.mcc("best", "long", "--json"))["identity"] == identity
-    lone = Place(here.folder.parent / "lone", here.folder.parent / "lone-storage")
+    lone = Place(here.folder.parent / "lone", str(here.folder.parent / "lone-storage"))
     lone.mcc("submit", lone.write("long"))
     assert lone.identity("long") == identity
     assert lone.metrics(identity) == disturbed
@@ -117,12 +132,16 @@ def test_logs_retry_and_delete(here: Place, there: Place) -> None:
     good, bad = (t["identity"] for t in record["trials"])
     before = len(there.storage.list(f"trials/{good}/events"))
     attempts = len(there.storage.list(f"trials/{bad}/attempts"))
-    assert "1 failed trials are run again" in there.mcc("retry", "mixed", code=1)
+    assert "one did not fail" in there.mcc("retry", "mixed", "--trial", "one", code=2)
+    assert "has no such trial" in there.mcc("retry", "mixed", "--trial", "nobody", code=2)
+    assert "1 failed trials are run again" in there.mcc("retry", "mixed", "--trial", "bad", code=1)
     assert len(there.storage.list(f"trials/{good}/events")) == before
     assert len(there.storage.list(f"trials/{bad}/attempts")) > attempts
     here.mcc("submit", here.write("alone", set=TINY))
     assert there.identity("alone") == good
-    assert "nothing was deleted" in there.mcc("delete", "mixed", code=2)
+    listed = there.mcc("delete", "mixed", code=2)
+    assert "nothing was deleted" in listed and "  bad\n" in listed and "  one\n" not in listed
+    assert there.storage.list(f"trials/{bad}/events")
     told = there.mcc("delete", "mixed", "--yes")
     assert "kept, as another sweep has them: one" in told and "deleted" in told
     assert there.storage.folders(f"trials/{bad}") == [] and there.storage.list(f"trials/{good}/events")
