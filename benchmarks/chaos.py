@@ -29,6 +29,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from chaos_lab import EVAL_EVERY, LOG_EVERY, Lab, Verdict, environment_of
 
 
+_OUTAGE_S = 60
+
+
 def worker_killed(folder: Path, reference: Lab) -> Verdict:
     """SIGKILL to the Train worker."""
     lab = Lab(folder)
@@ -83,7 +86,7 @@ def driver_killed(folder: Path, reference: Lab) -> Verdict:
 
 
 def mlflow_down(folder: Path, reference: Lab) -> Verdict:
-    """The MLflow server killed in mid-sweep for 20 s."""
+    """The MLflow server killed in mid-sweep for a minute."""
     from mlflow_server import mlflow_server
 
     folder.mkdir(parents=True)
@@ -93,21 +96,23 @@ def mlflow_down(folder: Path, reference: Lab) -> Verdict:
         process = lab.submit()
         lab.until(lambda: lab.reached(EVAL_EVERY + 20), process)
         server.kill()
-        time.sleep(20)
+        time.sleep(_OUTAGE_S)
         behind = lab.curve()[-1][0]
         server.start()
         moment = time.time()
         lab.until(lambda: lab.tracked() and lab.tracked()[-1][0] >= behind, None)
         took = time.time() - moment
         lab.finish(process)
-        verdict = lab.verdict("MLflow server killed, back after 20 s", reference, moment, "server is back", took=took)
+        verdict = lab.verdict(
+            "MLflow server killed, back after a minute", reference, moment, "server is back", took=took
+        )
         both = [verdict, lab.verdict("", reference, moment, "", 1, 0.0)]
         verdict.complete, verdict.equal = all(v.complete for v in both), all(v.equal for v in both)
         return verdict
 
 
 def s3_down(folder: Path, reference: Lab) -> Verdict:
-    """The S3 server frozen until a checkpoint waits to be sent, then killed, and back after 20 s."""
+    """The S3 server frozen until a checkpoint waits to be sent, then killed, and back after a minute."""
     from s3_server import s3_server
 
     (folder / "s3").mkdir(parents=True)
@@ -119,21 +124,21 @@ def s3_down(folder: Path, reference: Lab) -> Verdict:
         server.process.send_signal(signal.SIGSTOP)
         lab.until(lambda: list(outbox.glob("*/*/*-put-*.pt")), process)
         server.kill()
-        time.sleep(20)
+        time.sleep(_OUTAGE_S)
         behind = len(list(outbox.glob("*/*/*")))
         server.start()
         moment = time.time()
         lab.until(lambda: not list(outbox.glob("*/*/*-put-*.pt")), None)
         took = time.time() - moment
         lab.finish(process)
-        fault = "S3 server gone during a checkpoint, back after 20 s"
+        fault = "S3 server gone during a checkpoint, back after a minute"
         verdict = lab.verdict(fault, reference, moment, "server is back", took=took)
         verdict.notes.append(f"{behind} files waited on disk")
         return verdict
 
 
 def disk_full(folder: Path, reference: Lab) -> Verdict:
-    """The disk of MCC_HOME filled to the last byte for 20 s."""
+    """The disk of MCC_HOME filled to the last byte for a minute."""
     home = folder / "home"
     home.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(home)], check=True)
@@ -145,11 +150,11 @@ def disk_full(folder: Path, reference: Lab) -> Verdict:
         with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
             while file.write(b"\0" * 4096):
                 pass
-        time.sleep(20)
+        time.sleep(_OUTAGE_S)
         ballast.unlink()
         moment = time.time()
         lab.finish(process)
-        verdict = lab.verdict("disk full for 20 s", reference, moment, "space again")
+        verdict = lab.verdict("disk full for a minute", reference, moment, "space again")
         verdict.notes.append(f"the training stood still for {longest_pause(lab.events()):.0f} s")
         return verdict
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from orchestrator.lease import claimed
 from orchestrator.report import Result
 from orchestrator.settings import Settings
 from orchestrator.storage import Storage
+
+_RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,37 @@ def find(storage: Storage, name: str | None) -> Sweep:
 def results(storage: Storage, document: Mapping[str, Any]) -> list[Result]:
     """Every trial of a sweep as it stands, with the metrics of its last evaluation.
 
-    A trial without an end that no living process runs is `interrupted`.
+    A trial without an end that no living process runs is `interrupted`. What the sweep's last run `remember`ed as
+    finished is not asked for again: one file instead of two requests a trial.
     """
-    states = trial_states(storage, (t["identity"] for t in document["trials"]))
+    known = _remembered(storage, document["sweep"])
+    states = trial_states(storage, (t["identity"] for t in document["trials"] if t["identity"] not in known))
     alive = claimed(storage)[0] if any(s.status == "running" for s in states.values()) else set()
-    return [*storage.each(lambda t: _result(storage, t, states[t["identity"]], alive), document["trials"])]
+    found = {i: known.get(i) or TrialState("new") for i in (t["identity"] for t in document["trials"])} | states
+    return [*storage.each(lambda t: _result(storage, t, found[t["identity"]], alive), document["trials"])]
+
+
+def remember(storage: Storage, sweep: str, results: Sequence[Result]) -> None:
+    """Keep in one file what a sweep's finished trials reached. To be `forget`ten before any of them runs again."""
+    kept = {
+        r.identity: {"status": r.status, "metrics": dict(r.metrics), "message": r.message}
+        for r in results
+        if r.status in {"finished", "pruned"} and r.metrics
+    }
+    storage.write(f"sweeps/{sweep}/{_RESULTS}", json.dumps(kept).encode())
+
+
+def forget(storage: Storage, sweep: str) -> None:
+    """Ask the trials themselves again."""
+    storage.delete(f"sweeps/{sweep}/{_RESULTS}")
+
+
+def _remembered(storage: Storage, sweep: str) -> dict[str, TrialState]:
+    try:
+        kept = json.loads(storage.read(f"sweeps/{sweep}/{_RESULTS}"))
+        return {i: TrialState(one["status"], message=one["message"], metrics=one["metrics"]) for i, one in kept.items()}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # not there, or not ours
+        return {}
 
 
 def _result(storage: Storage, trial: Mapping[str, Any], state: TrialState, alive: set[str]) -> Result:

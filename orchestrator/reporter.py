@@ -41,8 +41,16 @@ class Reporter(Callbacks):
     """Rank 0: events, pictures, checkpoints, and the report to Ray."""
 
     def __init__(
-        self, task: Assignment, experiment: Experiment, outbox: Outbox, resume: Resume, saved: list[Saved]
+        self,
+        task: Assignment,
+        experiment: Experiment,
+        outbox: Outbox,
+        resume: Resume,
+        saved: list[Saved],
+        *,
+        to_ray: bool = True,
     ) -> None:
+        self.to_ray = to_ray  # whether this is a worker of Ray Train's
         self.task, self.experiment, self.outbox, self.resume = task, experiment, outbox, resume
         self.log = EventLog(outbox, task.identity, resume.attempt)
         self.shelf = CheckpointShelf(outbox, task.identity, task.mode, saved, resume.iteration)
@@ -92,7 +100,8 @@ class Reporter(Callbacks):
             self.outbox.put(path, encoded.getvalue())
             self.log.emit("image", record.iteration, key=f"panel/{name}", path=path)
         self.store(metrics.get(self.task.metric))
-        _report(metrics | {"iteration": record.iteration})
+        if self.to_ray:
+            _report(metrics | {"iteration": record.iteration})
         self.speed.restart()
 
     def store(self, score: float | None) -> None:

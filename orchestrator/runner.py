@@ -170,6 +170,7 @@ def _run_trials(
         max_failures=plan.file.resources.max_failures,
         name=launch,
         storage_path=storage.where(f"ray/{plan.sweep}"),
+        keep=most_workers(plan.file, plan.trials) == 1,
     )
     watch = _Watch(storage, settings.stall_minutes)
 

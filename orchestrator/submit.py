@@ -32,6 +32,7 @@ def run_and_track(plan: Plan, console: Console, *, force: bool = False, only: Co
     storage.check()
     began = time.monotonic()
     git = git_state()
+    catalog.forget(storage, plan.sweep)
     document = plan_document(plan, sys.argv, git["commit"] if git else None)
     with Feeder(settings, document) as feeder:
         with SweepProgress(plan, storage, console) as progress:
@@ -52,6 +53,7 @@ def run_and_track(plan: Plan, console: Console, *, force: bool = False, only: Co
     results = catalog.results(storage, document)
     for name, content in summary(document, results, {}).items():
         patiently(partial(storage.write, f"sweeps/{plan.sweep}/{name}", content), 60)
+    patiently(partial(catalog.remember, storage, plan.sweep, results), 60)
     print_summary(plan, results, storage, console, time.monotonic() - began)
     for complaint in feeder.complaints:
         console.print(f"not in MLflow: {complaint}", highlight=False, markup=False, soft_wrap=True)

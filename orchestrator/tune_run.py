@@ -14,6 +14,7 @@ from orchestrator.directors import Director
 from orchestrator.environment import keep_credentials_out_of_ray
 from orchestrator.events import trial_state, write_end
 from orchestrator.storage import Storage, patiently
+from orchestrator.warm import run_warm
 
 _TAIL_LINES = 15
 
@@ -22,7 +23,8 @@ class TuneRun:
     """One Tune experiment over what a director hands out.
 
     Setting `stopping` hands out no further trial. Runs in a thread of its own: Tune would otherwise take over the
-    signals of the process.
+    signals of the process. `keep`: processes of trials with one worker wait for the next; for sweeps without any trial
+    of several workers, which would wait for what they hold.
     """
 
     def __init__(
@@ -33,8 +35,10 @@ class TuneRun:
         max_failures: int,
         name: str,
         storage_path: str,
+        keep: bool,
     ) -> None:
         self.director = director
+        self._keep = keep
         self._concurrent, self._max_failures = concurrent, max_failures
         self._name, self._storage_path = name, storage_path
         self.stopping = False
@@ -74,6 +78,7 @@ class TuneRun:
             max_failures=self._max_failures,
             name=self._name,
             storage_path=self._storage_path,
+            keep=self._keep,
         )
         tuner = tune.Tuner(
             tune.with_resources(driver, {"CPU": DRIVER_CPU}),
@@ -81,6 +86,7 @@ class TuneRun:
                 search_alg=_searcher(self),
                 num_samples=-1,  # until the director says that it is over
                 max_concurrent_trials=self._concurrent,
+                reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune.RunConfig(
@@ -147,14 +153,23 @@ def drive(
     max_failures: int,
     name: str,
     storage_path: str,
+    keep: bool,
 ) -> None:
-    """One Tune trial: a Train run of the trial's workers. Leaves an end event whatever happens; raises nothing of the
-    workers'."""
+    """One Tune trial: a Train run of the trial's workers, or a warm process where it has only one.
+
+    Leaves an end event whatever happens; raises nothing of the workers'.
+    """
     import ray.train
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
     task = json.loads(config["task"])
+    if task["experiment"]["train"]["workers"] == 1:
+        try:
+            run_warm(task, max_failures, keep=keep)
+        except ray.exceptions.RayError as error:
+            _end_failed(task, error)
+        return
     resources = {"CPU": task["cpus_per_worker"]}
     if task["gpus_per_worker"]:
         resources["GPU"] = task["gpus_per_worker"]

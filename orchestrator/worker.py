@@ -36,17 +36,17 @@ _STOP_POLL_S = 0.5
 _LOG_S = 5.0
 
 
-def train_loop(config: dict[str, Any]) -> None:
+def train_loop(config: dict[str, Any], *, by_itself: bool = False) -> None:
     """Run one attempt of a trial on this rank.
 
     A mistake of the user's and a fault of the training end the trial, without another attempt. Anything else is
-    raised, for Ray Train to start another attempt.
-    """
-    import ray.train
+    raised, for another attempt.
 
+    Args:
+        by_itself: this is the trial's only process, and no worker of Ray Train's.
+    """
     task = Assignment(**config)
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
+    rank, world = (0, 1) if by_itself else _ranks()
     storage = Storage(task.storage)
     state = patiently(lambda: trial_state(storage, task.identity))
     if state.launch == task.launch and state.status in {"failed", "finished", "pruned"}:
@@ -60,11 +60,11 @@ def train_loop(config: dict[str, Any]) -> None:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         try:
-            resume = _chosen(storage, task, work, rank)
+            resume = _chosen(storage, task, work, rank, world)
             if rank == 0:
                 outbox = Outbox(storage, _outbox_folder(task) / f"{resume.attempt:04d}")
             with _output_in(storage, task.identity, f"{resume.attempt:04d}-rank{rank}.log", work):
-                _attempt(task, storage, outbox, resume, work, rank, world)
+                _attempt(task, storage, outbox, resume, work, rank, world, by_itself=by_itself)
         finally:
             if outbox is not None:
                 outbox.close(timeout=10)
@@ -74,11 +74,18 @@ def train_loop(config: dict[str, Any]) -> None:
                     folder.rmdir()
 
 
+def _ranks() -> tuple[int, int]:
+    import ray.train
+
+    context = ray.train.get_context()
+    return context.get_world_rank(), context.get_world_size()
+
+
 def _outbox_folder(task: Assignment) -> Path:
     return task.local_home() / "outbox" / task.identity
 
 
-def _chosen(storage: Storage, task: Assignment, work: Path, rank: int) -> Resume:
+def _chosen(storage: Storage, task: Assignment, work: Path, rank: int, world: int) -> Resume:
     """Rank 0 chooses where to go on from, after what an earlier attempt left here was sent; the others follow."""
     from ray.train.collective import broadcast_from_rank_zero
 
@@ -88,7 +95,8 @@ def _chosen(storage: Storage, task: Assignment, work: Path, rank: int) -> Resume
         attempt = patiently(lambda: claim_attempt(storage, task.identity))
         one, file, complaints = patiently(lambda: newest_checkpoint(storage, task.identity, work))
         choice = (attempt, one.iteration if one else 0, complaints)
-        broadcast_from_rank_zero(choice)
+        if world > 1:
+            broadcast_from_rank_zero(choice)
         return Resume(attempt, choice[1], file, complaints)
     attempt, iteration, complaints = broadcast_from_rank_zero(None)
     file = None
@@ -100,7 +108,15 @@ def _chosen(storage: Storage, task: Assignment, work: Path, rank: int) -> Resume
 
 
 def _attempt(
-    task: Assignment, storage: Storage, outbox: Outbox | None, resume: Resume, work: Path, rank: int, world: int
+    task: Assignment,
+    storage: Storage,
+    outbox: Outbox | None,
+    resume: Resume,
+    work: Path,
+    rank: int,
+    world: int,
+    *,
+    by_itself: bool,
 ) -> None:
     reporter: Reporter | None = None
     stop = _StopFlag(storage, task)
@@ -108,7 +124,8 @@ def _attempt(
         experiment = validate(Experiment, task.experiment, task.name)
         callbacks: Callbacks
         if outbox is not None:
-            callbacks = reporter = Reporter(task, experiment, outbox, resume, saved_checkpoints(storage, task.identity))
+            saved = saved_checkpoints(storage, task.identity)
+            callbacks = reporter = Reporter(task, experiment, outbox, resume, saved, to_ray=not by_itself)
         else:
             callbacks = OtherRank()
         index = _same_data(build_index(experiment.data, task.local_home()), task)
@@ -116,7 +133,7 @@ def _attempt(
             experiment,
             task.seed,
             index,
-            device=_device(),
+            device=_own_device(task) if by_itself else _device(),
             workdir=work,
             callbacks=callbacks,
             resume=resume.file,
@@ -152,6 +169,10 @@ def _give_up(
 
 class TrialFailedError(RuntimeError):
     """Ends all ranks of a trial that failed for good."""
+
+
+def _own_device(task: Assignment) -> torch.device:
+    return torch.device("cuda" if task.gpus_per_worker else "cpu")
 
 
 def _device() -> torch.device:
@@ -212,8 +233,9 @@ def _output_in(storage: Storage, identity: str, name: str, work: Path) -> Iterat
                     sent = size
 
     sender = threading.Thread(target=bring_up_to_date, name="log", daemon=True)
+    before = {number: os.dup(number) for number in (1, 2)}
     with file.open("a") as stream:
-        for number in (1, 2):
+        for number in before:
             os.dup2(stream.fileno(), number)
         sys.stdout.flush()
         faulthandler.enable(stream)
@@ -226,6 +248,9 @@ def _output_in(storage: Storage, identity: str, name: str, work: Path) -> Iterat
                 sys.stdout.flush()
                 sys.stderr.flush()
             faulthandler.disable()
+            for number, own in before.items():  # the process may go on with another trial
+                os.dup2(own, number)
+                os.close(own)
             over.set()
             if target is None:
                 sender.join()

@@ -165,6 +165,27 @@ def test_a_killed_worker_is_replaced_and_a_fault_ends_only_its_own_trial(setting
     assert results["nan"].log is not None and "not finite" in Path(results["nan"].log).read_text()
 
 
+def test_a_process_runs_trial_after_trial_with_the_numbers_of_a_fresh_one_and_none_after_a_fault(
+    settings: Settings, storage: Storage, tmp_path: Path
+) -> None:
+    points = [{"name": "a", "set": {}}, {"name": "b", "set": {"optim.lr": 2e-4}}]
+    points += [{"name": "nan", "set": {"optim.lr": 1e30}}, {"name": "c", "set": {"optim.lr": 3e-4}}]
+    made = plan(settings, name="warm", points=points, resources={"max_concurrent": 1})
+    results = run(made, settings)
+    assert [r.status for r in results] == ["finished", "finished", "failed", "finished"], results
+    pids = [next(e["info"]["pid"] for e in history(storage, t.identity) if e["kind"] == "start") for t in made.trials]
+    assert pids[0] == pids[1] == pids[2] != pids[3]
+    logs = [storage.read(key).decode() for t in made.trials for key in storage.list(f"trials/{t.identity}/logs")]
+    assert len(logs) == 4 and ["not finite" in log for log in logs] == [False, False, True, False]
+
+    seen = InProcess()
+    torch.set_num_threads(1)
+    second = made.trials[1]
+    device = torch.device("cpu")
+    engine.train(second.experiment, second.seed, made.index, device=device, workdir=tmp_path, callbacks=seen)
+    assert curve(storage, second) == seen.curve
+
+
 def test_trials_that_another_process_runs_are_refused(settings: Settings, storage: Storage) -> None:
     made = plan(settings, name="held", set={"train.iterations": 2})
     other = Lease(storage, "another", "their-sweep", [t.identity for t in made.trials])
