@@ -28,7 +28,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from chaos_lab import EVAL_EVERY, LOG_EVERY, Lab, Verdict, environment_of
 
-
 _OUTAGE_S = 60
 
 

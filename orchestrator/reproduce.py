@@ -10,25 +10,21 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from pydantic import Field
-
 from mcc_core import checkpoint as checkpoints
-from mcc_core.config import Experiment, Strict
 from mcc_core.crf import require_crf
 from mcc_core.data.index_file import INDEX, read_index
-from mcc_core.data.prepare_coco import OFFICIAL as COCO_COUNTS
-from mcc_core.data.prepare_voc import OFFICIAL as VOC_COUNTS
 from mcc_core.errors import DataError, UsageError
-from mcc_core.experiment_files import load_base, read_yaml, resolve
+from mcc_core.experiment_files import resolve
 from mcc_core.files import file_digest
 from mcc_core.metrics import Metric
 from mcc_core.model import build_vit
-from mcc_core.protocols import PROTOCOLS, ProtocolName
+from mcc_core.protocols import PROTOCOLS
 from mcc_core.published import import_weights
 from mcc_core.validation import validate
 from orchestrator.evaluation_request import evaluation_request
 from orchestrator.evaluation_run import Means, evaluate_checkpoint
 from orchestrator.events import trial_state
+from orchestrator.paper_tables import PaperTable, Target, differences
 from orchestrator.plan import Plan, plan_sweep
 from orchestrator.settings import Settings
 from orchestrator.storage import Storage
@@ -37,50 +33,9 @@ from orchestrator.sweep_file import SweepFile
 from orchestrator.trained import fetch
 from orchestrator.trial_files import saved_checkpoints
 
-FOLDER = Path(__file__).parent / "tables"
 TOLERANCE = 0.005  # half a point of mIoU: what the paper's 69.8 and its published checkpoint's 70.3 differ by
 
 OnImage = Callable[[str, int, int], None]
-
-
-class Target(Strict):
-    """A number that the paper prints."""
-
-    point: str
-    split: str
-    protocol: ProtocolName
-    value: float = Field(ge=0, le=1)
-    where: str
-    server: bool = Field(False, description="only the benchmark's own server can score it")
-
-    @property
-    def measures(self) -> str:
-        stage, how = PROTOCOLS[self.protocol]
-        return f"{stage}/{how} on {self.split}"
-
-
-class Curve(Strict):
-    """Scores of the published training log, evenly spaced."""
-
-    metric: str
-    values: tuple[float, ...]
-
-
-class Printed(Strict):
-    """Another method's line of the table. Never measured here."""
-
-    method: str
-    values: Mapping[str, float]
-
-
-class PaperTable(Strict):
-    """A table of the paper."""
-
-    description: str
-    sweep: dict[str, Any]
-    targets: tuple[Target, ...]
-    curve: Curve | None = None
-    printed: tuple[Printed, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,23 +55,11 @@ class Line:
         return stdev(self.seeds.values()) if len(self.seeds) > 1 else math.nan
 
 
-def table_names() -> list[str]:
-    """Names that `mcc reproduce` takes."""
-    return sorted(file.stem for file in FOLDER.glob("*.yaml"))
-
-
-def load_table(name: str) -> PaperTable:
-    """A shipped table. Raises UsageError."""
-    if name not in table_names():
-        raise UsageError(f"{name}: no such table; {', '.join(table_names())}")
-    return validate(PaperTable, read_yaml(FOLDER / f"{name}.yaml"), f"{name}.yaml")
-
-
 def table_sweep(table: PaperTable, scale: str, data: Path | None, seeds: tuple[int, ...]) -> SweepFile:
     """The table's sweep at a scale: `paper`, or `tiny` on the generated shapes, in minutes."""
     fields = dict(table.sweep) | {"seeds": seeds}
     if scale == "tiny":
-        fields |= {"name": f"{fields['name']}-tiny", "base": "tiny"}
+        fields |= {"name": f"{fields['name']}-tiny", "base": "tiny", **table.tiny}
     else:
         fields["set"] = dict(fields.get("set", {})) | {"data.root": str(data)}
     return validate(SweepFile, fields, str(fields["name"]))
@@ -184,6 +127,8 @@ def score_weights(
     table: PaperTable, file: Path, data: Path, settings: Settings, out: Path, processes: int, on_image: OnImage
 ) -> tuple[Line, ...]:
     """Score a published checkpoint, or one of ours, as the table's last configuration. Raises UsageError."""
+    if table.figure is not None:
+        raise UsageError(f"--weights {file}: {table.description}: a figure over many trainings; it takes no checkpoint")
     if lacking := missing(table, data, {}, train=False):
         raise UsageError("\n".join([f"{table.description}: needs what is not here:", *lacking]))
     try:
@@ -220,8 +165,10 @@ def _lines(
         for target in (t for t in own if t.server):
             archive = out / f"{point}-{seed}-{target.split}.tar.gz"
             _submit(target, file, data, settings, folder / target.split, archive, processes, on_image)
-    strange = _strange(next(iter(networks.values())), data) if networks else ""
-    return tuple(_line(target, networks, scores, strange) for target in table.targets)
+    strange = {
+        point: reasons for (point, _), file in networks.items() if (reasons := differences(table, point, file, data))
+    }
+    return tuple(_line(target, networks, scores, strange.get(target.point, "")) for target in table.targets)
 
 
 def _line(
@@ -241,31 +188,12 @@ def _line(
         return Line(target, {}, "not measured: only the benchmark's server has the masks")
     if not seeds:
         return Line(target, {}, "not measured")
+    if target.value is None:
+        return Line(target, seeds, "no number is printed")
     if strange:
         return Line(target, seeds, f"not comparable: {strange}")
     far = abs(mean(seeds.values()) - target.value)
     return Line(target, seeds, f"{'within' if far <= TOLERANCE else 'outside'} {100 * TOLERANCE:g} points")
-
-
-def _strange(file: Path, data: Path | None) -> str:
-    """What keeps a network's scores from being held against the paper's, or nothing."""
-    saved, reasons = checkpoints.load(file), []
-    experiment, base = saved.experiment, "coco" if len(saved.classes) == 80 else "voc"
-    root = data or experiment.data.root
-    published = _experiment(base)
-    if data is None and experiment.data.name == "shapes":
-        reasons.append("data (generated shapes)")
-    elif root is not None and (root / INDEX).is_file():
-        official: Mapping[str, int] = COCO_COUNTS if base == "coco" else VOC_COUNTS
-        for split, names in read_index(root).splits.items():
-            if len(names) != official.get(split, len(names)):
-                reasons.append(f"data ({len(names)} images in {split}, officially {official[split]})")
-                break
-    if experiment.model.backbone != published.model.backbone or experiment.model.backbone_args:
-        reasons.append(f"network ({experiment.model.backbone})")
-    if experiment.train.iterations != published.train.iterations:
-        reasons.append(f"training ({experiment.train.iterations} iterations, published {published.train.iterations})")
-    return ", ".join(reasons)
 
 
 def _submit(
@@ -297,10 +225,6 @@ def _is_cached(backbone: str) -> bool:
     return name is not None and isinstance(try_to_load_from_cache(name, "model.safetensors"), str)
 
 
-def _experiment(base: str) -> Experiment:
-    return validate(Experiment, load_base(base), base)
-
-
 def short_rows(lines: Sequence[Line], table: PaperTable) -> list[list[str]]:
     """`rows` for a terminal: without the place in the paper, verdicts without their reasons."""
     return [[*row[:2], *row[3:-1], row[-1].split(":")[0]] for row in rows(lines, table)]
@@ -313,8 +237,9 @@ def rows(lines: Sequence[Line], table: PaperTable) -> list[list[str]]:
         seeds = ", ".join(f"{seed}: {100 * value:.1f}" for seed, value in line.seeds.items())
         spread = "" if math.isnan(line.spread) else f" ± {100 * line.spread:.1f}"
         ours = f"{100 * line.mean:.1f}{spread}" if line.seeds else ""
-        change = f"{100 * (line.mean - line.target.value):+.1f}" if line.seeds else ""
-        published = f"{100 * line.target.value:.1f}"
+        value = line.target.value
+        change = f"{100 * (line.mean - value):+.1f}" if line.seeds and value is not None else ""
+        published = "" if value is None else f"{100 * value:.1f}"
         text.append(
             [line.target.point, line.target.measures, line.target.where, published, seeds, ours, change, line.verdict]
         )

@@ -12,9 +12,10 @@ from mcc_core.errors import MCCError
 from orchestrator import tracking
 from orchestrator.events import history
 from orchestrator.pages import render
+from orchestrator.paper_tables import PaperTable
 from orchestrator.plan import Plan, plan_document
 from orchestrator.report import markdown
-from orchestrator.reproduce import Line, PaperTable, rows
+from orchestrator.reproduce import Line, rows
 from orchestrator.settings import Settings
 from orchestrator.storage import Storage
 

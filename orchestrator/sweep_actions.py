@@ -59,6 +59,13 @@ def plan_again(sweep: Sweep, settings: Settings) -> Plan:
     return plan
 
 
+def require_submitted(sweep: str) -> None:
+    """Raise UsageError unless a sweep of this id was submitted to the storage before."""
+    storage = Storage(Settings.from_environment().storage)
+    if not storage.exists(f"sweeps/{sweep}/plan.json"):
+        raise UsageError(f"--resume: {sweep}: was not submitted to {storage.url} before; without --resume it begins")
+
+
 def failed(storage: Storage, sweep: Sweep, trial: str | None = None) -> list[str]:
     """Identities of a sweep's failed trials, or of the one with a name or identity.
 

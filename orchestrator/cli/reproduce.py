@@ -29,6 +29,7 @@ def reproduce(
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from orchestrator import reproduce as tables
+    from orchestrator.paper_tables import load_table, table_names, with_points
     from orchestrator.progress import board
     from orchestrator.reproduce_report import print_costs, write_reproduction
     from orchestrator.settings import Settings
@@ -36,12 +37,12 @@ def reproduce(
 
     console = Console()
     if list_ or table is None:
-        for name in tables.table_names():
-            console.print(f"{name:14} {tables.load_table(name).description}", highlight=False)
+        for name in table_names():
+            console.print(f"{name:14} {load_table(name).description}", highlight=False)
         return
     if scale not in ("paper", "tiny"):
         raise UsageError(f"--scale {scale}: expected paper or tiny")
-    chosen, settings = tables.load_table(table), Settings.from_environment()
+    chosen, settings = load_table(table), Settings.from_environment()
     source = data or Path("data") / str(chosen.sweep["base"])
     target = out or Path("reproductions") / f"{table}-{'weights' if weights else scale}"
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
@@ -51,6 +52,7 @@ def reproduce(
         if plan:
             print_costs(made, console, rate)
             return
+        chosen = with_points(chosen, (trial.point for trial in made.trials))
         if code := run_and_track(made, console):
             raise typer.Exit(code)
     with Progress(*columns, transient=True, console=console) as progress:

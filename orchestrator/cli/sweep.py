@@ -61,6 +61,7 @@ def submit(
     max_concurrent: Concurrent = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan only.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run finished trials again.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Only if it was submitted before.")] = False,
     on: On = "auto",
     detach: Annotated[bool, typer.Option("--detach", help="With --on http://...: do not follow the job.")] = False,
     remote_python: Annotated[str, typer.Option("--remote-python", help="Interpreter on the cluster.")] = "python",
@@ -74,7 +75,7 @@ def submit(
         named = {"--base": base, "--workers": workers, "--seeds": seeds, "--max-concurrent": max_concurrent}
         options = [text for name, value in named.items() if value is not None for text in (name, str(value))]
         options += [text for value in set_ or () for text in ("--set", value)]
-        options += [name for name, value in (("--dry-run", dry_run), ("--force", force)) if value]
+        options += [name for name, value in (("--dry-run", dry_run), ("--force", force), ("--resume", resume)) if value]
         raise typer.Exit(submit_remote(on, file, options, detach=detach, python=remote_python))
     if on == "local":
         os.environ["RAY_ADDRESS"] = "local"
@@ -82,6 +83,7 @@ def submit(
     from orchestrator.cli.show import print_plan
     from orchestrator.posthoc import is_posthoc
     from orchestrator.submit import run_and_track
+    from orchestrator.sweep_actions import require_submitted
 
     console = Console()
     if is_posthoc(file):
@@ -89,6 +91,8 @@ def submit(
             raise UsageError(f"{file}: trains nothing (it has `of`), so --base, --set, --workers, --seeds do not apply")
         raise typer.Exit(show_posthoc(file, console, dry_run=dry_run, force=force))
     made = _plan(file, base, set_, workers, seeds, max_concurrent)
+    if resume:
+        require_submitted(made.sweep)
     print_plan(made, console)
     if not dry_run:
         raise typer.Exit(run_and_track(made, console, force=force))

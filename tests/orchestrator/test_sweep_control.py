@@ -125,7 +125,9 @@ def stop_and_resume(here: Place, there: Place) -> None:
 def test_logs_retry_and_delete(here: Place, there: Place) -> None:
     points = [{"name": "one", "set": {}}, {"name": "bad", "set": {"optim.lr": 1e30}}]
     short = {"set": TINY, "points": points}
-    here.mcc("submit", here.write("mixed", **short), code=1)
+    mixed = here.write("mixed", **short)
+    assert "was not submitted to" in here.mcc("submit", mixed, "--resume", code=2)
+    here.mcc("submit", mixed, code=1)
     assert "not finite" in there.mcc("logs", "bad", "--sweep", "mixed") or "iteration" in there.mcc("logs", "bad")
     assert "has no such trial; such as one" in there.mcc("logs", "nobody", "--sweep", "mixed", code=2)
     record = json.loads(there.mcc("status", "mixed", "--json"))
