@@ -79,7 +79,8 @@ class ModelConfig(Strict):
     backbone: str = Field("deit_base_patch16_224", description="a timm vision transformer")
     backbone_args: dict[str, Any] = Field(default_factory=dict, description="overrides for timm.create_model")
     weights: Literal["timm", "random"] | Path = Field(
-        "timm", description="timm: its download; random; or a local .safetensors/.pth file in timm naming"
+        "timm",
+        description="timm: its download; random; or a local file: .safetensors/.pth in timm naming, or a checkpoint",
     )
     aux_block: int = Field(10, ge=1, description="block (1-based) whose output feeds the auxiliary classifier")
     decoder_channels: int = Field(512, ge=1)

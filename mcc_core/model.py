@@ -179,13 +179,18 @@ def _create(config: ModelConfig, *, pretrained: bool) -> Any:
 
 
 def load_backbone_weights(vit: Any, path: Path) -> None:
-    """Load a local file in timm or DeiT naming into `vit`; position tables are resized to the model's grid.
+    """Load a local file in timm or DeiT naming, or the encoder of a checkpoint of ours, into `vit`.
+
+    Position tables are resized to the model's grid.
 
     Raises UsageError when the file is missing, unreadable, or lacks or misshapes a tensor of the backbone.
     """
     state = read_state_dict(path)
     state = state.get("model", state.get("state_dict", state))
-    state = {name.removeprefix("module.").removeprefix("encoder."): t.float() for name, t in state.items()}
+    state = {
+        name.removeprefix("module.").removeprefix("encoder.").removeprefix("vit."): t.float()
+        for name, t in state.items()
+    }
     state = {name: t for name, t in state.items() if not name.startswith(("head.", "head_dist."))}
     try:
         missing, _ = vit.load_state_dict(checkpoint_filter_fn(state, vit), strict=False)
@@ -196,7 +201,7 @@ def load_backbone_weights(vit: Any, path: Path) -> None:
 
 
 def read_state_dict(path: Path) -> dict[str, Any]:
-    """Tensors of a `.safetensors` or `.pth` file, never unpickling code. Raises UsageError."""
+    """Tensors of a `.safetensors`, `.pth` or `.pt` file, never unpickling code. Raises UsageError."""
     if not path.is_file():
         raise UsageError(f"model.weights: {path}: no such file")
     try:

@@ -86,14 +86,19 @@ def test_published_names_and_shapes_are_ours(name: str) -> None:
     assert {n: t.shape for n, t in published.items()} == ours
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".pt"])  # the last: a checkpoint of ours
 def test_local_backbone_weights(tmp_path: Path, suffix: str) -> None:
     args = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
     source = resolve("tiny", {"model.backbone_args": {**args, "img_size": 64}, "model.aux_block": 1})
-    vit = MCCNet(source.model, 2).encoder.vit
+    network = MCCNet(source.model, 2)
+    vit = network.encoder.vit
     state = {name: tensor.clone().half() for name, tensor in vit.state_dict().items()} | {"head.bias": torch.ones(3)}
     path = tmp_path / f"w{suffix}"
-    save_file(state, path) if suffix == ".safetensors" else torch.save({"model": state}, path)
+    if suffix == ".pt":
+        halves = {name: tensor.half() for name, tensor in network.state_dict().items()}
+        checkpoints.save(Checkpoint(source, ("a", "b"), 1, 0, halves, None, {}), path)
+    else:
+        save_file(state, path) if suffix == ".safetensors" else torch.save({"model": state}, path)
     other = {"model.backbone_args": {**args, "img_size": 96}, "model.aux_block": 1, "model.weights": str(path)}
     loaded = MCCNet(resolve("tiny", other).model, 2).encoder.vit
     assert loaded.pos_embed.shape[1] == 145  # resized from 65
