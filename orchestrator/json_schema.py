@@ -1,7 +1,7 @@
 """JSON Schemas of experiment, sweep and table files, for editors: made from the pydantic models, shipped as files.
 
 A schema says what a file may look like. What needs two fields at once (the order of thresholds, what a search needs of
-its parameters) is left to `mcc sweep plan`. `python -m orchestrator.json_schema` writes the files again.
+its parameters) is left to `mcc sweep plan`. `make reference` writes the files again.
 """
 
 from __future__ import annotations
@@ -190,7 +190,8 @@ def _fill_sweep(definitions: Json) -> None:
 
     space = Space.model_json_schema()
     for kind in KINDS:  # none of them is ever written as null
-        space["properties"][kind] = space["properties"][kind]["anyOf"][0]
+        node = space["properties"][kind]
+        space["properties"][kind] = node.pop("anyOf")[0] | {k: v for k, v in node.items() if k != "default"}
     definitions["Space"] = space | {"oneOf": [{"required": [kind]} for kind in KINDS]}
     definitions["Parameters"] = _varied()
     arithmetic = {name: {"type": ["string", "number"]} for name in _settable(Experiment)}
@@ -230,7 +231,3 @@ def write() -> None:
     FOLDER.mkdir(exist_ok=True)
     for name, text in texts().items():
         (FOLDER / name).write_text(text, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    write()

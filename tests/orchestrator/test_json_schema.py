@@ -34,7 +34,7 @@ def mistake(schema: str, fields: Any) -> str | None:
 
 def test_the_shipped_schemas_are_those_of_the_models() -> None:
     shipped = {file.name: file.read_text() for file in json_schema.FOLDER.glob("*.json")}
-    assert shipped == json_schema.texts(), "make schemas writes them again"
+    assert shipped == json_schema.texts(), "make reference writes them again"
     for schema in SCHEMAS.values():
         Draft202012Validator.check_schema(schema)
 
