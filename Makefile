@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint env clean
+.PHONY: demo test test-slow lint docs reference env clean
 
 env: $(VENV)/.ready
 
@@ -33,5 +33,11 @@ test: lint
 test-slow: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest --slow -m slow
 
+docs: $(VENV)/.ready-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+reference: $(VENV)/.ready-dev
+	$(BIN)/python docs/generate.py
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

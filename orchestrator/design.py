@@ -12,7 +12,7 @@ from mcc_core.errors import UsageError
 
 FULL = "full"
 NONE = "none"
-_WEIGHTS = tuple(f"loss.{name}" for name in LossConfig.model_fields if name != "seg_start")
+WEIGHTS = tuple(f"loss.{name}" for name in LossConfig.model_fields if name not in ("seg_start", "aff_form", "seg_form"))
 Term = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,40}$")]
 
 
@@ -32,9 +32,9 @@ class Design(Strict):
     @classmethod
     def _weights(cls, terms: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         for term, keys in terms.items():
-            wrong = [key for key in keys if key not in _WEIGHTS]
+            wrong = [key for key in keys if key not in WEIGHTS]
             if wrong or not keys:
-                raise ValueError(f"{term}: {wrong[0] if wrong else 'empty'}: expected some of {', '.join(_WEIGHTS)}")
+                raise ValueError(f"{term}: {wrong[0] if wrong else 'empty'}: expected some of {', '.join(WEIGHTS)}")
         return terms
 
     @property

@@ -89,10 +89,15 @@ def follow_job(on: str, job: str, on_text: Callable[[str], None]) -> int:
 
 
 def _client(on: str) -> Any:
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     try:
         return JobSubmissionClient(on)
+    except AuthenticationError:
+        raise UsageError(
+            f"--on {on}: the cluster's token is missing or wrong; put the one of its nodes into RAY_AUTH_TOKEN"
+        ) from None
     except (ConnectionError, RuntimeError) as error:
         raise MCCError(f"--on {on}: no Ray cluster answers there: {reason(error)}") from None
 

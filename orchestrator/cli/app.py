@@ -15,6 +15,7 @@ from orchestrator.cli import (
     evaluate,
     predict,
     reproduce,
+    schema,
     storage,
     sweep,
     sweep_control,
@@ -40,20 +41,22 @@ for command in (
     sweep_control.delete,
 ):
     sweep.app.command()(command)
-app.add_typer(sweep.app, name="sweep")
-app.add_typer(data.app, name="data")
-app.add_typer(track.app, name="track")
-app.add_typer(storage.app, name="storage")
-app.command("train")(train.train)
-app.command("predict")(predict.predict)
-app.command("evaluate")(evaluate.evaluate)
-app.command("compare")(compare.compare)
-app.command("reproduce")(reproduce.reproduce)
-app.command("import-weights")(weights.import_weights)
-app.command("ui")(ui.ui)
+_TRAIN, _RESULTS, _KEEP = "Train and sweep", "Results", "Settings and upkeep"
+app.add_typer(data.app, name="data", rich_help_panel=_TRAIN)
+app.command("train", rich_help_panel=_TRAIN)(train.train)
+app.add_typer(sweep.app, name="sweep", rich_help_panel=_TRAIN)
+app.command("reproduce", rich_help_panel=_TRAIN)(reproduce.reproduce)
+app.command("predict", rich_help_panel=_RESULTS)(predict.predict)
+app.command("evaluate", rich_help_panel=_RESULTS)(evaluate.evaluate)
+app.command("compare", rich_help_panel=_RESULTS)(compare.compare)
+app.command("ui", rich_help_panel=_RESULTS)(ui.ui)
+app.add_typer(storage.app, name="storage", rich_help_panel=_KEEP)
+app.add_typer(track.app, name="track", rich_help_panel=_KEEP)
+app.command("import-weights", rich_help_panel=_KEEP)(weights.import_weights)
+app.command("schema", rich_help_panel=_KEEP)(schema.schema)
 
 
-@app.command()
+@app.command(rich_help_panel=_KEEP)
 def version() -> None:
     """Print the version."""
     print(mcc_core.__version__)

@@ -24,7 +24,10 @@ def compare(
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="The first images only.")] = None,
     processes: Annotated[int, typer.Option("--processes", min=0, help="For label maps and CRF.")] = 0,
 ) -> None:
-    """Compare image by image: mIoU with an interval, classes, images. Unlike measurements are refused."""
+    """Compare two trained networks image by image.
+
+    Difference of mIoU with an interval, classes, the images that moved most. Unlike measurements are refused.
+    """
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

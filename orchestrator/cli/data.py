@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mcc_core.data.prepare import Prepared, Progress
 
 app = typer.Typer(help="Prepare datasets and check them.", no_args_is_help=True)
-prepare = typer.Typer(help="Write a dataset's index; a second run does only what is missing.", no_args_is_help=True)
+prepare = typer.Typer(help="Write a dataset's index, or what is missing of it.", no_args_is_help=True)
 app.add_typer(prepare, name="prepare")
 
 Sources = Annotated[list[Path], typer.Argument(help="Official archives, or their unpacked folders, in any order.")]
@@ -25,7 +25,10 @@ Skip = Annotated[bool, typer.Option("--skip-broken", help="Leave broken images o
 
 @prepare.command()
 def voc(sources: Sources, out: Out = Path("data/voc"), skip_broken: Skip = False) -> None:
-    """PASCAL VOC 2012, with SBD's masks for train_aug where they are given."""
+    """PASCAL VOC 2012, with or without SBD.
+
+    train_aug has SBD's masks where they are given.
+    """
     from mcc_core.data.prepare import finish
     from mcc_core.data.prepare_voc import draft_voc
 
@@ -36,7 +39,10 @@ def voc(sources: Sources, out: Out = Path("data/voc"), skip_broken: Skip = False
 
 @prepare.command()
 def coco(sources: Sources, out: Out = Path("data/coco"), skip_broken: Skip = False) -> None:
-    """MS COCO 2014, masks drawn from its instances (needs pycocotools)."""
+    """MS COCO 2014.
+
+    Masks are drawn from its instances (needs pycocotools).
+    """
     from mcc_core.data.prepare import finish
     from mcc_core.data.prepare_coco import draft_coco
 
@@ -72,7 +78,10 @@ def folder(
 def check(
     index: Annotated[Path, typer.Argument(metavar="FOLDER", help="A prepared dataset: its folder, or its index.json.")],
 ) -> None:
-    """Read every file of an index again; name what is missing, changed, or in two splits."""
+    """Read every file of a prepared dataset again.
+
+    Names what is missing, has changed, or lies in two splits.
+    """
     from mcc_core.data.index_file import INDEX, read_index
     from mcc_core.data.prepare import changed_files, same_content
 

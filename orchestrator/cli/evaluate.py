@@ -40,7 +40,10 @@ def evaluate(
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     track: Annotated[bool, typer.Option("--mlflow/--no-mlflow", help="Log the scores as an MLflow run.")] = True,
 ) -> None:
-    """Score a checkpoint: IoU per class, mIoU, pixel accuracy. Goes on where it stopped."""
+    """Score a trained network by named protocols.
+
+    IoU per class, mIoU, pixel accuracy. Goes on where it stopped.
+    """
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -8,14 +8,26 @@ import typer
 import yaml
 
 from mcc_core.errors import UsageError
+from orchestrator.cli.completion import experiments, fields, sweep_names
 
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Replace a field, such as mask.ratio=0.5. The value is YAML."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Replace a field, such as mask.ratio=0.5. The value is YAML.",
+        autocompletion=fields,
+    ),
 ]
-Base = Annotated[str | None, typer.Option("--base", help="Another base: a preset or an experiment file.")]
+Base = Annotated[
+    str | None,
+    typer.Option("--base", help="Another base: a preset or an experiment file.", autocompletion=experiments),
+]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Data-parallel workers of each trial.")]
-SweepName = Annotated[str | None, typer.Argument(metavar="[SWEEP]", help="Id or name; default: the newest.")]
+SweepName = Annotated[
+    str | None,
+    typer.Argument(metavar="[SWEEP]", help="Id or name; default: the newest.", autocompletion=sweep_names),
+]
 
 
 def overrides(assignments: list[str] | None) -> dict[str, Any]:

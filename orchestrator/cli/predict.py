@@ -21,7 +21,10 @@ def predict(
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images of one size at a time.")] = 1,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Segment image files: palette masks, overlays, CAM panels, class scores. Goes on where it stopped."""
+    """Segment image files with a trained network.
+
+    Writes palette masks, overlays, CAM panels and class scores; goes on where it stopped.
+    """
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from mcc_core.inference import image_files, predict_files

@@ -8,27 +8,33 @@ from typing import Annotated
 import typer
 
 from mcc_core.errors import UsageError
+from orchestrator.cli.completion import tables
 from orchestrator.cli.options import Set, overrides, seed_list
 
 
 def reproduce(
-    table: Annotated[str | None, typer.Argument(metavar="[TABLE]", help="Such as voc-table1.")] = None,
+    table: Annotated[
+        str | None, typer.Argument(metavar="[TABLE]", help="Such as voc-table1.", autocompletion=tables)
+    ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Name the tables.")] = False,
     scale: Annotated[str, typer.Option("--scale", help="paper, or tiny: every step on generated shapes.")] = "paper",
     data: Annotated[Path | None, typer.Option("--data", help="Prepared dataset; default: data/voc, data/coco.")] = None,
     set_: Set = None,
     weights: Annotated[Path | None, typer.Option("--weights", help="Score this checkpoint; train nothing.")] = None,
-    seeds: Annotated[str, typer.Option("--seeds", metavar="0,1,2")] = "0",
+    seeds: Annotated[str, typer.Option("--seeds", metavar="0,1,2", help="Seeds of every configuration.")] = "0",
     plan: Annotated[bool, typer.Option("--plan", help="Say what would run, and stop.")] = False,
     rate: Annotated[float | None, typer.Option("--rate", min=0.001, help="Images a second, for --plan.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Default: reproductions/TABLE-SCALE.")] = None,
     processes: Annotated[int, typer.Option("--processes", min=0, help="For label maps and CRF.")] = 0,
 ) -> None:
-    """Run a table of the paper and hold the results against the printed ones."""
+    """Run a table of the paper and compare with what is printed.
+
+    Without a table: the same as --list.
+    """
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from orchestrator import reproduce as tables
+    from orchestrator import reproduce as run
     from orchestrator.paper_tables import load_table, table_names, with_points
     from orchestrator.progress import board
     from orchestrator.reproduce_report import print_costs, write_reproduction
@@ -48,7 +54,7 @@ def reproduce(
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
     made = None
     if weights is None:
-        made = tables.plan_table(chosen, table, scale, source, seed_list(seeds), overrides(set_), settings)
+        made = run.plan_table(chosen, table, scale, source, seed_list(seeds), overrides(set_), settings)
         if plan:
             print_costs(made, console, rate)
             return
@@ -62,11 +68,11 @@ def reproduce(
             progress.update(task, description=what, completed=done, total=total)
 
         if weights is not None:
-            lines = tables.score_weights(chosen, weights, source, settings, target, processes, on_image)
+            lines = run.score_weights(chosen, weights, source, settings, target, processes, on_image)
         else:
             assert made is not None
-            lines = tables.score_plan(chosen, made, settings, target, processes, on_image)
-    console.print(board(tables.short_rows(lines, chosen), f"{table}: {chosen.description}"))
+            lines = run.score_plan(chosen, made, settings, target, processes, on_image)
+    console.print(board(run.short_rows(lines, chosen), f"{table}: {chosen.description}"))
     for reason in dict.fromkeys(line.verdict for line in lines if ":" in line.verdict):
         console.print(reason, highlight=False, soft_wrap=True)
     for file in write_reproduction(table, chosen, lines, made, settings, target):

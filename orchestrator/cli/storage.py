@@ -13,7 +13,10 @@ app = typer.Typer(help="Look after the storage (MCC_STORAGE).", no_args_is_help=
 def check(
     create: Annotated[bool, typer.Option("--create", help="Make the bucket if it is missing.")] = False,
 ) -> None:
-    """Try what trials do with the storage: one line each, with the fix where one is needed."""
+    """Try what trials do with the storage.
+
+    One line each, with the fix where one is needed.
+    """
     from orchestrator import storage_care
     from orchestrator.settings import Settings
 
@@ -34,7 +37,10 @@ def gc(
     keep: Annotated[int, typer.Option("--keep", min=2, help="Newest checkpoints to keep beside the best.")] = 2,
     older: Annotated[float, typer.Option("--older", min=0, metavar="HOURS", help="Spare what is younger.")] = 1.0,
 ) -> None:
-    """Remove what no sweep refers to. Never anything of a trial that is being run."""
+    """Remove what no sweep refers to.
+
+    Never anything of a trial that is being run.
+    """
     from orchestrator import storage_care
     from orchestrator.settings import Settings
     from orchestrator.storage import Storage

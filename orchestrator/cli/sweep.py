@@ -43,7 +43,7 @@ def plan(
     seeds: Seeds = None,
     max_concurrent: Concurrent = None,
 ) -> None:
-    """Show the trials and an estimate of the time. Runs nothing."""
+    """Show the trials and their time. Runs nothing."""
     from rich.console import Console
 
     from orchestrator.cli.show import print_plan
@@ -66,7 +66,10 @@ def submit(
     detach: Annotated[bool, typer.Option("--detach", help="With --on http://...: do not follow the job.")] = False,
     remote_python: Annotated[str, typer.Option("--remote-python", help="Interpreter on the cluster.")] = "python",
 ) -> None:
-    """Run a sweep: every trial that has not finished before. Ctrl-C stops it so that it can go on later."""
+    """Run every trial that has not finished before.
+
+    Ctrl-C stops the sweep so that it can go on later: submit it again, or resume it.
+    """
     from rich.console import Console
 
     from orchestrator.remote import is_remote
@@ -122,7 +125,10 @@ def attach(
     job: Annotated[str, typer.Argument(help="Id that `submit --on` printed.")],
     on: Annotated[str, typer.Option("--on", help="http://HEAD:8265.")],
 ) -> None:
-    """Follow a sweep that was submitted to a cluster. Ctrl-C ends the following alone."""
+    """Follow a sweep that was submitted to a cluster.
+
+    Ctrl-C ends the following alone.
+    """
     from orchestrator.remote import is_remote
 
     if not is_remote(on):
@@ -175,7 +181,10 @@ def best(
     metric: Annotated[str | None, typer.Option("--metric", help="Such as val/cam/ms/miou.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the best configurations, as MLflow has them, and the checkpoint of the best."""
+    """Show the best configurations and their checkpoint.
+
+    The numbers are MLflow's.
+    """
     from rich.console import Console
 
     from orchestrator import catalog

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mcc_core.errors import UsageError
+from orchestrator.cli.completion import sweep_names
 from orchestrator.cli.options import SweepName
 
 if TYPE_CHECKING:
@@ -20,7 +21,10 @@ def stop(
     sweep: SweepName = None,
     wait: Annotated[float, typer.Option("--wait", min=0, help="Seconds to wait until it has ended.")] = 300.0,
 ) -> None:
-    """Let running trials write a checkpoint and end. `mcc sweep resume` goes on from there."""
+    """Let running trials write a checkpoint and end.
+
+    `mcc sweep resume` goes on from there.
+    """
     from rich.console import Console
 
     from orchestrator import sweep_actions
@@ -35,10 +39,14 @@ def stop(
 
 def resume(
     sweep: Annotated[
-        str | None, typer.Argument(metavar="[SWEEP]", help="Id, name or file; default: the newest.")
+        str | None,
+        typer.Argument(metavar="[SWEEP]", help="Id, name or file; default: the newest.", autocompletion=sweep_names),
     ] = None,
 ) -> None:
-    """Take a sweep up where it stands, from its record in storage: the file is not needed."""
+    """Take a sweep up where it stands.
+
+    From its record in storage: the file is not needed.
+    """
     _run(sweep, only_failed=False)
 
 
@@ -46,7 +54,10 @@ def retry(
     sweep: SweepName = None,
     trial: Annotated[str | None, typer.Option("--trial", help="Name or identity of one of them.")] = None,
 ) -> None:
-    """Run the failed trials of a sweep again, from their last checkpoints."""
+    """Run the failed trials of a sweep again.
+
+    From their last checkpoints.
+    """
     _run(sweep, only_failed=True, trial=trial)
 
 
@@ -70,7 +81,10 @@ def watch(
     sweep: SweepName = None,
     every: Annotated[float, typer.Option("--every", min=0.5, help="Seconds between looks.")] = 5.0,
 ) -> None:
-    """Follow a sweep from storage, on any machine, until nobody runs it. Ctrl-C ends the watching alone."""
+    """Follow a sweep from any machine.
+
+    From storage, until nobody runs it. Ctrl-C ends the watching alone.
+    """
     import time
 
     from rich.console import Console
@@ -90,10 +104,15 @@ def watch(
 
 def logs(
     trial: Annotated[str, typer.Argument(help="Name or identity of a trial, as `mcc sweep status` shows them.")],
-    sweep: Annotated[str | None, typer.Option("--sweep", help="Id or name; default: the newest.")] = None,
+    sweep: Annotated[
+        str | None, typer.Option("--sweep", help="Id or name; default: the newest.", autocompletion=sweep_names)
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on while the sweep runs.")] = False,
 ) -> None:
-    """Print what a trial's first worker printed in its last attempt."""
+    """Print what a trial printed.
+
+    Of its last attempt, the first worker.
+    """
     from orchestrator import sweep_actions
 
     _, storage, found = _opened(sweep)
@@ -104,10 +123,13 @@ def logs(
 
 
 def delete(
-    sweep: Annotated[str, typer.Argument(help="Id or name.")],
+    sweep: Annotated[str, typer.Argument(help="Id or name.", autocompletion=sweep_names)],
     yes: Annotated[bool, typer.Option("--yes", help="Do it.")] = False,
 ) -> None:
-    """Delete a sweep, its trials (not those that another sweep has) and its MLflow runs."""
+    """Delete a sweep, its trials and its MLflow runs.
+
+    Not the trials that another sweep has.
+    """
     from orchestrator import sweep_actions
 
     settings, storage, found = _opened(sweep)

@@ -11,7 +11,10 @@ app = typer.Typer(help="Work on the view of sweeps in MLflow.", no_args_is_help=
 
 @app.command()
 def rebuild(sweep: SweepName = None) -> None:
-    """Make a sweep's MLflow runs again from the event logs in storage."""
+    """Make a sweep's MLflow runs again.
+
+    From the event logs in storage.
+    """
     from orchestrator import catalog, tracking
     from orchestrator.settings import Settings
     from orchestrator.storage import Storage

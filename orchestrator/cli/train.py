@@ -7,18 +7,27 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.cli import completion
 from orchestrator.cli.options import Set, Workers, overrides
 
 
 def train(
-    experiment: Annotated[str, typer.Argument(metavar="PRESET|FILE", help="Preset, or experiment file (YAML).")],
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    experiment: Annotated[
+        str,
+        typer.Argument(
+            metavar="PRESET|FILE", help="Preset, or experiment file (YAML).", autocompletion=completion.experiments
+        ),
+    ],
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of weights, batches and masks.")] = 0,
     set_: Set = None,
     workers: Workers = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the run; default: the preset's.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Train again even if this trial finished before.")] = False,
 ) -> None:
-    """Train one trial. The same machinery as a sweep: tracked, resumable, not run twice."""
+    """Train one trial.
+
+    The same machinery as a sweep: tracked, resumable, not run twice.
+    """
     from rich.console import Console
 
     from mcc_core.experiment_files import load_base

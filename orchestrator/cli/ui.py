@@ -11,10 +11,13 @@ import typer
 
 
 def ui(
-    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5000,
-    host: Annotated[str, typer.Option("--host")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port of the pages.")] = 5000,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
-    """Open MLflow on the embedded store; with MLFLOW_TRACKING_URI set to a server, print where that is."""
+    """Open MLflow's pages on your runs.
+
+    Starts MLflow on the embedded store; with MLFLOW_TRACKING_URI set to a server, prints where that is.
+    """
     from orchestrator.settings import Settings
 
     settings = Settings.from_environment()

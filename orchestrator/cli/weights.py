@@ -15,7 +15,10 @@ def import_weights(
         str | None, typer.Option("--base", help="Preset or experiment file for what the weights do not say.")
     ] = None,
 ) -> None:
-    """Say what a published weights file holds, and write it as a checkpoint for predict and evaluate."""
+    """Turn a published weights file into a checkpoint.
+
+    Says what the file holds, and writes a checkpoint for predict and evaluate.
+    """
     from mcc_core.checkpoint import save
     from mcc_core.published import import_weights as read
 

@@ -8,8 +8,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,24 @@ def test_what_cannot_hold_on_a_cluster_is_refused_before_anything_is_sent(tmp_pa
         with pytest.raises(UsageError, match=message) as caught:
             submit_job("http://127.0.0.1:1", file, [], environ)
         assert "secret" not in str(caught.value)
+
+
+def test_a_wrong_token_is_one_line(tmp_path: Path) -> None:
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(403, "Forbidden")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    (tmp_path / "s.yaml").write_text("name: s\nbase: tiny\n")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        on = f"http://127.0.0.1:{server.server_port}"
+        with pytest.raises(UsageError, match="RAY_AUTH_TOKEN") as caught:
+            submit_job(on, tmp_path / "s.yaml", [], {"MCC_STORAGE": "s3://b/p"})
+        server.shutdown()
+    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture

@@ -1,0 +1,179 @@
+"""Commands and code of the documentation, as tests run them.
+
+A page's ```console blocks are read line by line: `$ ` begins a command, `\` at a line's end continues it, and lines
+without `$` are what it prints (`…` stands for anything). Blocks with `title="FILE"` are files that the commands find.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from orchestrator.cli.app import app
+
+ROOT = Path(__file__).parents[2]
+FENCE = re.compile(r"^```(\w*)(?: title=\"([^\"]+)\")?\s*$")
+
+# In the order in which they are run, in one folder: what README trains, later pages look at.
+_FIRST = ("README.md", "docs/tutorial.md", "docs/extend.md", "docs/evaluation.md", "docs/reproduce.md")
+_FOUND = (path.relative_to(ROOT).as_posix() for path in sorted((*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))))
+PAGES = tuple(dict.fromkeys((*_FIRST, *_FOUND)))
+
+# What stands for something of the reader's, and what it is in the tests.
+PLACEHOLDERS = {
+    "FOLDER": "voc_layout",
+    "FILE.safetensors": "backbone.safetensors",
+    "CHECKPOINT": "mask_ablation/no-contrast",
+    "SWEEP/A": "mask_ablation/no-contrast",
+    "SWEEP/B": "mask_ablation/0.5-1",
+}
+
+# Added to commands that would take hours at their real size.
+SMALLEST = (
+    "model.backbone=vit_tiny_patch16_224",
+    "model.backbone_args={img_size:32,patch_size:8,embed_dim:24,depth:2,num_heads:3}",
+    *("model.weights=random", "model.aux_block=1", "model.decoder_channels=8", "model.projector.hidden=16"),
+    *("model.projector.bottleneck=8", "model.projector.out=8", "cam.scales=[1.0]", "par.iterations=1"),
+    *("loss.seg_start=1", "train.iterations=4", "train.batch_size=2", "train.crop=32", "train.log_every=1"),
+    *("train.eval_every=2", "train.eval_images=4", "train.eval_train_images=0", "train.panels=1"),
+    "train.loader_workers=0",
+)
+SHAPES = ("data.shapes_train=8", "data.shapes_val=4", "data.shapes_size=48")
+SMALLER = {
+    "mcc train tiny": (*SMALLEST, *SHAPES),
+    "mcc train small": SMALLEST,
+    "mcc train deep.yaml": (*(s for s in SMALLEST if not s.startswith("model.")), *SHAPES),
+    "mcc train voc_like": SMALLEST,
+    "mcc reproduce voc-table2": (*SMALLEST, *SHAPES),
+}
+
+# Commands that no test runs, and why. Their words and options are checked against the command line all the same.
+NOT_RUN = {
+    r"^make ": "makes an environment of its own; what it calls, CI and these tests run",
+    r"^mcc ui": "serves pages until Ctrl-C",
+    r"--on http": "needs a cluster (tests/orchestrator/test_remote.py starts one)",
+    r"^mcc data prepare voc": "needs the official archives (tests/mcc_core/test_prepare.py has miniatures)",
+    r"^mcc data prepare coco": "needs the official archives (tests/mcc_core/test_prepare.py has miniatures)",
+    r"data/voc|VOCdevkit": "needs PASCAL VOC 2012",
+    r"^mcc import-weights|--weights": "needs a published checkpoint (tests/mcc_core/test_checkpoint.py makes some)",
+    r"^mcc reproduce voc-table1(?! --plan)": "needs PASCAL VOC 2012 and GPUs",
+    r"^(pip|git|docker|kubectl|sbatch|ray|export|python -m|python benchmarks)\b": "not of this program",
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    language: str
+    title: str | None
+    line: int  # of its first line of content
+    text: str
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of a page."""
+
+    page: str
+    line: int
+    text: str
+    prints: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}: {self.text}"
+
+    @property
+    def reason(self) -> str | None:
+        """Why no test runs it."""
+        return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, self.text)), None)
+
+    @property
+    def in_test(self) -> str:
+        """The command line with the placeholders filled and what makes it small."""
+        text = self.text
+        for name, value in PLACEHOLDERS.items():
+            text = re.sub(rf"(?<![\w./]){re.escape(name)}(?![\w.])", value, text)
+        for begin, settings in SMALLER.items():
+            if text.startswith(begin):
+                text += "".join(f" --set {shlex.quote(s)}" for s in settings if f"{s.split('=')[0]}=" not in text)
+        return text
+
+
+def blocks(page: str) -> Iterator[Block]:
+    """Every fenced block of a page."""
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    opened: tuple[str, str | None, int] | None = None
+    for number, line in enumerate(lines, 1):
+        if opened is None and (found := FENCE.match(line)):
+            opened = (found[1], found[2], number)
+        elif opened is not None and line.rstrip() == "```":
+            language, title, start = opened
+            yield Block(language, title, start + 1, "\n".join(lines[start : number - 1]) + "\n")
+            opened = None
+
+
+def files(page: str) -> dict[str, str]:
+    """Name to content of the files that a page shows."""
+    return {block.title: block.text for block in blocks(page) if block.title}
+
+
+def commands(page: str) -> list[Command]:
+    """Every command of a page's console blocks, in order."""
+    found: list[Command] = []
+    for block in blocks(page):
+        if block.language != "console":
+            continue
+        lines = block.text.splitlines()
+        at = 0
+        while at < len(lines):
+            start, text = at, lines[at]
+            while text.endswith("\\"):
+                at += 1
+                text = text[:-1].rstrip() + " " + lines[at].strip()
+            at += 1
+            if text.startswith("$ "):
+                words = re.sub(r"\s+#\s.*$", "", text.removeprefix("$ "))
+                found.append(Command(page, block.line + start, words.strip(), ()))
+            elif found:
+                last = found[-1]
+                found[-1] = Command(last.page, last.line, last.text, (*last.prints, text))
+    return found
+
+
+def inline_commands(page: str) -> list[str]:
+    """Commands named within the text of a page."""
+    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.S | re.M)
+    return [found.replace("\n", " ") for found in re.findall(r"`(mcc [a-z][^`]*)`", text)]
+
+
+def check_words(text: str, *, whole: bool) -> str | None:
+    """What is wrong with an `mcc` command line by its words alone: an unknown command or option, a missing argument.
+
+    Args:
+        whole: the command is complete, not only named.
+    """
+    words = shlex.split(text)[1:]
+    command: Any = typer.main.get_command(app)
+    while words and hasattr(command, "commands"):
+        if words[0].startswith("-"):
+            break
+        name = words.pop(0)
+        if name not in command.commands:
+            return f"{text}: no command {name!r}"
+        command = command.commands[name]
+    known = {option for p in command.params for option in (*p.opts, *p.secondary_opts)} | {"--help"}
+    if wrong := [word for word in words if word.startswith("--") and word.split("=")[0] not in known]:
+        return f"{text}: no option {wrong[0]}"
+    if whole and not hasattr(command, "commands"):
+        try:
+            command.make_context(command.name, list(words))
+        except Exception as error:
+            return f"{text}: {error}"
+    return None
