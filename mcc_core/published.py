@@ -165,3 +165,14 @@ def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 break
         ours[name] = tensor
     return ours
+
+
+def cached_backbone(backbone: str) -> Path | None:
+    """The file of timm's download of a backbone in this machine's cache; asks no network."""
+    from huggingface_hub import try_to_load_from_cache
+    from timm.models import get_pretrained_cfg
+
+    config = get_pretrained_cfg(backbone)
+    name = config.hf_hub_id if config is not None else None
+    file = try_to_load_from_cache(name, "model.safetensors") if name is not None else None
+    return Path(file) if isinstance(file, str) else None

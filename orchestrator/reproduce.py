@@ -19,7 +19,7 @@ from mcc_core.files import file_digest
 from mcc_core.metrics import Metric
 from mcc_core.model import build_vit
 from mcc_core.protocols import PROTOCOLS
-from mcc_core.published import import_weights
+from mcc_core.published import cached_backbone, import_weights
 from mcc_core.validation import validate
 from orchestrator.evaluation_request import evaluation_request
 from orchestrator.evaluation_run import Means, evaluate_checkpoint
@@ -77,7 +77,7 @@ def missing(table: PaperTable, data: Path, changes: Mapping[str, Any], *, train:
     if train:
         model = resolve(base, {k: v for k, v in changes.items() if k.startswith("model.")}).model
         if lines and model.weights == "timm":  # no download for what cannot start anyway
-            if not _is_cached(model.backbone):
+            if cached_backbone(model.backbone) is None:
                 lines.append(
                     f"ImageNet weights: {model.backbone} is not in timm's cache: fetched at the start where there is a "
                     "network, else --set model.weights=FILE (.safetensors or .pth)"
@@ -214,15 +214,6 @@ def _submit(
     note = partial(on_image, f"{target.point} on {target.split}")
     result = evaluate_checkpoint(request, folder, settings, Means(processes=processes), note)
     write_submission(result.masks(target.protocol), result.images, archive)
-
-
-def _is_cached(backbone: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-    from timm.models import get_pretrained_cfg
-
-    config = get_pretrained_cfg(backbone)
-    name = config.hf_hub_id if config is not None else None
-    return name is not None and isinstance(try_to_load_from_cache(name, "model.safetensors"), str)
 
 
 def short_rows(lines: Sequence[Line], table: PaperTable) -> list[list[str]]:

@@ -12,6 +12,7 @@ from mcc_core.errors import MCCError, UsageError
 from orchestrator.cli import (
     compare,
     data,
+    doctor,
     evaluate,
     predict,
     reproduce,
@@ -50,6 +51,7 @@ app.command("predict", rich_help_panel=_RESULTS)(predict.predict)
 app.command("evaluate", rich_help_panel=_RESULTS)(evaluate.evaluate)
 app.command("compare", rich_help_panel=_RESULTS)(compare.compare)
 app.command("ui", rich_help_panel=_RESULTS)(ui.ui)
+app.command("doctor", rich_help_panel=_KEEP)(doctor.doctor)
 app.add_typer(storage.app, name="storage", rich_help_panel=_KEEP)
 app.add_typer(track.app, name="track", rich_help_panel=_KEEP)
 app.command("import-weights", rich_help_panel=_KEEP)(weights.import_weights)
