@@ -18,6 +18,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are files at the top of the repository."""
     for name, page in TOP.items():
         text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
+        for other, to in TOP.items():
+            text = text.replace(f"]({other})", f"]({to})")
         files.append(File.generated(config, page, content=text))
     return files
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 BIN = Path(sys.executable).parent
 ALL = [command for page in docs.PAGES for command in docs.commands(page)]
+RUN = [pytest.param(c, marks=pytest.mark.slow if c.slow else (), id=str(c)) for c in ALL]
 LIMIT_S = 240
 
 
@@ -44,7 +45,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for page in docs.PAGES:
         for name, text in docs.files(page).items():
             (here / name).parent.mkdir(parents=True, exist_ok=True)
-            (here / name).write_text(text)
+            small = name.startswith("sweeps/")
+            (here / name).write_text(yaml.safe_dump(_cut_down(yaml.safe_load(text))) if small else text)
     return here
 
 
@@ -87,14 +89,14 @@ def _cut_down(sweep: dict) -> dict:  # type: ignore[type-arg]
     return cut | {"set": sweep.get("set", {}) | fixed, "parameters": kept, "seeds": [0]}
 
 
-@pytest.mark.parametrize("command", ALL, ids=str)
+@pytest.mark.parametrize("command", RUN)
 def test_a_command_of_the_documentation_works(command: docs.Command, folder: Path) -> None:
     if command.text.startswith("mcc "):
         wrong = docs.check_words(command.in_test.split(" | ")[0].split(" > ")[0], whole=True)
         assert wrong is None, wrong
     if command.reason:
         _exists(command.text)
-        pytest.skip(f"not run: {command.reason}")
+        pytest.skip(f"{command}: {command.reason}")
     env = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "200", "TERM": "dumb"}
     env |= {"MCC_HOME": str(folder / ".mcc"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(docs.ROOT)}
     done = subprocess.run(
@@ -127,7 +129,9 @@ def test_commands_within_the_text_exist(page: str) -> None:
 
 def test_no_reason_is_left_without_a_command() -> None:
     texts = [command.text for command in ALL]
-    assert [pattern for pattern in docs.NOT_RUN if not any(re.search(pattern, text) for text in texts)] == []
+    assert [
+        pattern for pattern in (*docs.NOT_RUN, *docs.SLOW) if not any(re.search(pattern, text) for text in texts)
+    ] == []
 
 
 @pytest.mark.parametrize("page", docs.PAGES)
