@@ -17,6 +17,11 @@ import small_voc
 import yaml
 from PIL import Image
 
+from mcc_core.experiment_files import read_yaml
+from mcc_core.validation import validate
+from orchestrator.posthoc import PosthocFile, is_posthoc
+from orchestrator.sweep_file import load_sweep
+
 BIN = Path(sys.executable).parent
 ALL = [command for page in docs.PAGES for command in docs.commands(page)]
 RUN = [pytest.param(c, marks=pytest.mark.slow if c.slow else (), id=str(c)) for c in ALL]
@@ -130,6 +135,17 @@ def test_commands_within_the_text_exist(page: str) -> None:
 def test_no_reason_is_left_without_a_command() -> None:
     listed = (*docs.NOT_RUN, *docs.SLOW)
     assert [pattern for pattern in listed if not any(re.search(pattern, command.text) for command in ALL)] == []
+
+
+@pytest.mark.parametrize("page", docs.PAGES)
+def test_sweep_files_within_the_text_are_valid(page: str, tmp_path: Path) -> None:
+    for block in docs.blocks(page):
+        if block.language == "yaml" and re.search(r"^name: ", block.text, re.M):
+            (tmp_path / "sweep.yaml").write_text(block.text)
+            if is_posthoc(tmp_path / "sweep.yaml"):
+                validate(PosthocFile, read_yaml(tmp_path / "sweep.yaml"), f"{page}:{block.line}")
+            else:
+                load_sweep(tmp_path / "sweep.yaml")
 
 
 @pytest.mark.parametrize("page", docs.PAGES)
