@@ -115,7 +115,7 @@ def _section(name: str, node: dict[str, Any], schema: dict[str, Any]) -> Iterato
 
 def _model(name: str, schema: dict[str, Any]) -> str:
     model = schema["$defs"][name]
-    text = f"### {name}\n\n{model.get('description', '')}"
+    text = f"### {name}\n\n{_cell(model.get('description', ''))}"
     return f"{text}\n\n{_table('', model['properties'], schema, set(model.get('required', ())))}"
 
 
@@ -161,7 +161,8 @@ def _yaml(value: Any) -> str:
 
 
 def _cell(text: str) -> str:
-    text = re.sub(r" ?\(PAPER_NOTES[^)]*\)", "", text)
+    text = re.sub(r" ?\(PAPER_NOTES[^);]*\)|, PAPER_NOTES[^);]*", "", text)  # notes that are not in the repository
+    text = re.sub(r"\(PAPER_NOTES[^);]*; ", "(", text)
     return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
 
 

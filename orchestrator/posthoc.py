@@ -3,7 +3,7 @@
 A sweep file that has `of:` is one:
 
     name: crf
-    of: mask_ablation/0.95-4        # a trial of a sweep, or a checkpoint file
+    of: mask_ablation/no-contrast   # a trial of a sweep, or a checkpoint file
     protocol: ms_crf
     parameters: {crf.bilateral_srgb: [3, 5, 10], crf.bilateral_compat: [2, 4, 8]}
 

@@ -217,7 +217,8 @@ def with_run_options(sweep: SweepFile, seeds: tuple[int, ...] | None, max_concur
     if max_concurrent is not None:
         changes["resources"] = dict(sweep.resources) | {"max_concurrent": max_concurrent}
     bases = {name: dict(variant) | {key: None for key in changes} for name, variant in sweep.bases.items()}
-    return validate(SweepFile, dict(sweep) | changes | {"bases": bases}, "--seeds, --max-concurrent")
+    given = {name: value for name, value in sweep if name in sweep.model_fields_set}  # a default stays one
+    return validate(SweepFile, given | changes | {"bases": bases}, "--seeds, --max-concurrent")
 
 
 def check_keys(sweep: SweepFile, source: str) -> None:

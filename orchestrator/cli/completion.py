@@ -19,7 +19,7 @@ def fields(incomplete: str) -> list[str]:
     from mcc_core.config import Experiment
     from mcc_core.validation import field_names
 
-    names = field_names(Experiment)
+    names = [name for name in field_names(Experiment) if name != "description"]
     single = [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
     return _begun([f"{name}=" for name in single], incomplete)
 

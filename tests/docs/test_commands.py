@@ -17,9 +17,15 @@ import small_voc
 import yaml
 from PIL import Image
 
+from mcc_core.experiment_files import read_yaml
+from mcc_core.validation import validate
+from orchestrator.posthoc import PosthocFile, is_posthoc
+from orchestrator.sweep_file import load_sweep
+
 BIN = Path(sys.executable).parent
 ALL = [command for page in docs.PAGES for command in docs.commands(page)]
-LIMIT_S = 240
+RUN = [pytest.param(c, marks=pytest.mark.slow if c.slow else (), id=str(c)) for c in ALL]
+LIMIT_S = 600  # of one command; seconds on a free machine
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +50,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for page in docs.PAGES:
         for name, text in docs.files(page).items():
             (here / name).parent.mkdir(parents=True, exist_ok=True)
-            (here / name).write_text(text)
+            small = name.startswith("sweeps/")
+            (here / name).write_text(yaml.safe_dump(_cut_down(yaml.safe_load(text))) if small else text)
     return here
 
 
@@ -87,14 +94,14 @@ def _cut_down(sweep: dict) -> dict:  # type: ignore[type-arg]
     return cut | {"set": sweep.get("set", {}) | fixed, "parameters": kept, "seeds": [0]}
 
 
-@pytest.mark.parametrize("command", ALL, ids=str)
+@pytest.mark.parametrize("command", RUN)
 def test_a_command_of_the_documentation_works(command: docs.Command, folder: Path) -> None:
     if command.text.startswith("mcc "):
         wrong = docs.check_words(command.in_test.split(" | ")[0].split(" > ")[0], whole=True)
         assert wrong is None, wrong
     if command.reason:
         _exists(command.text)
-        pytest.skip(f"not run: {command.reason}")
+        pytest.skip(f"{command}: {command.reason}")
     env = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "200", "TERM": "dumb"}
     env |= {"MCC_HOME": str(folder / ".mcc"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(docs.ROOT)}
     done = subprocess.run(
@@ -126,8 +133,19 @@ def test_commands_within_the_text_exist(page: str) -> None:
 
 
 def test_no_reason_is_left_without_a_command() -> None:
-    texts = [command.text for command in ALL]
-    assert [pattern for pattern in docs.NOT_RUN if not any(re.search(pattern, text) for text in texts)] == []
+    listed = (*docs.NOT_RUN, *docs.SLOW)
+    assert [pattern for pattern in listed if not any(re.search(pattern, command.text) for command in ALL)] == []
+
+
+@pytest.mark.parametrize("page", docs.PAGES)
+def test_sweep_files_within_the_text_are_valid(page: str, tmp_path: Path) -> None:
+    for block in docs.blocks(page):
+        if block.language == "yaml" and re.search(r"^name: ", block.text, re.M):
+            (tmp_path / "sweep.yaml").write_text(block.text)
+            if is_posthoc(tmp_path / "sweep.yaml"):
+                validate(PosthocFile, read_yaml(tmp_path / "sweep.yaml"), f"{page}:{block.line}")
+            else:
+                load_sweep(tmp_path / "sweep.yaml")
 
 
 @pytest.mark.parametrize("page", docs.PAGES)

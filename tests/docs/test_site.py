@@ -40,6 +40,12 @@ def test_it_builds_with_warnings_as_errors(site: Path) -> None:
     assert "make demo" in (site / "index.html").read_text()
 
 
+def test_links_out_of_a_folder_hold(site: Path) -> None:
+    assert '<a href="../concepts.html#files">' in (site / "reference/configuration.html").read_text()
+    assert '<a href="index.html">README</a>' in (site / "tutorial.html").read_text()
+    assert 'href="benchmarks' not in (site / "faults.html").read_text()
+
+
 def test_pages_fetch_nothing_from_elsewhere(site: Path) -> None:
     for page in site.rglob("*.html"):
         fetched = re.findall(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=\"(https?:[^\"]+)", page.read_text())

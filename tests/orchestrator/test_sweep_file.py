@@ -12,7 +12,7 @@ from mcc_core.errors import UsageError
 from mcc_core.experiment_files import read_yaml
 from mcc_core.validation import validate
 from orchestrator.posthoc import PosthocFile, is_posthoc
-from orchestrator.sweep_file import SweepFile, load_sweep
+from orchestrator.sweep_file import SweepFile, load_sweep, with_run_options
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -112,6 +112,12 @@ def test_every_example_of_the_documentation_is_valid(tmp_path: Path) -> None:
         section = "search" if fields["kind"] in {"grid", "random", "tpe"} else "scheduler"
         some = {"parameters": {"loss.mcc": [0.1, 0.2]}, section: fields}
         SweepFile.model_validate({"name": "s", "base": "tiny"} | some)
+
+
+def test_run_options_leave_a_default_a_default(tmp_path: Path) -> None:
+    """Data without masks changes the metric of a sweep that names none."""
+    sweep = with_run_options(load_sweep(write(tmp_path, GOOD)), (1, 2), None)
+    assert sweep.seeds == (1, 2) and "metric" not in sweep.model_fields_set
 
 
 def test_every_mistake_has_its_line(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ PLACEHOLDERS = {
     "FILE.safetensors": "backbone.safetensors",
     "CHECKPOINT": "mask_ablation/no-contrast",
     "SWEEP/A": "mask_ablation/no-contrast",
-    "SWEEP/B": "mask_ablation/0.5-1",
+    "SWEEP/B": "'mask_ablation/ratio=0.5 scale=1'",
 }
 
 # Added to commands that would take hours at their real size.
@@ -48,6 +48,8 @@ SHAPES = ("data.shapes_train=8", "data.shapes_val=4", "data.shapes_size=48")
 SMALLER = {
     "mcc train tiny": (*SMALLEST, *SHAPES),
     "mcc train small": SMALLEST,
+    "mcc sweep plan mine.yaml": SMALLEST,
+    "mcc sweep submit mine.yaml": SMALLEST,
     "mcc train deep.yaml": (*(s for s in SMALLEST if not s.startswith("model.")), *SHAPES),
     "mcc train voc_like": SMALLEST,
     "mcc reproduce voc-table2": (*SMALLEST, *SHAPES),
@@ -57,14 +59,21 @@ SMALLER = {
 NOT_RUN = {
     r"^make ": "makes an environment of its own; what it calls, CI and these tests run",
     r"^mcc ui": "serves pages until Ctrl-C",
-    r"--on http": "needs a cluster (tests/orchestrator/test_remote.py starts one)",
+    r"^mcc sweep stop": "needs a sweep that is running (tests/orchestrator/test_sweep_control.py has some)",
+    r"--on http|RAY_ADDRESS=": "needs a cluster (tests/orchestrator/test_remote.py starts one)",
     r"^mcc data prepare voc": "needs the official archives (tests/mcc_core/test_prepare.py has miniatures)",
-    r"^mcc data prepare coco": "needs the official archives (tests/mcc_core/test_prepare.py has miniatures)",
     r"data/voc|VOCdevkit": "needs PASCAL VOC 2012",
     r"^mcc import-weights|--weights": "needs a published checkpoint (tests/mcc_core/test_checkpoint.py makes some)",
-    r"^mcc reproduce voc-table1(?! --plan)": "needs PASCAL VOC 2012 and GPUs",
+    r"^mcc reproduce voc-table1": "needs PASCAL VOC 2012 and GPUs",
     r"^(pip|git|docker|kubectl|sbatch|ray|export|python -m|python benchmarks)\b": "not of this program",
 }
+
+# Run with `--slow` alone: what they do is done by a cheaper command too.
+SLOW = (
+    r"^mcc reproduce voc-table2 --scale tiny",
+    r"^mcc evaluate (mask_ablation|.*cam_crf)",
+    r"^mcc sweep (submit|plan) deep.yaml --set",
+)
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,11 @@ class Command:
     def reason(self) -> str | None:
         """Why no test runs it."""
         return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, self.text)), None)
+
+    @property
+    def slow(self) -> bool:
+        """Whether it is run with the slow tests alone."""
+        return any(re.search(pattern, self.text) for pattern in SLOW)
 
     @property
     def in_test(self) -> str:
