@@ -65,7 +65,7 @@ NOT_RUN = {
     r"data/voc|VOCdevkit": "needs PASCAL VOC 2012",
     r"^mcc import-weights|--weights": "needs a published checkpoint (tests/mcc_core/test_checkpoint.py makes some)",
     r"^mcc reproduce voc-table1": "needs PASCAL VOC 2012 and GPUs",
-    r"^(pip|git|docker|kubectl|sbatch|ray|export|python -m|python benchmarks)\b": "not of this program",
+    r"^(cp|pip|git|docker|kubectl|sbatch|ray|export|python -m|python benchmarks)\b": "not of this program",
 }
 
 # Run with `--slow` alone: what they do is done by a cheaper command too.
