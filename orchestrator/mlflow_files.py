@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # a line per run, between those of the progress
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the feeding loop itself tries again
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
