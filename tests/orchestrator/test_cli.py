@@ -176,7 +176,7 @@ def test_images_without_any_mask_train_and_give_pseudo_labels(tmp_path: Path) ->
     few = ["train.iterations=2", "train.eval_every=2", "train.batch_size=2", "train.panels=1"]
     done = mcc("train", "tiny", *data, *(p for f in few for p in ("--set", f)), home=tmp_path, COLUMNS="200")
     assert done.returncode == 0, done.stderr
-    assert "by val/cls/single/f1" in done.stdout
+    assert "by val/cls/single/f1" in " ".join(done.stdout.split())  # a slow machine's longer time wraps the title
     scored = mcc("evaluate", "tiny/tiny", "--protocol", "cam", home=tmp_path, COLUMNS="200")
     assert scored.returncode == 2 and "no image of val has a mask" in scored.stderr
     maps = ["--protocol", "refined", "--split", "train", "--masks", "--out", "out"]
