@@ -30,7 +30,12 @@ from mlflow_server import mlflow_server
 from s3_server import s3_server
 
 SEEDS = [0, 1, 2, 3]
-QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "RAY_TRAIN_V2_ENABLED": "1"}
+QUIET = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "OMP_NUM_THREADS": "1",
+    "RAY_TRAIN_V2_ENABLED": "1",
+}
 BEGAN = time.time()
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mcc_core.errors import UsageError
+from mcc_core.errors import MCCError, UsageError
 from orchestrator.storage import Storage
 
 _REFRESH_S = 10.0
@@ -35,10 +35,22 @@ class Lease:
         self._written = 0.0
 
     def refresh(self) -> None:
-        """Say that the holder lives, when that was last said a while ago. Storage that is away is no error."""
-        if time.monotonic() - self._written >= _REFRESH_S:
-            with contextlib.suppress(OSError):
-                self._write()
+        """Say that the holder lives, when that was last said a while ago. Storage that is away is no error.
+
+        Raises MCCError when this process said nothing for so long that another took one of the trials."""
+        if (silent := time.monotonic() - self._written) < _REFRESH_S:
+            return
+        with contextlib.suppress(OSError):
+            if silent > _DEAD_S and not self.storage.exists(self.key) and (other := self._taken()) is not None:
+                raise MCCError(
+                    f"this process said nothing for {silent:.0f} s, and {_holder(other)} went on with its trials"
+                )
+            self._write()
+
+    def _taken(self) -> dict[str, Any] | None:
+        """A living lease of a trial of this one's."""
+        own = set(self.content["identities"])  # type: ignore[call-overload]
+        return next((o for o in _others(self.storage, self.key) if own & set(o["identities"])), None)
 
     def add(self, identity: str) -> None:
         """Claim one more trial, with the next refresh."""
@@ -56,8 +68,7 @@ class Lease:
             if common and other["since"] <= self.content["since"]:
                 self.release()
                 raise UsageError(
-                    f"{len(common)} of these trials are being run by process {other['pid']} on {other['host']} "
-                    f"(sweep {other['sweep']}); wait for it or stop it first"
+                    f"{len(common)} of these trials are being run by {_holder(other)}; wait for it or stop it first"
                 )
 
     def release(self) -> None:
@@ -94,6 +105,10 @@ def _others(storage: Storage, own: str) -> Iterator[dict[str, Any]]:
             yield other
         else:
             storage.delete(key)
+
+
+def _holder(lease: dict[str, Any]) -> str:
+    return f"process {lease['pid']} on {lease['host']} (sweep {lease['sweep']})"
 
 
 def _lives(lease: dict[str, Any]) -> bool:

@@ -186,18 +186,20 @@ def _checkpoints(
     storage: Storage, identity: str, modes: set[str], keep: int, files: dict[str, Stored]
 ) -> Iterator[Garbage]:
     saved = saved_checkpoints(storage, identity)
-    whole = {s.iteration for s in saved}
-    wanted = {s.iteration for s in saved[-keep:]}
-    wanted |= {best.iteration for mode in modes if (best := best_saved(saved, mode)) is not None}
+    whole = {s.key(identity) for s in saved}
+    wanted = {s.key(identity) for s in saved[-keep:]}
+    wanted |= {best.key(identity) for mode in modes if (best := best_saved(saved, mode)) is not None}
     for key, one in files.items():
         _, _, kind, *rest = key.split("/")
         if kind != "checkpoints" or not rest:
             continue
-        number = int(rest[0].split(".")[0]) if rest[0].split(".")[0].isdigit() else -1
-        other = key.removesuffix(".json") if key.endswith(".json") else f"{key}.json"
-        if other not in files or number not in whole:
+        file = key.removesuffix(".json")
+        other = file if key != file else f"{key}.json"
+        if other not in files:
             yield _one("half of a checkpoint", one)
-        elif number not in wanted:
+        elif file not in whole:
+            yield _one("checkpoint that cannot be used", one)
+        elif file not in wanted:
             yield _one("checkpoint beyond those kept", one)
 
 

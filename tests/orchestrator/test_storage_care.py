@@ -49,7 +49,7 @@ def trial(storage: Storage, folder: Path, identity: str, scores: tuple[float, ..
     for i, score in enumerate(scores, start=1):
         file = folder / "file.pt"
         file.write_bytes(b"w" * 1000)
-        CheckpointShelf(outbox, identity, "max", [], i).add(file, i, score)
+        CheckpointShelf(outbox, identity, "max", [], i, 0).add(file, i, score)
     assert outbox.close(20)
     storage.write(f"trials/{identity}/events/0001-000001.jsonl", b'{"kind": "start", "iteration": 0, "t": 1}\n')
 

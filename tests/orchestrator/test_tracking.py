@@ -86,7 +86,7 @@ def attempt(storage: Storage, folder: Path, trial: str, number: int, first: int,
             outbox.put(f"trials/{trial}/images/{i:07d}-a.png", picture.getvalue())
             log.emit("image", i, key="panel/a", path=f"trials/{trial}/images/{i:07d}-a.png")
     if end:
-        shelf = CheckpointShelf(outbox, trial, "max", [], 0)
+        shelf = CheckpointShelf(outbox, trial, "max", [], 0, 0)
         for i, score in ((last - 1, 0.9), (last, 0.5)):
             weights = folder / f"{trial}.pt"
             weights.write_bytes(f"weights {number} {i}".encode())

@@ -1,4 +1,4 @@
-"""A real MLflow server process for tests, on loopback by default, for as long as a `with` block; it can be killed, come back."""
+"""A real MLflow server process for tests, for as long as a `with` block; it can be killed and come back."""
 
 from __future__ import annotations
 
