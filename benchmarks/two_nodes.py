@@ -1,6 +1,9 @@
-"""A sweep on a cluster of two hosts, sent from a third: its submitter is killed, then one of the hosts.
+"""A sweep on a cluster of two hosts, sent from a third: its submitter is killed, then one of the hosts is lost.
 
-    python benchmarks/two_nodes.py [--keep FOLDER]
+    python benchmarks/two_nodes.py [--fault power|cable] [--keep FOLDER]
+
+`power` ends everything on the host; `cable` takes its network away, and gives it back when another attempt at its trial
+is under way.
 
 The hosts have network, process and mount namespaces of their own (tests/support/hosts.py), each a `ray start` with the
 defaults. Storage is an S3 server and tracking an MLflow server that all reach over the network; nothing else is shared
@@ -73,7 +76,14 @@ def hosts_of(lab: Lab) -> dict[int, list[str]]:
     return {trial: [name.rsplit("-", 1)[1] for name in names] for trial, names in ran.items()}
 
 
-def run(folder: Path) -> bool:
+def late(lab: Lab, trial: int, since: float) -> list[str]:
+    """What a trial's first attempt stored after a moment, but for what it printed."""
+    files = lab.storage.files(f"trials/{lab.trials()[trial]}")
+    named = [one.key for one in files if one.modified > since and ("/0001-" in one.key or "-0001." in one.key)]
+    return [key for key in named if "/logs/" not in key]
+
+
+def run(folder: Path, fault: str) -> bool:
     """Whether everything is as it should be."""
     fields: dict[str, Any] = {"seeds": SEEDS, "resources": {"max_concurrent": 2}}
     with contextlib.ExitStack() as stack:
@@ -103,9 +113,17 @@ def run(folder: Path) -> bool:
         attached = subprocess.Popen(attach, cwd=folder / "elsewhere", env=lab.environment, stdout=subprocess.PIPE)
         say("submitter killed; attached again from another folder")
         (lost,) = [trial for trial in (0, 1) if hosts_of(lab)[trial] == ["other"]]
-        other.kill()
         moment = time.time()
-        say(f"host `other` killed, with the trial of seed {lost}")
+        if fault == "power":
+            other.kill()
+            say(f"host `other` killed, with the trial of seed {lost}")
+        else:
+            other.cable(False)
+            say(f"cable of host `other` pulled out; it trains seed {lost}")
+            lab.until(lambda: len(hosts_of(lab)[lost]) > 1, None, 300)
+            other.cable(True)
+            say(f"cable back in; by now seed {lost} runs on {hosts_of(lab)[lost][-1]} too")
+        back = time.time()
         out, _ = attached.communicate(timeout=900)
         say(f"the job ended, attach said {attached.returncode}")
         (folder / "attached.txt").write_bytes(out)
@@ -118,6 +136,10 @@ def run(folder: Path) -> bool:
         lone.environment.pop("RAY_ADDRESS", None)
         lone.finish(lone.submit())
         good = attached.returncode == 0
+        if fault == "cable":
+            time.sleep(20)
+            print(f"stored by the first attempt after that: {late(lab, lost, back) or 'nothing'}")
+            good &= not late(lab, lost, back)
         for trial in range(len(SEEDS)):
             complete, equal = lab.held_against(lone, trial)
             good &= complete and equal
@@ -127,12 +149,13 @@ def run(folder: Path) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fault", choices=["power", "cable"], default="power")
     parser.add_argument("--keep", type=Path, help="work here and leave everything")
     chosen = parser.parse_args()
     with contextlib.ExitStack() as stack:
         folder = chosen.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nodes-")))
         folder.mkdir(parents=True, exist_ok=True)
-        return 0 if run(folder) else 1
+        return 0 if run(folder, chosen.fault) else 1
 
 
 if __name__ == "__main__":

@@ -13,8 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pytest
-import torch
 from tiny import TINY
 
 from mcc_core.checkpoint import load
@@ -24,7 +22,6 @@ from orchestrator.assignment import Assignment
 from orchestrator.events import EventReader, history, trial_state
 from orchestrator.storage import Storage
 from orchestrator.trial_files import newest_checkpoint
-from orchestrator.warm import WarmWorker
 from orchestrator.worker import train_loop
 
 SCRIPT = Path(__file__).parents[1] / "support" / "one_attempt.py"
