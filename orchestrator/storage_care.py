@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator import catalog
-from orchestrator.lease import claimed
+from orchestrator.lease import claimed, deleting
 from orchestrator.settings import Settings
 from orchestrator.storage import Storage, Stored, free_bytes, reason
 from orchestrator.trial_files import KEPT, best_saved, saved_checkpoints
@@ -117,16 +117,25 @@ def garbage(
     return found, _unsent(home, trials)
 
 
-def remove(storage: Storage, one: Garbage) -> None:
-    """Delete a piece of garbage."""
-    if one.folder:
-        storage.delete_folder(one.key)
-        return
-    for stored in one.stored:
-        if stored.upload:
-            storage.abort_upload(stored)
-        else:
-            storage.delete(stored.key)
+def remove(storage: Storage, found: Sequence[Garbage]) -> list[Garbage]:
+    """Delete garbage; returns what went: all but trials that a sweep has come to refer to since.
+
+    Raises UsageError when one of the trials is being run.
+    """
+    trials = {one.key.split("/")[1]: one for one in found if one.folder and one.key.startswith("trials/")}
+    with deleting(storage, "", trials) as lease:
+        referred = _referred(storage)
+        gone = [one for one in found if not any(one is trial and i in referred for i, trial in trials.items())]
+        for one in gone:
+            lease.refresh()
+            if one.folder:
+                storage.delete_folder(one.key)
+            for stored in () if one.folder else one.stored:
+                if stored.upload:
+                    storage.abort_upload(stored)
+                else:
+                    storage.delete(stored.key)
+    return gone
 
 
 def size_text(size: float) -> str:
