@@ -181,7 +181,7 @@ def nan_loss(folder: Path, reference: Lab) -> Verdict:
 
 def checkpoint_cut(folder: Path, reference: Lab) -> Verdict:
     """Driver killed, the newest checkpoint cut short, submitted again."""
-    from orchestrator.trial_files import checkpoint_key, saved_checkpoints
+    from orchestrator.trial_files import saved_checkpoints
 
     lab = Lab(folder)
     process = lab.submit()
@@ -190,7 +190,7 @@ def checkpoint_cut(folder: Path, reference: Lab) -> Verdict:
     process.wait()
     lab.until(lambda: not Path(f"/proc/{lab.worker()}").exists(), None)  # it outlives its driver by some seconds
     newest = saved_checkpoints(lab.storage, lab.trials()[0])[-1]
-    file = lab.storage.local(checkpoint_key(lab.trials()[0], newest.iteration))
+    file = lab.storage.local(newest.key(lab.trials()[0]))
     file.write_bytes(file.read_bytes()[: newest.size // 2])
     moment = time.time()
     lab.finish(lab.submit())

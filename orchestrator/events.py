@@ -175,12 +175,26 @@ def trial_states(storage: Storage, identities: Iterable[str]) -> dict[str, Trial
 
 
 def claim_attempt(storage: Storage, identity: str) -> int:
-    """Number of a new attempt, put on record at once: one that never got to write an event keeps its number."""
+    """Number of a new attempt, put on record at once: one that never got to write an event keeps its number, and no
+    two have the same."""
     folder = f"trials/{identity}/attempts"
+    mark = json.dumps({"t": round(time.time(), 3), "host": socket.gethostname(), "pid": os.getpid()}).encode()
     number = 1 + newest_attempt(storage, identity)
-    mark = {"t": round(time.time(), 3), "host": socket.gethostname(), "pid": os.getpid()}
-    storage.write(f"{folder}/{number:04d}.json", json.dumps(mark).encode())
+    while not storage.create(f"{folder}/{number:04d}.json", mark):
+        number += 1
     return number
+
+
+def starts(storage: Storage, identity: str, *, after: int = 0) -> dict[int, int]:
+    """Where each attempt with a number above `after` began: number to finished iterations."""
+    found = {}
+    for name in segments(storage, identity):
+        attempt, number = segment_number(name)
+        if attempt > after and number == 1:
+            first = read_segment(storage, identity, name)[0]
+            if first.get("kind") == "start":
+                found[attempt] = int(first["iteration"])
+    return found
 
 
 def newest_attempt(storage: Storage, identity: str) -> int:

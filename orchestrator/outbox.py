@@ -12,7 +12,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -24,8 +24,10 @@ _RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0)  # pauses between attempts at one file
 class Outbox:
     """An ordered queue of (key, file) with one sender. Not for two processes at once on one folder."""
 
-    def __init__(self, storage: Storage, folder: Path) -> None:
-        self.storage = storage
+    def __init__(self, storage: Storage, folder: Path, current: Callable[[], bool] = lambda: True) -> None:
+        """`current`, asked before each file: whether there is still somebody to speak for."""
+        self.storage, self._current = storage, current
+        self.superseded = False  # whether there no longer was; what is put in then is dropped
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         for partial in folder.glob("*.part"):
@@ -88,6 +90,9 @@ class Outbox:
 
     def _queue(self, file: Path, action: str, key: str) -> None:
         with self._changed:
+            if self.superseded:
+                file.unlink()
+                return
             os.replace(file, self.folder / f"{self._next:08d}-{action}-{quote(key, safe='')}")
             self._next += 1
             self._changed.notify_all()
@@ -106,6 +111,9 @@ class Outbox:
                     self._changed.wait(5)
                     continue
             try:
+                if not self._current():
+                    self._drop()
+                    return
                 self._send(waiting[0])
                 failures, self.error = 0, None
                 with self._changed:
@@ -115,6 +123,13 @@ class Outbox:
                 with self._changed:
                     self._changed.wait(_RETRY_S[min(failures, len(_RETRY_S) - 1)])
                 failures += 1
+
+    def _drop(self) -> None:
+        with self._changed:
+            self.superseded = True
+            for file in self._waiting():
+                file.unlink()
+            self._changed.notify_all()
 
     def _send(self, file: Path) -> None:
         _, action, key = file.name.split("-", 2)

@@ -39,6 +39,7 @@ from orchestrator.environment import git_state
 from orchestrator.evaluation_run import Evaluation, Means, Request, evaluate_checkpoint, protocol_settings
 from orchestrator.events import trial_state, write_attempt
 from orchestrator.feeder import Feeder
+from orchestrator.lease import refuse_deleted
 from orchestrator.report import summary
 from orchestrator.settings import Settings
 from orchestrator.storage import Storage
@@ -162,11 +163,12 @@ def run_posthoc(
     storage = Storage(settings.storage)
     storage.check()
     document = posthoc.document()
+    storage.write(f"sweeps/{posthoc.sweep}/plan.json", json.dumps(document, indent=1).encode())
+    refuse_deleted(storage, (p.identity for p in posthoc.points))
     todo = [p for p in posthoc.points if force or trial_state(storage, p.identity).status != "finished"]
     with Feeder(settings, document) as feeder:
         if todo:
             _score(posthoc, todo, settings, storage, processes, on_image)
-        storage.write(f"sweeps/{posthoc.sweep}/plan.json", json.dumps(document, indent=1).encode())
         problem = "" if feeder.finish() else str(feeder.problem)
     results = catalog.results(storage, document)
     for name, content in summary(document, results, {}).items():

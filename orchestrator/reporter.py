@@ -53,7 +53,7 @@ class Reporter(Callbacks):
         self.to_ray = to_ray  # whether this is a worker of Ray Train's
         self.task, self.experiment, self.outbox, self.resume = task, experiment, outbox, resume
         self.log = EventLog(outbox, task.identity, resume.attempt)
-        self.shelf = CheckpointShelf(outbox, task.identity, task.mode, saved, resume.iteration)
+        self.shelf = CheckpointShelf(outbox, task.identity, task.mode, saved, resume.iteration, resume.attempt)
         self.iteration = resume.iteration
         self.speed = _SpeedMeter(experiment, resume.iteration)
         self.pending: tuple[int, Path] | None = None

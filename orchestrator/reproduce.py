@@ -119,7 +119,7 @@ def score_plan(
     for trial in plan.trials:
         saved = saved_checkpoints(storage, trial.identity)
         if trial_state(storage, trial.identity).status == "finished" and saved:
-            found[trial.point, trial.seed] = fetch(storage, settings, trial.identity, saved[-1].iteration)
+            found[trial.point, trial.seed] = fetch(storage, settings, trial.identity, saved[-1])
     return _lines(table, found, None, settings, out, processes, on_image)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from mcc_core.errors import UsageError
 from orchestrator.assignment import Assignment
 from orchestrator.budget import Meter
 from orchestrator.cluster import Capacity, cluster
@@ -29,7 +30,7 @@ from orchestrator.control import Control, prune_key, stop_key
 from orchestrator.directors import director, population_key
 from orchestrator.environment import environment_record
 from orchestrator.events import segments, trial_state, trial_states, write_end
-from orchestrator.lease import Lease, held
+from orchestrator.lease import Lease, claimed, held, refuse_deleted
 from orchestrator.plan import Plan, fitting, is_done, most_workers, plan_document, trial_document
 from orchestrator.points import Trial
 from orchestrator.settings import Settings
@@ -75,19 +76,33 @@ def run(
         command: the command line to put on record.
 
     Raises UsageError when storage cannot be written, the cluster does not answer or is too small, or another process
-    is running one of the trials.
+    is running or deleting one of the trials.
     """
     storage = Storage(settings.storage)
     storage.check()
+    book = _Book(plan, storage, list(command or sys.argv), force=force)
+    with book.on_record():
+        refuse_deleted(storage, (t.identity for t in plan.trials))
+        return _run(plan, settings, storage, book, only, on_tick, on_trial)
+
+
+def _run(
+    plan: Plan,
+    settings: Settings,
+    storage: Storage,
+    book: _Book,
+    only: Collection[str] | None,
+    on_tick: Callable[[], None],
+    on_trial: Callable[[Trial], None],
+) -> list[TrialResult]:
     launch = f"{time.strftime('%Y%m%d-%H%M%S')}-{socket.gethostname()[:20]}-{os.getpid()}"
     states = trial_states(storage, (t.identity for t in plan.trials))
-    todo = [t for t in plan.trials if force or not is_done(states[t.identity], plan.file)]
+    todo = [t for t in plan.trials if book.force or not is_done(states[t.identity], plan.file)]
     todo = [t for t in todo if only is None or t.identity in only]
     trials = list(plan.trials)
     meter = Meter(storage, plan.sweep, plan.file.budget)
     if (todo or (plan.open and plan.open.left)) and not meter.reached():
         with held(Lease(storage, launch, plan.sweep, [t.identity for t in todo])) as lease:
-            book = _Book(plan, storage, list(command or sys.argv), force=force)
             book.begin(todo)
 
             def grown(trial: Trial) -> None:
@@ -103,12 +118,6 @@ def run(
     return [_result(trial, storage) for trial in trials]
 
 
-def save_plan(plan: Plan, storage: Storage, command: Sequence[str], commit: str | None = None) -> None:
-    """Write `sweeps/<id>/plan.json`."""
-    document = plan_document(plan, command, commit)
-    storage.write(f"sweeps/{plan.sweep}/plan.json", json.dumps(document, indent=1).encode())
-
-
 class _Book:
     """Writes down what is going to run, before it runs."""
 
@@ -117,6 +126,21 @@ class _Book:
         self.environment = environment_record(command)
         commit = self.environment["git"]["commit"] if self.environment["git"] else None
         self.document = plan_document(plan, command, commit)
+
+    @contextlib.contextmanager
+    def on_record(self) -> Iterator[None]:
+        """The plan is stored from the beginning, so that its trials are not taken for nobody's; one that was not there
+        before and is refused leaves nothing."""
+        key = f"sweeps/{self.plan.sweep}/plan.json"
+        fresh = not self.storage.exists(key)
+        if fresh:
+            self._save()
+        try:
+            yield
+        except UsageError:
+            if fresh and self.plan.sweep not in claimed(self.storage)[1]:
+                self.storage.delete(key)
+            raise
 
     def begin(self, todo: Sequence[Trial]) -> None:
         """The plan and the trials that are known; flags of an earlier launch are taken away."""

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -89,6 +90,34 @@ class Storage:
             return
         with self._fs.open_output_stream(self._path(key)) as stream:
             stream.write(data)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Create a file unless there is one; whether it was created, by exactly one of several who try at once.
+
+        Servers that know no conditional writes (If-None-Match) just write."""
+        if self._folder:
+            target = self._folder / _inside(key)
+            partial = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}{PART}")
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(data)
+            try:
+                os.link(partial, target)
+            except FileExistsError:
+                return False
+            finally:
+                partial.unlink()
+            return True
+        if self.exists(key):
+            return False
+        full = self._path(key).partition("/")[2]
+        answer = self._asked(
+            lambda s3: s3.put_object(Bucket=self.bucket, Key=full, Body=data, IfNoneMatch="*"),
+            missing={"PreconditionFailed", "ConditionalRequestConflict", "412", "409", "NotImplemented", "501"},
+        )
+        if answer is None and not self.exists(key):
+            self.write(key, data)
+            return True
+        return answer is not None
 
     def read(self, key: str) -> bytes:
         """Content of a file."""

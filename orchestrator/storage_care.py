@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator import catalog
-from orchestrator.lease import claimed
+from orchestrator.lease import claimed, deleting
 from orchestrator.settings import Settings
 from orchestrator.storage import Storage, Stored, free_bytes, reason
 from orchestrator.trial_files import KEPT, best_saved, saved_checkpoints
@@ -117,16 +117,25 @@ def garbage(
     return found, _unsent(home, trials)
 
 
-def remove(storage: Storage, one: Garbage) -> None:
-    """Delete a piece of garbage."""
-    if one.folder:
-        storage.delete_folder(one.key)
-        return
-    for stored in one.stored:
-        if stored.upload:
-            storage.abort_upload(stored)
-        else:
-            storage.delete(stored.key)
+def remove(storage: Storage, found: Sequence[Garbage]) -> list[Garbage]:
+    """Delete garbage; returns what went: all but trials that a sweep has come to refer to since.
+
+    Raises UsageError when one of the trials is being run.
+    """
+    trials = {one.key.split("/")[1]: one for one in found if one.folder and one.key.startswith("trials/")}
+    with deleting(storage, "", trials) as lease:
+        referred = _referred(storage)
+        gone = [one for one in found if not any(one is trial and i in referred for i, trial in trials.items())]
+        for one in gone:
+            lease.refresh()
+            if one.folder:
+                storage.delete_folder(one.key)
+            for stored in () if one.folder else one.stored:
+                if stored.upload:
+                    storage.abort_upload(stored)
+                else:
+                    storage.delete(stored.key)
+    return gone
 
 
 def size_text(size: float) -> str:
@@ -186,18 +195,20 @@ def _checkpoints(
     storage: Storage, identity: str, modes: set[str], keep: int, files: dict[str, Stored]
 ) -> Iterator[Garbage]:
     saved = saved_checkpoints(storage, identity)
-    whole = {s.iteration for s in saved}
-    wanted = {s.iteration for s in saved[-keep:]}
-    wanted |= {best.iteration for mode in modes if (best := best_saved(saved, mode)) is not None}
+    whole = {s.key(identity) for s in saved}
+    wanted = {s.key(identity) for s in saved[-keep:]}
+    wanted |= {best.key(identity) for mode in modes if (best := best_saved(saved, mode)) is not None}
     for key, one in files.items():
         _, _, kind, *rest = key.split("/")
         if kind != "checkpoints" or not rest:
             continue
-        number = int(rest[0].split(".")[0]) if rest[0].split(".")[0].isdigit() else -1
-        other = key.removesuffix(".json") if key.endswith(".json") else f"{key}.json"
-        if other not in files or number not in whole:
+        file = key.removesuffix(".json")
+        other = file if key != file else f"{key}.json"
+        if other not in files:
             yield _one("half of a checkpoint", one)
-        elif number not in wanted:
+        elif file not in whole:
+            yield _one("checkpoint that cannot be used", one)
+        elif file not in wanted:
             yield _one("checkpoint beyond those kept", one)
 
 

@@ -17,7 +17,7 @@ from orchestrator.plan import Plan, plan_document, trial_document
 from orchestrator.points import Trial
 from orchestrator.progress import SweepProgress, print_summary
 from orchestrator.report import summary
-from orchestrator.runner import run, save_plan
+from orchestrator.runner import run
 from orchestrator.settings import Settings
 from orchestrator.storage import Storage, patiently
 
@@ -46,8 +46,6 @@ def run_and_track(plan: Plan, console: Console, *, force: bool = False, only: Co
                 progress.add(trial)
 
             run(plan, settings, force=force, only=only, on_tick=tick, on_trial=grown, command=sys.argv)
-        if not storage.exists(f"sweeps/{plan.sweep}/plan.json"):  # every trial was finished by other sweeps
-            save_plan(plan, storage, sys.argv, document["commit"])
         with console.status("writing to MLflow"):
             complete = feeder.finish()
     results = catalog.results(storage, document)

@@ -11,7 +11,7 @@ from mcc_core.errors import UsageError
 from orchestrator import catalog
 from orchestrator.catalog import Sweep
 from orchestrator.control import stop_key
-from orchestrator.lease import claimed
+from orchestrator.lease import claimed, deleting
 from orchestrator.plan import Plan, plan_sweep
 from orchestrator.settings import Settings
 from orchestrator.storage import Storage
@@ -116,7 +116,8 @@ class Deletion:
     """What deleting a sweep removes."""
 
     sweep: Sweep
-    trials: tuple[str, ...]  # names of those that go
+    identities: tuple[str, ...]  # of the trials that go
+    trials: tuple[str, ...]  # their names
     shared: tuple[str, ...]  # names of those that another sweep has, which stay
 
 
@@ -127,25 +128,29 @@ def deletion(storage: Storage, sweep: Sweep) -> Deletion:
     others = {
         t["identity"] for other in catalog.sweeps(storage) if other.id != sweep.id for t in other.document["trials"]
     }
-    trials = sweep.document["trials"]
-    gone, kept = (tuple(t["name"] for t in trials if (t["identity"] in others) is shared) for shared in (False, True))
-    return Deletion(sweep, gone, kept)
+    trials = {t["identity"]: t["name"] for t in sweep.document["trials"]}
+    gone = tuple(identity for identity in trials if identity not in others)
+    kept = tuple(name for identity, name in trials.items() if identity in others)
+    return Deletion(sweep, gone, tuple(trials[identity] for identity in gone), kept)
 
 
-def delete(settings: Settings, what: Deletion) -> str:
-    """Delete a sweep, its own trials and its MLflow runs; returns what kept MLflow from it, or nothing.
+def delete(settings: Settings, sweep: Sweep) -> tuple[Deletion, str]:
+    """Delete a sweep, its own trials and its MLflow runs: (what went, what kept MLflow from it, or nothing).
 
-    The plan goes last, so that a deletion that was cut short can be made again.
+    The plan goes last, so that a deletion that was cut short can be made again. Raises UsageError while the sweep, or
+    another with one of its trials, runs.
     """
     from orchestrator.tracking import forget
 
     storage = Storage(settings.storage)
-    for trial in what.sweep.document["trials"]:
-        if trial["name"] in what.trials:
-            storage.delete_folder(f"trials/{trial['identity']}")
-    problem = forget(settings, what.sweep.document)
-    storage.delete_folder(f"sweeps/{what.sweep.id}")
-    return problem
+    with deleting(storage, sweep.id, deletion(storage, sweep).identities) as lease:
+        what = deletion(storage, sweep)  # again, as another sweep may have come to share a trial
+        for identity in what.identities:
+            lease.refresh()
+            storage.delete_folder(f"trials/{identity}")
+        problem = forget(settings, sweep.document)
+        storage.delete_folder(f"sweeps/{sweep.id}")
+    return what, problem
 
 
 def sweep_or_file(name: str) -> str:

@@ -33,7 +33,7 @@ from orchestrator.mlflow_names import metric_name, picture_name, pictures
 from orchestrator.mlflow_results import was_pruned
 from orchestrator.settings import Settings
 from orchestrator.storage import Storage, reason
-from orchestrator.trial_files import best_saved, checkpoint_key, saved_checkpoints
+from orchestrator.trial_files import best_saved, saved_checkpoints
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
@@ -290,7 +290,7 @@ class _Child:
             chosen = {"last": saved[-1] if saved else None, "best": best_saved(saved, modes)}
             for name, one in chosen.items():
                 if one is not None and (name == "last" or one != chosen["last"]):
-                    self._checkpoint(checkpoint_key(self.identity, one.iteration), f"{name}.pt")
+                    self._checkpoint(one.key(self.identity), f"{name}.pt")
         self._finished = event["status"] == "finished"
         if self.run is not None and event.get("cause"):
             self.client.set_tag(self.run, "mcc.cause", event["cause"])

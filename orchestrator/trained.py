@@ -10,7 +10,7 @@ from orchestrator import catalog
 from orchestrator.events import trial_state
 from orchestrator.settings import Settings
 from orchestrator.storage import Storage
-from orchestrator.trial_files import best_saved, checkpoint_key, saved_checkpoints
+from orchestrator.trial_files import Saved, best_saved, saved_checkpoints
 
 
 def find_checkpoint(name: str, settings: Settings, source: str = "CHECKPOINT") -> Path:
@@ -36,12 +36,12 @@ def find_checkpoint(name: str, settings: Settings, source: str = "CHECKPOINT") -
     saved = best_saved(saved_checkpoints(storage, identity), sweep.mode)
     if trial_state(storage, identity).status != "finished" or saved is None:
         raise UsageError(f"{source}: {name} has no finished training; mcc sweep status {sweep.id}")
-    return fetch(storage, settings, identity, saved.iteration)
+    return fetch(storage, settings, identity, saved)
 
 
-def fetch(storage: Storage, settings: Settings, identity: str, iteration: int) -> Path:
+def fetch(storage: Storage, settings: Settings, identity: str, saved: Saved) -> Path:
     """A trial's checkpoint as a local file."""
-    key = checkpoint_key(identity, iteration)
+    key = saved.key(identity)
     if (local := storage.local(key)) is not None:
         return local
     fetched = settings.home / "fetched" / identity / Path(key).name

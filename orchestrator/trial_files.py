@@ -1,15 +1,19 @@
-"""The checkpoints of a trial in storage: the last two and the best, each with a sidecar that says it is complete."""
+"""The checkpoints of a trial in storage: the last two and the best, each with a sidecar that says it is complete.
+
+Every attempt writes under names of its own, so that a late one cannot replace what another wrote.
+"""
 
 from __future__ import annotations
 
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mcc_core.errors import MCCError
 from mcc_core.files import file_digest
+from orchestrator.events import newest_attempt, starts
 from orchestrator.outbox import Outbox
 from orchestrator.storage import Storage, patiently
 
@@ -24,47 +28,50 @@ class Saved:
     size: int  # bytes
     sha256: str
     score: float | None = None  # of the sweep's metric
+    attempt: int = 0  # that wrote it; 0 where it is not known
 
     @classmethod
-    def of(cls, file: Path, iteration: int, score: float | None) -> Saved:
+    def of(cls, file: Path, iteration: int, score: float | None, attempt: int) -> Saved:
         """Describe a local checkpoint file."""
-        return cls(iteration, file.stat().st_size, file_digest(file), score)
+        return cls(iteration, file.stat().st_size, file_digest(file), score, attempt)
 
-
-def checkpoint_key(identity: str, iteration: int) -> str:
-    """Key of a checkpoint; its sidecar has `.json` behind it."""
-    return f"trials/{identity}/checkpoints/{iteration:07d}.pt"
+    def key(self, identity: str) -> str:
+        """Key of the file; the sidecar has `.json` behind it."""
+        by = f"-{self.attempt:04d}" if self.attempt else ""
+        return f"trials/{identity}/checkpoints/{self.iteration:07d}{by}.pt"
 
 
 class CheckpointShelf:
     """Stores a trial's checkpoints through an outbox and removes those that are not worth keeping."""
 
-    def __init__(self, outbox: Outbox, identity: str, mode: str, saved: Sequence[Saved], start: int) -> None:
-        """`saved` is what storage has; what is beyond the iteration `start` that a run goes on from is spoiled."""
-        self.outbox, self.identity, self.mode = outbox, identity, mode
+    def __init__(
+        self, outbox: Outbox, identity: str, mode: str, saved: Sequence[Saved], start: int, attempt: int
+    ) -> None:
+        """`saved` is what storage has; what is beyond the iteration `start` that an attempt goes on from is spoiled."""
+        self.outbox, self.identity, self.mode, self.attempt = outbox, identity, mode, attempt
         self.saved = list(saved)
         for one in [s for s in saved if s.iteration > start]:
             self._remove(one)
 
     def add(self, file: Path, iteration: int, score: float | None) -> str:
         """Queue a local checkpoint file, which is moved away, and its sidecar after it. Returns its key."""
-        one = Saved.of(file, iteration, score)
-        key = checkpoint_key(self.identity, iteration)
+        one = Saved.of(file, iteration, score, self.attempt)
+        key = one.key(self.identity)
         self.outbox.put_file(key, file)
         self.outbox.put(f"{key}.json", json.dumps(asdict(one)).encode())
-        self.saved = [s for s in self.saved if s.iteration != iteration] + [one]
+        self.saved = [s for s in self.saved if s.key(self.identity) != key] + [one]
         self._prune()
         return key
 
     def _prune(self) -> None:
-        keep = {s.iteration for s in sorted(self.saved, key=lambda s: s.iteration)[-KEPT:]}
+        keep = sorted(self.saved, key=_order)[-KEPT:]
         if (best := best_saved(self.saved, self.mode)) is not None:
-            keep.add(best.iteration)
-        for one in [s for s in self.saved if s.iteration not in keep]:
+            keep.append(best)
+        for one in [s for s in self.saved if s not in keep]:
             self._remove(one)
 
     def _remove(self, one: Saved) -> None:
-        key = checkpoint_key(self.identity, one.iteration)
+        key = one.key(self.identity)
         self.outbox.put_delete(f"{key}.json")  # first, so that no sidecar promises a file that is gone
         self.outbox.put_delete(key)
         self.saved.remove(one)
@@ -80,7 +87,11 @@ def best_saved(saved: Sequence[Saved], mode: str) -> Saved | None:
 
 
 def saved_checkpoints(storage: Storage, identity: str) -> list[Saved]:
-    """Complete checkpoints in order of iteration; a sidecar that cannot be read does not count."""
+    """Complete checkpoints in order of iteration.
+
+    A sidecar that cannot be read does not count, and neither does what an attempt wrote after another had begun
+    before that iteration: the trial's history is the other's from there.
+    """
     found = []
     for key in storage.list(f"trials/{identity}/checkpoints"):
         if key.endswith(".pt.json"):
@@ -88,7 +99,18 @@ def saved_checkpoints(storage: Storage, identity: str) -> list[Saved]:
                 found.append(Saved(**json.loads(storage.read(key))))
             except (ValueError, TypeError):
                 continue
-    return sorted(found, key=lambda s: s.iteration)
+    known = [s.attempt for s in found if s.attempt]
+    begun = starts(storage, identity, after=min(known)) if known else {}
+
+    def stands(one: Saved) -> bool:
+        later = [first for number, first in begun.items() if number > one.attempt]
+        return not one.attempt or all(one.iteration <= first for first in later)
+
+    return sorted(filter(stands, found), key=_order)
+
+
+def _order(one: Saved) -> tuple[int, int]:
+    return one.iteration, one.attempt
 
 
 def newest_checkpoint(
@@ -105,7 +127,7 @@ def newest_checkpoint(
     for one in reversed(saved_checkpoints(storage, identity)):
         if only is not None and one.iteration != only:
             continue
-        key = checkpoint_key(identity, one.iteration)
+        key = one.key(identity)
         if (size := storage.size(key)) != one.size:
             was = "is missing" if size is None else f"has {size} bytes instead of {one.size}"
             complaints.append(f"{storage.where(key)} {was}")
@@ -134,8 +156,10 @@ def copy_checkpoint(storage: Storage, donor: str, iteration: int, identity: str)
     with tempfile.TemporaryDirectory() as folder:
         one, file, complaints = newest_checkpoint(storage, donor, Path(folder), only=iteration)
         if one is None or file is None:
-            raise MCCError("; ".join(complaints) or f"{storage.where(checkpoint_key(donor, iteration))}: not there")
-        key = checkpoint_key(identity, iteration)
-        storage.delete(f"{key}.json")  # until the file is whole nothing promises it
-        storage.upload(file, key)
-        storage.write(f"{key}.json", json.dumps(asdict(one)).encode())
+            raise MCCError("; ".join(complaints) or f"{storage.where(f'trials/{donor}')}: no checkpoint at {iteration}")
+        for own in saved_checkpoints(storage, identity):
+            if own.iteration == iteration:
+                storage.delete(f"{own.key(identity)}.json")  # until the file is whole nothing promises it
+        copy = replace(one, attempt=newest_attempt(storage, identity))
+        storage.upload(file, copy.key(identity))
+        storage.write(f"{copy.key(identity)}.json", json.dumps(asdict(copy)).encode())

@@ -14,7 +14,7 @@ import shutil
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from orchestrator.events import claim_attempt, newest_attempt, trial_state, writ
 from orchestrator.outbox import Outbox, alone, send_leftovers
 from orchestrator.reporter import DRAIN_S, OtherRank, Reporter, Resume
 from orchestrator.storage import Storage, patiently
-from orchestrator.trial_files import checkpoint_key, newest_checkpoint, saved_checkpoints
+from orchestrator.trial_files import newest_checkpoint, saved_checkpoints
 
 _STOP_POLL_S = 0.5
 _LOG_S = 5.0
@@ -62,7 +62,7 @@ def train_loop(config: dict[str, Any], *, by_itself: bool = False) -> None:
         try:
             resume = _chosen(storage, task, work, rank, world)
             if rank == 0:
-                outbox = Outbox(storage, _outbox_folder(task) / f"{resume.attempt:04d}")
+                outbox = Outbox(storage, _outbox_folder(task) / f"{resume.attempt:04d}", _newest(storage, task, resume))
             with _output_in(storage, task.identity, f"{resume.attempt:04d}-rank{rank}.log", work):
                 _attempt(task, storage, outbox, resume, work, rank, world, by_itself=by_itself)
         finally:
@@ -85,6 +85,12 @@ def _outbox_folder(task: Assignment) -> Path:
     return task.local_home() / "outbox" / task.identity
 
 
+def _newest(storage: Storage, task: Assignment, resume: Resume) -> Callable[[], bool]:
+    """Whether an attempt is still the trial's newest. One that was given up for dead and comes back is not: another
+    went on from what it had stored, and what it measured since is no part of the trial."""
+    return lambda: newest_attempt(storage, task.identity) <= resume.attempt
+
+
 def _chosen(storage: Storage, task: Assignment, work: Path, rank: int, world: int) -> Resume:
     """Rank 0 chooses where to go on from, after what an earlier attempt left here was sent; the others follow."""
     from ray.train.collective import broadcast_from_rank_zero
@@ -103,7 +109,8 @@ def _chosen(storage: Storage, task: Assignment, work: Path, rank: int, world: in
     if iteration:
         _, file, _ = patiently(lambda: newest_checkpoint(storage, task.identity, work, only=iteration))
         if file is None:
-            raise OSError(f"{storage.where(checkpoint_key(task.identity, iteration))}: not to be seen from rank {rank}")
+            where = storage.where(f"trials/{task.identity}/checkpoints")
+            raise OSError(f"{where}: that of iteration {iteration} cannot be seen from rank {rank}")
     return Resume(attempt, iteration, file, complaints)
 
 
@@ -137,11 +144,13 @@ def _attempt(
             workdir=work,
             callbacks=callbacks,
             resume=resume.file,
-            should_stop=stop.asked if rank == 0 else lambda: False,
+            should_stop=lambda: outbox is not None and (outbox.superseded or stop.asked()),
             until=task.until,
         )
         if reporter is not None:
             reporter.end(outcome, stop.pruned)
+            if reporter.outbox.superseded:
+                print("another attempt went on with this trial: this one is over", flush=True)
     except MCCError as error:
         _give_up(task, storage, reporter, str(error), getattr(error, "cause", ""), world)
     except BaseException:

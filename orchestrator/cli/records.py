@@ -13,7 +13,7 @@ from orchestrator import report
 from orchestrator.catalog import Sweep
 from orchestrator.report import Result
 from orchestrator.storage import Storage
-from orchestrator.trial_files import best_saved, checkpoint_key, saved_checkpoints
+from orchestrator.trial_files import best_saved, saved_checkpoints
 
 
 def sweep_record(sweep: Sweep, results: Sequence[Result]) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def best_record(
         raise UsageError(f"{sweep.id}: no finished trial has {metric!r}")
     top = (max if sweep.mode == "max" else min)(done, key=lambda r: r.metrics[metric])
     saved = best_saved(saved_checkpoints(storage, top.identity), sweep.mode)
-    key = checkpoint_key(top.identity, saved.iteration) if saved else None
+    key = saved.key(top.identity) if saved else None
     return trial_record(top) | {"run": runs.get(top.identity), "checkpoint": storage.where(key) if key else None}
 
 

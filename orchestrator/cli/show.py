@@ -19,7 +19,7 @@ from orchestrator.points import Trial
 from orchestrator.progress import board, duration, print_unfinished, shortened
 from orchestrator.report import Result
 from orchestrator.storage import Storage
-from orchestrator.trial_files import best_saved, checkpoint_key, saved_checkpoints
+from orchestrator.trial_files import best_saved, saved_checkpoints
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -128,7 +128,7 @@ def print_best(
         console.print(f"MLflow run: {runs[top.identity]}", highlight=False, soft_wrap=True)
     saved = best_saved(saved_checkpoints(storage, top.identity), sweep.mode)
     if saved is not None:
-        key = checkpoint_key(top.identity, saved.iteration)
+        key = saved.key(top.identity)
         console.print(f"checkpoint: {storage.where(key)}", highlight=False, soft_wrap=True)
 
 

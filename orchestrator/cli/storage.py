@@ -50,8 +50,8 @@ def gc(
     found, notes = storage_care.garbage(storage, settings.home, keep=keep, older_s=3600 * older)
     for one in found:
         print(f"{storage_care.size_text(one.size):>12}  {one.what}: {one.key}")
-        if not dry_run:
-            storage_care.remove(storage, one)
+    if not dry_run:
+        found = storage_care.remove(storage, found)
     for note in notes:
         print(f"kept: {note}")
     total = storage_care.size_text(sum(one.size for one in found))

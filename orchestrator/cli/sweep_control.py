@@ -141,7 +141,9 @@ def delete(
         print(f"kept, as another sweep has them: {', '.join(what.shared)}")
     if not yes:
         raise UsageError(f"nothing was deleted; mcc sweep delete {what.sweep.id} --yes does it, for good")
-    problem = sweep_actions.delete(settings, what)
+    gone, problem = sweep_actions.delete(settings, found)
+    if late := [name for name in gone.shared if name not in what.shared]:
+        print(f"kept too, as another sweep has them since: {', '.join(late)}")
     print("deleted" + (f"; MLflow still has its runs: {problem}" if problem else ""))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mcc_core.errors import UsageError
+from mcc_core.errors import MCCError, UsageError
 from orchestrator.cluster import Capacity, cluster, local_capacity
 from orchestrator.environment import environment_record, git_state
 from orchestrator.lease import Lease, held
@@ -122,3 +122,22 @@ def test_the_environment_record_has_versions_and_no_secret(monkeypatch: pytest.M
 def test_git_state_is_of_the_code_alone() -> None:
     state = git_state()
     assert state is None or (len(state["commit"]) == 40 and isinstance(state["diff"], str))
+
+
+def test_a_process_that_stood_still_leaves_its_trials_to_the_one_that_took_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, now = Storage(str(tmp_path)), [1000.0]
+    monkeypatch.setattr("orchestrator.lease.time.monotonic", lambda: now[0])
+    first = Lease(storage, "first", "s", ["t1", "t2"])
+    first.take()
+    storage.delete("leases/first.json")  # as a reader on another host does with one that is not renewed
+    now[0] += 100
+    first.refresh()  # nobody took its trials: it goes on
+    assert storage.list("leases") == ["leases/first.json"]
+    storage.delete("leases/first.json")
+    Lease(storage, "second", "s", ["t2"]).take()
+    now[0] += 100
+    with pytest.raises(MCCError, match=r"for 100 s, and process \d+ on .* \(sweep s\) went on with its trials"):
+        first.refresh()
+    assert storage.list("leases") == ["leases/second.json"]

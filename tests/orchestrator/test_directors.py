@@ -18,7 +18,7 @@ from orchestrator.plan import Plan, plan_sweep, recorded
 from orchestrator.points import Trial
 from orchestrator.schedulers import Asha, Median, Pruner
 from orchestrator.storage import Storage
-from orchestrator.trial_files import Saved, checkpoint_key, newest_iteration
+from orchestrator.trial_files import Saved, newest_checkpoint, newest_iteration
 
 SEG = "val/seg/single/miou"
 
@@ -72,10 +72,17 @@ def end(storage: Storage, task: Assignment, value: float, status: str = "finishe
 
 
 def checkpoint(storage: Storage, identity: str, iteration: int, content: bytes) -> None:
-    key, file = checkpoint_key(identity, iteration), Path(storage.url) / "made.pt"
+    file = Path(storage.url) / "made.pt"
     file.write_bytes(content)
-    storage.write(key, content)
-    storage.write(f"{key}.json", json.dumps(asdict(Saved.of(file, iteration, None))).encode())
+    saved = Saved.of(file, iteration, None, 0)
+    storage.write(saved.key(identity), content)
+    storage.write(f"{saved.key(identity)}.json", json.dumps(asdict(saved)).encode())
+
+
+def weights(storage: Storage, identity: str, iteration: int) -> bytes:
+    one, file, _ = newest_checkpoint(storage, identity, Path(storage.url), only=iteration)
+    assert one is not None and file is not None
+    return file.read_bytes()
 
 
 SEARCH: dict[str, Any] = {
@@ -165,14 +172,14 @@ def test_a_population_goes_on_after_any_interruption_as_it_would_have(tmp_path: 
     first = segment(guide, storage, score)
     assert [t.until for t in first] == [2] * 4 and not any(t.clone for t in first)
     worst, best = made.trials[0], made.trials[3]
-    assert storage.read(checkpoint_key(worst.identity, 2)) == b"member-3 at 2"
-    assert storage.read(checkpoint_key(best.identity, 2)) == b"member-3 at 2"
+    assert weights(storage, worst.identity, 2) == b"member-3 at 2"
+    assert weights(storage, best.identity, 2) == b"member-3 at 2"
 
     # Cut off before the clone was copied: another process copies it and hands out the same second generation.
     checkpoint(storage, worst.identity, 2, b"its own")
     again = directing(plan(tmp_path, **POPULATION), storage)
     assert isinstance(again, PopulationDirector)
-    assert storage.read(checkpoint_key(worst.identity, 2)) == b"member-3 at 2"
+    assert weights(storage, worst.identity, 2) == b"member-3 at 2"
     second, other = segment(again, storage, score), []
     while (task := guide.take()) is not None:
         other.append(task)
@@ -198,7 +205,7 @@ def test_a_failed_member_is_revived_by_a_clone(tmp_path: Path, storage: Storage)
             checkpoint(storage, task.identity, 2, task.name.encode())
             end(storage, task, 0.5 if task.name == "member-1" else 0.1, "stopped", 2)
         guide.ended(task.identity)
-    assert storage.read(checkpoint_key(made.trials[2].identity, 2)) == b"member-1"
+    assert weights(storage, made.trials[2].identity, 2) == b"member-1"
     revived = [guide.take() for _ in range(4)]
     assert {t.name for t in revived if t} == {f"member-{n}" for n in range(4)}
 

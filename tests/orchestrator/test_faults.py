@@ -28,7 +28,7 @@ from orchestrator.cli import main
 from orchestrator.events import EventLog, claim_attempt, history, newest_attempt, segments
 from orchestrator.outbox import Outbox, alone, send_leftovers
 from orchestrator.storage import Storage, is_full, patiently
-from orchestrator.trial_files import CheckpointShelf, checkpoint_key, newest_checkpoint
+from orchestrator.trial_files import CheckpointShelf, newest_checkpoint
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_an_s3_server_killed_during_a_checkpoint(tmp_path: Path, monkeypatch: py
         storage = Storage(f"s3://{server.bucket}/down")
         outbox = Outbox(storage, tmp_path / "outbox")
         log = EventLog(outbox, "t", 1, flush_events=1)
-        shelf = CheckpointShelf(outbox, "t", "max", [], 0)
+        shelf = CheckpointShelf(outbox, "t", "max", [], 0, 1)
         content = {i: os.urandom(40 << 20) for i in (1, 2)}
         for i in (1, 2):
             log.emit("metrics", i, metrics={})
@@ -144,7 +144,7 @@ def test_an_s3_server_killed_during_a_checkpoint(tmp_path: Path, monkeypatch: py
             shelf.add(tmp_path / "file.pt", i, None)
             if i == 1:
                 assert outbox.drain(60)
-        while "2.pt" not in min(p.name for p in (tmp_path / "outbox").iterdir()):
+        while "2-0001.pt" not in min(p.name for p in (tmp_path / "outbox").iterdir()):
             time.sleep(0.005)  # until the second checkpoint is being sent
         server.kill()
         for i in (3, 4):
@@ -219,12 +219,14 @@ def test_what_a_superseded_attempt_left_behind_is_not_sent(tmp_path: Path) -> No
         log.emit("metrics", last, metrics={})
         log.close()
         (tmp_path / "file.pt").write_bytes(b"weights")
-        CheckpointShelf(outbox, "t", "max", [], 0).add(tmp_path / "file.pt", last, None)
+        CheckpointShelf(outbox, "t", "max", [], 0, attempt).add(tmp_path / "file.pt", last, None)
         assert not outbox.close(0.1)
     target.unlink()
     send_leftovers(storage, here, newest=2, seconds=20)
     assert segments(storage, "t") == ["0002-000001.jsonl"]
-    assert storage.exists(checkpoint_key("t", 80)) and not storage.exists(checkpoint_key("t", 60))
+    assert storage.list("trials/t/checkpoints") == [
+        f"trials/t/checkpoints/0000080-0002.pt{end}" for end in ("", ".json")
+    ]
     assert list(here.iterdir()) == []
     send_leftovers(storage, tmp_path / "no such folder", newest=0, seconds=1)
 

@@ -96,7 +96,7 @@ def test_a_trial_stops_on_request_and_goes_on_from_its_last_whole_checkpoint(
     assert logged(storage, trial) == list(range(1, newest.iteration + 1))
 
     # As if the machine had died while the last checkpoint was written.
-    file = storage.local(f"trials/{trial.identity}/checkpoints/{newest.iteration:07d}.pt")
+    file = storage.local(newest.key(trial.identity))
     assert file is not None
     file.write_bytes(file.read_bytes()[:-100])
     (result,) = run(made, settings)
@@ -105,14 +105,15 @@ def test_a_trial_stops_on_request_and_goes_on_from_its_last_whole_checkpoint(
     events = history(storage, trial.identity)
     starts = [e for e in events if e["kind"] == "start"]
     assert [e["iteration"] for e in starts] == [0, previous.iteration]
-    assert f"{newest.iteration:07d}.pt has" in starts[1]["info"]["skipped_checkpoints"][0]
+    assert f"{newest.iteration:07d}-0001.pt has" in starts[1]["info"]["skipped_checkpoints"][0]
     assert starts[0]["info"]["certificate"]["images_in_both"] == 0
     assert logged(storage, trial) == list(range(1, 151))
     assert {e["kind"] for e in events} == {"start", "metrics", "image", "checkpoint", "end"}
     for event in events:
         if event["kind"] == "image":
             assert storage.read(event["path"]).startswith(b"\x89PNG")
-    assert load(Path(settings.storage) / f"trials/{trial.identity}/checkpoints/0000150.pt").iteration == 150
+    last = saved_checkpoints(storage, trial.identity)[-1]
+    assert load(Path(settings.storage) / last.key(trial.identity)).iteration == 150
     assert len(saved_checkpoints(storage, trial.identity)) <= 3
     assert b"packages" in storage.read(f"trials/{trial.identity}/environment.json")
 

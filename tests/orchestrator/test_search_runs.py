@@ -25,7 +25,7 @@ from orchestrator.points import Trial
 from orchestrator.runner import run
 from orchestrator.settings import Settings
 from orchestrator.storage import Storage
-from orchestrator.trial_files import saved_checkpoints
+from orchestrator.trial_files import newest_checkpoint, saved_checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,8 @@ def test_a_population_clones_weights_and_changes_parameters(
     assert (event["donor"], event["donor_name"], event["iteration"]) == (donor.identity, donor.name, 6)
 
     # The weights at the clone's start are the donor's, bit by bit, and not those that it had.
-    theirs, own = (load(storage.local(f"trials/{t.identity}/checkpoints/0000006.pt") or Path()) for t in (donor, clone))
+    files = [newest_checkpoint(storage, t.identity, tmp_path, only=6)[1] for t in (donor, clone)]
+    theirs, own = (load(file or Path()) for file in files)
     assert theirs.model.keys() == own.model.keys()
     assert all(torch.equal(tensor, own.model[name]) for name, tensor in theirs.model.items())
     assert own.seed == donor.seed and own.experiment == donor.experiment
@@ -162,7 +163,6 @@ def test_a_population_clones_weights_and_changes_parameters(
             seen.append((record.iteration, record.metrics["loss/total"]))
 
     experiment = Experiment.model_validate(merge(clone.experiment.model_dump(), after, "test"))
-    file = storage.local(f"trials/{donor.identity}/checkpoints/0000006.pt")
     engine.train(
         experiment,
         clone.seed,
@@ -170,7 +170,7 @@ def test_a_population_clones_weights_and_changes_parameters(
         device=torch.device("cpu"),
         workdir=tmp_path,
         callbacks=Collect(),
-        resume=file,
+        resume=files[0],
     )
     ours = losses(storage, clone.identity)
     assert [i for i, _ in ours] == list(range(1, 13))

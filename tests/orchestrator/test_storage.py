@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,14 @@ def test_what_was_written_is_read(storage: Storage) -> None:
     assert storage.read("a/b c/d.txt") == b"two"
     assert storage.exists("a/b c/d.txt")
     assert storage.size("a/b c/d.txt") == 3
+
+
+def test_one_of_many_who_create_a_file_at_once_does(storage: Storage) -> None:
+    names = [f"{n}".encode() for n in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        created = [*pool.map(lambda name: storage.create("a/mark", name), names)]
+    assert sum(created) == 1 and storage.read("a/mark") == names[created.index(True)]
+    assert not storage.create("a/mark", b"late") and storage.list("a") == ["a/mark"]
 
 
 def test_an_empty_file_is_a_file(storage: Storage) -> None:

@@ -49,7 +49,7 @@ def trial(storage: Storage, folder: Path, identity: str, scores: tuple[float, ..
     for i, score in enumerate(scores, start=1):
         file = folder / "file.pt"
         file.write_bytes(b"w" * 1000)
-        CheckpointShelf(outbox, identity, "max", [], i).add(file, i, score)
+        CheckpointShelf(outbox, identity, "max", [], i, 0).add(file, i, score)
     assert outbox.close(20)
     storage.write(f"trials/{identity}/events/0001-000001.jsonl", b'{"kind": "start", "iteration": 0, "t": 1}\n')
 
@@ -81,8 +81,7 @@ def test_gc_takes_what_nothing_refers_to_and_nothing_else(settings: Settings, st
     assert {one.key for one in found} == gone
     sizes = {one.key: one.size for one in found}
     assert sizes[f"{checkpoints}/0000001.pt"] == 1000 and sizes["ray/gone"] == 5 and sizes[f"trials/{STRAY}"] > 5000
-    for one in found:
-        remove(storage, one)
+    assert remove(storage, found) == found
     left = sorted(one.key for one in storage.files("") if not one.key.startswith("leases"))
     assert left == [k for k in kept if not any(k == g or k.startswith(f"{g}/") for g in gone)]
     assert garbage(storage, settings.home, older_s=0)[0] == []
@@ -100,7 +99,7 @@ def test_uploads_that_never_ended_are_given_up(server: S3Server, monkeypatch: py
         server.client().upload_part(**part, Body=b"x" * 1000)
     found, _ = garbage(storage, Path("/nowhere"), older_s=-5)
     assert [(one.what, one.key) for one in found] == [("upload that never ended", "trials/x/big.pt")]
-    remove(storage, found[0])
+    remove(storage, found[:1])
     assert storage.unfinished_uploads() == []
     assert len(Storage(f"s3://{server.bucket}/another").unfinished_uploads()) == 1
 
@@ -116,7 +115,7 @@ def test_parts_of_killed_processes_go_and_unsent_measurements_stay(tmp_path: Pat
     waiting.write_bytes(b"measured")
     found, notes = garbage(storage, home, older_s=0)
     assert [one.size for one in found] == [3]
-    remove(storage, found[0])
+    remove(storage, found[:1])
     assert not part.exists() and waiting.exists()
     assert notes == [
         f"8 bytes of trial {KNOWN} wait in {home}/outbox/{KNOWN}: submit its sweep again to send them",

@@ -86,7 +86,7 @@ def attempt(storage: Storage, folder: Path, trial: str, number: int, first: int,
             outbox.put(f"trials/{trial}/images/{i:07d}-a.png", picture.getvalue())
             log.emit("image", i, key="panel/a", path=f"trials/{trial}/images/{i:07d}-a.png")
     if end:
-        shelf = CheckpointShelf(outbox, trial, "max", [], 0)
+        shelf = CheckpointShelf(outbox, trial, "max", [], 0, 0)
         for i, score in ((last - 1, 0.9), (last, 0.5)):
             weights = folder / f"{trial}.pt"
             weights.write_bytes(f"weights {number} {i}".encode())
@@ -128,9 +128,10 @@ def steps(tracker: Tracker, run: str, key: str = "loss/total") -> list[int]:
 
 
 def shown(tracker: Tracker, run: str) -> list[tuple[str, int]]:
-    """Every picture of a run, with repetitions."""
-    files = [a.path for a in tracker.client.list_artifacts(run, "images") if a.path.endswith(".png")]
-    return sorted(pair for file in files for pair in pictures([file.replace(".png", ".webp")]))
+    """Every picture of a run, with repetitions, by its small copy: MLflow writes that last, so that a process which is
+    killed between the two leaves half a picture, and the next one logs a whole one."""
+    files = [a.path for a in tracker.client.list_artifacts(run, "images")]
+    return sorted(pair for file in files for pair in pictures([file]))
 
 
 def test_runs_params_metrics_pictures_and_artifacts(settings: Settings, storage: Storage, tmp_path: Path) -> None:

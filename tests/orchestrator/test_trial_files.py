@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.events import EventLog
 from orchestrator.outbox import Outbox
 from orchestrator.storage import Storage
 from orchestrator.trial_files import CheckpointShelf, newest_checkpoint, saved_checkpoints
@@ -19,7 +20,7 @@ def storage(tmp_path: Path) -> Storage:
 def add(storage: Storage, folder: Path, scores: dict[int, float | None], mode: str = "max", start: int = 0) -> None:
     """Store checkpoints as a run does that goes on from iteration `start`."""
     outbox = Outbox(storage, folder / "outbox")
-    shelf = CheckpointShelf(outbox, "t", mode, saved_checkpoints(storage, "t"), start)
+    shelf = CheckpointShelf(outbox, "t", mode, saved_checkpoints(storage, "t"), start, 0)
     for iteration, score in scores.items():
         file = folder / "file.pt"
         file.write_bytes(bytes([iteration]) * 100)
@@ -74,3 +75,19 @@ def test_a_checkpoint_without_its_sidecar_is_not_complete(storage: Storage, tmp_
     storage.delete("trials/t/checkpoints/0000002.pt.json")
     storage.write("trials/t/checkpoints/0000001.pt.json", b'{"iteration": ')
     assert newest_checkpoint(storage, "t", tmp_path)[0] is None
+
+
+def test_what_an_attempt_wrote_after_another_began_before_it_does_not_count(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "storage"))
+    outbox = Outbox(storage, tmp_path / "outbox")
+    for attempt, first in ((1, 0), (2, 4)):
+        log = EventLog(outbox, "t", attempt)
+        log.emit("start", first, attempt=attempt, info={})
+        log.close()
+    for attempt, iteration in ((1, 2), (1, 4), (2, 6), (1, 6), (1, 8)):  # the last two came late
+        (tmp_path / "file").write_bytes(f"{attempt} at {iteration}".encode())
+        CheckpointShelf(outbox, "t", "max", [], iteration, attempt).add(tmp_path / "file", iteration, None)
+    assert outbox.close(10)
+    assert [(s.iteration, s.attempt) for s in saved_checkpoints(storage, "t")] == [(2, 1), (4, 1), (6, 2)]
+    one, file, complaints = newest_checkpoint(storage, "t", tmp_path)
+    assert one is not None and file is not None and file.read_bytes() == b"2 at 6" and complaints == []

@@ -1,4 +1,4 @@
-"""A real MLflow server process for tests, on loopback, for as long as a `with` block; it can be killed, come back."""
+"""A real MLflow server process for tests, for as long as a `with` block; it can be killed and come back."""
 
 from __future__ import annotations
 
@@ -24,15 +24,17 @@ class MlflowServer:
     artifacts: str
     port: int
     environment: Mapping[str, str]
+    host: str = "127.0.0.1"
     process: subprocess.Popen[bytes] = field(init=False)
 
     @property
     def uri(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command = [sys.executable, "-m", "mlflow", "server", "--host", self.host, "--port", str(self.port)]
+        command += ["--allowed-hosts", f"{self.host}:{self.port}"]
         command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--workers", "1"]
         command += ["--artifacts-destination", self.artifacts]
         quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -64,10 +66,14 @@ class MlflowServer:
 
 @contextlib.contextmanager
 def mlflow_server(
-    folder: Path, artifacts: str | None = None, environment: Mapping[str, str] | None = None
+    folder: Path,
+    artifacts: str | None = None,
+    environment: Mapping[str, str] | None = None,
+    host: str = "127.0.0.1",
 ) -> Iterator[MlflowServer]:
     """Start a server; `artifacts` may be `s3://bucket/prefix` with the keys in `environment`."""
-    server = MlflowServer(folder, artifacts or (folder / "artifacts").as_uri(), free_port(), environment or {})
+    where = artifacts or (folder / "artifacts").as_uri()
+    server = MlflowServer(folder, where, free_port(host), environment or {}, host)
     try:
         server.start()
         yield server

