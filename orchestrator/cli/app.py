@@ -14,6 +14,7 @@ from orchestrator.cli import (
     data,
     evaluate,
     predict,
+    report,
     reproduce,
     storage,
     sweep,
@@ -48,6 +49,7 @@ app.command("train")(train.train)
 app.command("predict")(predict.predict)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
+app.command("report")(report.report)
 app.command("reproduce")(reproduce.reproduce)
 app.command("import-weights")(weights.import_weights)
 app.command("ui")(ui.ui)
