@@ -11,6 +11,7 @@ from orchestrator.pages import render
 from orchestrator.report import markdown
 
 _NUMBER = re.compile(r"[-+=]?\d*\.?\d*(e[-+]?\d+)?( ?[%±\[].*)?$")
+_INTERVAL = re.compile(r"\[([-+])[\d.]+, ([-+])[\d.]+\]")
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: header and lines. With `signed`, cells that begin with a sign are coloured as better or worse."""
+    """A table: header and lines. With `signed`, differences whose interval leaves out 0 are coloured."""
 
     lines: Sequence[Sequence[str]]
     signed: bool = False
@@ -34,6 +35,13 @@ class Grid:
         return [any(cell and not _NUMBER.match(cell) for cell in cells) for cells in columns] or [True] * len(
             self.lines[0]
         )
+
+    def tone(self, cell: str) -> str:
+        """`better` or `worse` for a difference with its interval, such as `+1.4 [+0.7, +2.2]`; else nothing."""
+        found = _INTERVAL.search(cell) if self.signed else None
+        if found is None or found[1] != found[2]:
+            return ""
+        return "better" if found[1] == "+" else "worse"
 
 
 @dataclass(frozen=True)

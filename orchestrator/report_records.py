@@ -60,7 +60,7 @@ def cost(evidence: Evidence) -> Section:
     estimate: Mapping[str, Any] = document.get("estimate") or {}
     every = [span for record in evidence.records.values() for span in record.spans]
     since, whole = usage(every, document["created"]), usage(every)
-    disk = sum(record.bytes for record in evidence.records.values())
+    ran = [r for r in evidence.records.values() if any(span.end > document["created"] for span in r.spans)]
     done = all(r.status in {"finished", "pruned"} for r in evidence.results)
     lines = [["", "predicted", "actual" if done else "actual so far", "actual / predicted"]]
 
@@ -70,14 +70,14 @@ def cost(evidence: Evidence) -> Section:
 
     line("time", estimate.get("total_s"), since.wall_s, duration)
     line("worker-hours", _hours(estimate.get("worker_s")), since.worker_s / 3600, lambda h: f"{h:.3g}")
-    line("disk in storage", estimate.get("disk_bytes"), disk, size_text)
+    line("disk in storage", document.get("disk_bytes"), sum(record.bytes for record in ran), size_text)
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(document["created"]))
     source = f", by {estimate['source']}" if estimate.get("source") else ""
     parts: list[Part] = [
         Grid(lines),
         Text(
-            f"Predicted when the sweep was submitted ({when}){source}. Time and worker-hours are of what ran since "
-            f"then; all attempts together took {duration(whole.wall_s)} and {whole.worker_s / 3600:.3g} "
+            f"Predicted when the sweep was submitted ({when}){source}. All three are of what ran since then, disk "
+            f"at most; all attempts together took {duration(whole.wall_s)} and {whole.worker_s / 3600:.3g} "
             "worker-hours."
         ),
     ]

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mcc_core.errors import MCCError
 from orchestrator import catalog
 from orchestrator.document import pictures, to_html, to_markdown
+from orchestrator.environment import hidden
 from orchestrator.evidence import gather
 from orchestrator.report_records import sweep_yaml
 from orchestrator.report_sections import sections
 from orchestrator.settings import Settings
 from orchestrator.storage import Storage
 
+PAGE = "report.html"
 _FOLDER = "report"  # of the artifacts in MLflow
+_QUICK_TRIALS = 40  # up to so many on a disk the report takes about a second
 
 
 def report_files(storage: Storage, sweep: catalog.Sweep) -> dict[str, bytes]:
@@ -22,9 +27,9 @@ def report_files(storage: Storage, sweep: catalog.Sweep) -> dict[str, bytes]:
     evidence = gather(storage, sweep)
     made = sections(evidence)
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    lead = f"Sweep {sweep.id} in {storage.url}, as it stood on {when}."
+    lead = f"Sweep {sweep.id} in {hidden(storage.url)}, as it stood on {when}."
     title = str(sweep.document["name"])
-    files = {"report.html": to_html(title, lead, made).encode(), "report.md": to_markdown(title, lead, made).encode()}
+    files = {PAGE: to_html(title, lead, made).encode(), "report.md": to_markdown(title, lead, made).encode()}
     files |= {f"images/{picture.name}": picture.content for picture in pictures(made)}
     return files | {"sweep.yaml": sweep_yaml(evidence).encode()}
 
@@ -34,6 +39,8 @@ def write_report(settings: Settings, name: str | None, out: Path | None) -> tupl
 
     Returns the two pages and what kept MLflow from having them, or nothing. Raises UsageError for an unknown sweep.
     """
+    from orchestrator.tracking import attach
+
     storage = Storage(settings.storage)
     sweep = catalog.find(storage, name)
     folder = out or Path("reports") / sweep.id
@@ -41,10 +48,29 @@ def write_report(settings: Settings, name: str | None, out: Path | None) -> tupl
     for file, content in files.items():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_bytes(content)
-    from orchestrator.tracking import attach
-
     try:
         attach(settings, sweep.document, {f"{_FOLDER}/{file}": content for file, content in files.items()})
     except MCCError as error:
-        return [folder / "report.html", folder / "report.md"], str(error)
-    return [folder / "report.html", folder / "report.md"], ""
+        return [folder / PAGE, folder / "report.md"], str(error)
+    return [folder / PAGE, folder / "report.md"], ""
+
+
+def is_quick(storage: Storage, document: Mapping[str, Any]) -> bool:
+    """Whether a sweep's report takes no time worth speaking of, so that every end of the sweep writes it."""
+    return storage.local(f"sweeps/{document['sweep']}") is not None and len(document["trials"]) <= _QUICK_TRIALS
+
+
+def final_report(settings: Settings, storage: Storage, document: Mapping[str, Any], *, track: bool) -> tuple[str, str]:
+    """Write the page beside the sweep's summary, and to MLflow with `track`; returns (where, what went wrong)."""
+    from orchestrator.tracking import attach
+
+    sweep = catalog.Sweep(document["sweep"], dict(document))
+    key = f"sweeps/{sweep.id}/{PAGE}"
+    try:
+        content = report_files(storage, sweep)[PAGE]
+        storage.write(key, content)
+        if track:
+            attach(settings, document, {f"{_FOLDER}/{PAGE}": content})
+    except Exception as error:  # the results are safe: whatever a report comes up with does not fail the sweep
+        return "", f"{type(error).__name__}: {error}"
+    return storage.where(key), ""
