@@ -105,9 +105,9 @@ def test_what_differs_from_the_table_is_named(
     experiment = resolve("voc", {"data.root": str(tmp_path)} | changes)
     file = tmp_path / "trained.pt"
     checkpoints.save(Checkpoint(experiment, VOC_CLASSES, 20_000, 0, {}, None, {}), file)
-    assert differences(table, point, file, None) == reason
+    assert ", ".join(differences(table, point, file, None).values()) == reason
     write_index(index.model_copy(update={"splits": {"val": names[:9]}}), tmp_path)
-    assert differences(table, point, file, None).startswith("data (9 images in val, officially 1449)")
+    assert differences(table, point, file, None)["data"].startswith("data (9 images in val, officially 1449)")
     assert table_experiment(table, "Baseline").loss.mcc == 0
 
 
