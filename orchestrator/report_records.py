@@ -76,9 +76,9 @@ def cost(evidence: Evidence) -> Section:
     parts: list[Part] = [
         Grid(lines),
         Text(
-            f"Predicted when the sweep was submitted ({when}){source}. All three are of what ran since then, disk "
-            f"at most; all attempts together took {duration(whole.wall_s)} and {whole.worker_s / 3600:.3g} "
-            "worker-hours."
+            f"Predicted when the sweep was submitted ({when}){source}, held against the trials that ran since. "
+            "The predicted disk is the most that checkpoints and pictures can take. All attempts together took "
+            f"{duration(whole.wall_s)} and {whole.worker_s / 3600:.3g} worker-hours."
         ),
     ]
     return Section("Predicted and actual cost", parts)
@@ -107,6 +107,7 @@ def environment(evidence: Evidence) -> Section:
         parts.append(
             Code("\n".join(f"{name}=={version}" for name, version in packages.items()), f"All {len(packages)} packages")
         )
+    parts.append(Text(f"Storage: {hidden(evidence.storage.url)}"))
     return Section("Environment", parts)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from mcc_core.errors import MCCError
 from orchestrator import catalog
 from orchestrator.document import pictures, to_html, to_markdown
-from orchestrator.environment import hidden
 from orchestrator.evidence import gather
 from orchestrator.report_records import sweep_yaml
 from orchestrator.report_sections import sections
@@ -27,7 +26,7 @@ def report_files(storage: Storage, sweep: catalog.Sweep) -> dict[str, bytes]:
     evidence = gather(storage, sweep)
     made = sections(evidence)
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    lead = f"Sweep {sweep.id} in {hidden(storage.url)}, as it stood on {when}."
+    lead = f"Sweep {sweep.id}, as it stood on {when}."
     title = str(sweep.document["name"])
     files = {PAGE: to_html(title, lead, made).encode(), "report.md": to_markdown(title, lead, made).encode()}
     files |= {f"images/{picture.name}": picture.content for picture in pictures(made)}
