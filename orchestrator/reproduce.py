@@ -223,7 +223,7 @@ def _aspects(line: Line, reasons: Mapping[str, str], origin: Origin) -> tuple[As
 def _origin(storage: Storage, identity: str) -> Origin:
     """What a trial left on record of its code and machine."""
     recorded = json.loads(storage.read(f"trials/{identity}/environment.json"))
-    info = next((e["info"] for e in history(storage, identity) if e["kind"] == "start"), {})
+    info: Mapping[str, Any] = next((e["info"] for e in history(storage, identity) if e["kind"] == "start"), {})
     git = recorded.get("git") or {}
     commit = f", commit {git['commit'][:12]}" if git else ""
     commit += " with uncommitted changes" if git.get("diff") else ""
