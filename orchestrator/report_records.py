@@ -76,7 +76,7 @@ def cost(evidence: Evidence) -> Section:
     parts: list[Part] = [
         Grid(lines),
         Text(
-            f"Predicted when the sweep was submitted ({when}){source}, held against the trials that ran since. "
+            f"Predicted when the sweep was last submitted ({when}){source}, held against the trials that ran since. "
             "The predicted disk is the most that checkpoints and pictures can take. All attempts together took "
             f"{duration(whole.wall_s)} and {whole.worker_s / 3600:.3g} worker-hours."
         ),

@@ -120,6 +120,9 @@ def importance(evidence: Evidence) -> Section | None:
     keys = list(evidence.file.get("parameters") or ())
     if not keys:
         return None
+    if (evidence.file.get("scheduler") or {}).get("kind") == "pbt":
+        told = "A population changes its parameters while it trains, so no score belongs to one value of them."
+        return Section("Parameter importance", [Text(told)])
     found, own = [], {row.point: row.score for row in evidence.rows}
     apart = {point["name"] for point in evidence.file.get("points") or ()}
     for point, score in own.items():
@@ -133,6 +136,10 @@ def importance(evidence: Evidence) -> Section | None:
     if shares:
         lines = [["parameter", "share of the variance"], *([k, f"{100 * v:.0f} %"] for k, v in shares.items())]
         parts += [Grid(lines), Text(f"By {method} over {len(found)} configurations, each the mean of its seeds.")]
+    elif len(found) >= needed(len(keys)):
+        parts.append(
+            Text("No share can be computed: the scores are equal, or too few configurations set every parameter.")
+        )
     else:
         parts.append(
             Text(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,9 +64,11 @@ def final_report(settings: Settings, storage: Storage, document: Mapping[str, An
     """Write the page beside the sweep's summary, and to MLflow with `track`; returns (where, what went wrong)."""
     from orchestrator.tracking import attach
 
-    sweep = catalog.Sweep(document["sweep"], dict(document))
-    key = f"sweeps/{sweep.id}/{PAGE}"
+    folder = f"sweeps/{document['sweep']}"
+    key = f"{folder}/{PAGE}"
     try:
+        # The plan on record: where nothing was left to run it is that of the launch that ran the trials.
+        sweep = catalog.Sweep(document["sweep"], json.loads(storage.read(f"{folder}/plan.json")))
         content = report_files(storage, sweep)[PAGE]
         storage.write(key, content)
         if track:

@@ -139,3 +139,11 @@ def test_sweeps_without_masks_without_results_and_of_one_trial(tmp_path: Path) -
     assert "IoU by class" not in titles and "CAMs of the best and the worst trial" in titles
     storage.delete_folder("trials/0000000000000000/images")  # cleared away
     assert "No panels of the same images are in storage" in text_of(storage, one)
+
+
+def test_importance_of_enough_configurations_and_of_a_population(tmp_path: Path) -> None:
+    one = {f"{point}-0": "finished" for point in "abcde"}
+    text = text_of(*sweep(tmp_path / "1", one, parameters={"mask.ratio": []}, points=[]))
+    assert "Too few trials to tell: 5 configurations" in text and "| mask.ratio | 0.9 |" in text
+    pbt = {"scheduler": {"kind": "pbt"}, "parameters": {"mask.ratio": []}}
+    assert "A population changes its parameters while it trains" in text_of(*sweep(tmp_path / "2", one, **pbt))
