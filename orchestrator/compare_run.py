@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import cast, get_args
 
@@ -15,8 +16,8 @@ from orchestrator.evaluation_request import evaluation_request
 from orchestrator.evaluation_run import Means, evaluate_checkpoint
 from orchestrator.gallery import Side, write_gallery
 from orchestrator.settings import Settings
-from orchestrator.trained import find_checkpoint
-from orchestrator.versus import Scored, Versus, read_scored, versus
+from orchestrator.trained import find_checkpoint, networks_by_seed
+from orchestrator.versus import Scored, Versus, over_seeds, read_scored, versus
 
 
 def compare_networks(
@@ -32,7 +33,8 @@ def compare_networks(
 ) -> tuple[Versus, tuple[Side | None, Side | None]]:
     """Compare two checkpoints, trials or evaluation folders; a side is None where a folder was given.
 
-    Scores of networks are kept in the home, and used again. Raises UsageError.
+    Two configurations (SWEEP/CONFIGURATION of several seeds) are compared over their shared seeds; no side is one
+    network then. Scores of networks are kept in the home, and used again. Raises UsageError.
     """
     if protocol is not None and protocol not in get_args(ProtocolName):
         raise UsageError(f"--protocol {protocol}: not one of {', '.join(get_args(ProtocolName))}")
@@ -49,6 +51,16 @@ def compare_networks(
         evaluate_checkpoint(request, out, settings, Means(processes=processes), on_image)
         return read_scored(out, chosen, name), Side(name, file)
 
+    seeds, other_seeds = (networks_by_seed(name, settings) for name in (first, second))
+    if seeds and other_seeds:
+        if not (shared := sorted(seeds.keys() & other_seeds.keys())):
+            raise UsageError(f"{first} and {second}: have no seed in common")
+        pairs = [(scored(seeds[s])[0], scored(other_seeds[s])[0]) for s in shared]
+        found = over_seeds(pairs)
+        return replace(found, first=replace(found.first, label=first), second=replace(found.second, label=second)), (
+            None,
+            None,
+        )
     (one, side), (other, other_side) = scored(first), scored(second)
     return versus(one, other), (side, other_side)
 
@@ -64,7 +76,7 @@ def draw_gallery(
     """The page of `write_gallery`. Raises UsageError where only the folder of an evaluation is known."""
     one, other = sides
     if one is None or other is None:
-        raise UsageError("--gallery: needs the networks: give checkpoint files or SWEEP/TRIAL, not evaluation folders")
+        raise UsageError("--gallery: needs two networks: give checkpoint files or SWEEP/TRIAL")
     data = checkpoints.load(one.checkpoint).experiment.data
     index = build_index(
         data if split == data.train_split else data.model_copy(update={"val_split": split}), settings.home

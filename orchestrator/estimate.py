@@ -6,7 +6,7 @@ import hashlib
 import heapq
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from statistics import median
 
 from mcc_core.config import Experiment
@@ -20,10 +20,12 @@ _LONG_PROBE_S = 20.0
 
 @dataclass(frozen=True)
 class Speed:
-    """Measured seconds."""
+    """What an earlier trial measured: seconds, and bytes in storage."""
 
     iteration_s: float
     evaluation_s: float | None  # one evaluation; None when it was not measured
+    checkpoint_bytes: float | None = None  # of one checkpoint
+    picture_bytes: float | None = None  # of one panel, on average
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Estimate:
     trial_s: float  # of the longest trial
     iteration_s: float
     source: str  # what it rests on
+    worker_s: float = 0.0  # seconds of every worker, added up
 
 
 def estimate_sweep(
@@ -60,7 +63,8 @@ def estimate_sweep(
     else:
         return None
     durations = [_duration(e, speed, len(index.val)) for e in experiments]
-    return Estimate(_makespan(durations, concurrent), max(durations), speed.iteration_s, source)
+    worked = sum(d * e.train.workers for d, e in zip(durations, experiments, strict=True))
+    return Estimate(_makespan(durations, concurrent), max(durations), speed.iteration_s, source, worked)
 
 
 def speed_profile(experiment: Experiment, cpus_per_worker: float, gpus_per_worker: float) -> str:
@@ -77,13 +81,13 @@ def speed_profile(experiment: Experiment, cpus_per_worker: float, gpus_per_worke
 
 def speed_record(profile: str, identity: str, speed: Speed) -> tuple[str, bytes]:
     """(key, content) under which a finished trial leaves its speed."""
-    content = {"iteration_s": speed.iteration_s, "evaluation_s": speed.evaluation_s}
-    return f"speeds/{profile}/{identity}.json", json.dumps(content).encode()
+    return f"speeds/{profile}/{identity}.json", json.dumps(asdict(speed)).encode()
 
 
 def past_speeds(storage: Storage, profile: str, limit: int = 20) -> list[Speed]:
     """Speeds that earlier trials of a profile left."""
-    return [Speed(**json.loads(storage.read(key))) for key in storage.list(f"speeds/{profile}")[-limit:]]
+    found = [json.loads(storage.read(key)) for key in storage.list(f"speeds/{profile}")[-limit:]]
+    return [Speed(**{f.name: one[f.name] for f in fields(Speed) if f.name in one}) for one in found]
 
 
 def _duration(experiment: Experiment, speed: Speed, val_images: int) -> float:

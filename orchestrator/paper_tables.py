@@ -77,7 +77,7 @@ class PaperTable(Strict):
     tiny: dict[str, Any] = Field({}, description="fields of the sweep in its place at tiny scale")
     targets: tuple[Target, ...] = ()
     figure: Figure | None = None
-    curve: Curve | None = None
+    curves: tuple[Curve, ...] = ()
     printed: tuple[Printed, ...] = ()
 
 
@@ -102,15 +102,16 @@ def with_points(table: PaperTable, points: Iterable[str]) -> PaperTable:
     return table.model_copy(update={"targets": targets})
 
 
-def differences(table: PaperTable, point: str, file: Path, data: Path | None) -> str:
-    """What keeps a network's scores from being held against the paper's, or nothing.
+def differences(table: PaperTable, point: str, file: Path, data: Path | None) -> dict[str, str]:
+    """What keeps a network's scores from being held against the paper's: of `data` and of `configuration`.
 
     Every field of its experiment is compared with the table's, but for those that change no result.
     """
     saved = checkpoints.load(file)
     experiment, published = saved.experiment, table_experiment(table, point)
     varied = set(table.sweep.get("parameters", ()))  # of a figure: each configuration is meant to differ in them
-    reasons = _data_differences(experiment, data, COCO_COUNTS if len(saved.classes) == 80 else VOC_COUNTS)
+    strange = _data_differences(experiment, data, COCO_COUNTS if len(saved.classes) == 80 else VOC_COUNTS)
+    reasons = []
     if experiment.model.weights == "random":
         reasons.append("model.weights=random (published: pretrained on ImageNet)")
     own, theirs = flatten(experiment), flatten(published)
@@ -120,7 +121,8 @@ def differences(table: PaperTable, point: str, file: Path, data: Path | None) ->
     if experiment.train.global_batch != published.train.global_batch:
         texts.insert(0, f"{experiment.train.global_batch} images a step (published: {published.train.global_batch})")
     more = [f"and {len(texts) - _SHOWN} more fields"] if len(texts) > _SHOWN else []
-    return ", ".join([*reasons, *texts[:_SHOWN], *more])
+    found = {"data": ", ".join(strange), "configuration": ", ".join([*reasons, *texts[:_SHOWN], *more])}
+    return {name: text for name, text in found.items() if text}
 
 
 def table_experiment(table: PaperTable, point: str) -> Experiment:

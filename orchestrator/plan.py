@@ -14,6 +14,7 @@ from mcc_core.config import Experiment
 from mcc_core.data.index import DataIndex
 from mcc_core.errors import UsageError
 from orchestrator.cluster import Capacity, local_capacity
+from orchestrator.disk import predicted_bytes
 from orchestrator.estimate import Estimate, estimate_sweep
 from orchestrator.events import TrialState, trial_states
 from orchestrator.points import Maker, OpenSearch, Roster, Trial
@@ -22,6 +23,7 @@ from orchestrator.search import Tpe, parse
 from orchestrator.settings import Settings
 from orchestrator.storage import Storage
 from orchestrator.sweep_file import SweepFile, check_fields, load_sweep, unknown_field
+from orchestrator.usage import size_text
 
 CLASS_SCORE = "val/cls/single/f1"  # needs no masks
 
@@ -40,6 +42,7 @@ class Plan:
     duplicates: tuple[str, ...]  # names of trials left out because another is the same
     finished: frozenset[str] = frozenset()  # identities that need no run
     estimate: Estimate | None = None
+    disk_bytes: float | None = None  # that it will add to storage, at most
     notes: tuple[str, ...] = ()  # worth a line before it starts
     warnings: tuple[str, ...] = field(default_factory=tuple)
     open: OpenSearch | None = None  # a search that proposes more trials while it runs
@@ -129,16 +132,14 @@ def plan_sweep(
         return plan
     left = [t for t in trials if t.identity not in finished]
     unknown = opened.left * len(chosen.seeds) if opened else 0
-    measured = estimate_sweep(
-        [*(t.experiment for t in left), *([trials[0].experiment] * unknown)],
-        plan.indexes[left[0].fingerprint] if left else plan.index,
-        concurrent,
-        chosen.resources.cpus_per_worker,
-        gpus,
-        storage,
-        may_probe=capacity is not None,
-    )
-    return replace(plan, estimate=measured)
+    experiments = [*(t.experiment for t in left), *([trials[0].experiment] * unknown)]
+    index = plan.indexes[left[0].fingerprint] if left else plan.index
+    processors = (chosen.resources.cpus_per_worker, gpus)
+    measured = estimate_sweep(experiments, index, concurrent, *processors, storage, may_probe=capacity is not None)
+    disk, free = predicted_bytes(experiments, len(index.classes), *processors, storage), storage.free_bytes()
+    if free is not None and disk > free:
+        notes.append(f"{storage.url}: {size_text(free)} are free; the trials will keep up to {size_text(disk)} there")
+    return replace(plan, estimate=measured, disk_bytes=disk, notes=tuple(notes))
 
 
 def is_done(state: TrialState, file: SweepFile) -> bool:
@@ -171,6 +172,7 @@ def plan_document(plan: Plan, command: Sequence[str], commit: str | None) -> dic
         "file": plan.file.model_dump(mode="json"),
         "concurrent": plan.concurrent,
         "estimate": asdict(plan.estimate) if plan.estimate else None,
+        "disk_bytes": plan.disk_bytes,
         "trials": [trial_document(trial) for trial in plan.trials],
     }
 

@@ -124,21 +124,39 @@ def _beside(results: Sequence[Result], inside: Sequence[Result]) -> list[str]:
     return notes if floor is None else [*notes, f"everything background: {100 * floor:.1f}"]
 
 
-def curves(histories: Mapping[str, Sequence[Event]], keys: Mapping[str, str]) -> bytes:
-    """Learning curves as PNG: one panel per metric of `keys` (title to key), one line per trial."""
+def curves(
+    histories: Mapping[str, Sequence[Event]], keys: Mapping[str, str], groups: Mapping[str, str] | None = None
+) -> bytes:
+    """Learning curves as PNG: one panel per metric of `keys` (title to key), one line per trial.
+
+    Trials of one group (name of a trial to its configuration; default: each its own) share a colour and a label.
+    """
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.6 * len(keys), 3.6), layout="constrained")
-    panels = figure.subplots(1, len(keys), squeeze=False)[0]
-    for axes, (title, key) in zip(panels, keys.items(), strict=True):
+    groups = groups or {name: name for name in histories}
+    names = list(dict.fromkeys(groups[name] for name in histories))
+    colours = dict(
+        zip(names, (colormaps["tab20" if len(names) > 10 else "tab10"](i % 20) for i in range(len(names))), strict=True)
+    )
+    across = min(2, len(keys))
+    down = -(-len(keys) // across)
+    figure = Figure(figsize=(5.4 * across, 3.2 * down + 0.6), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).flatten()
+    handles: dict[str, Any] = {}
+    for axes in panels[len(keys) :]:
+        axes.axis("off")
+    for axes, (title, key) in zip(panels, keys.items(), strict=False):
         for name, events in histories.items():
             points = [(e["iteration"], e["metrics"][key]) for e in events if key in e.get("metrics", {})]
             if points:
-                axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+                colour = colours[groups[name]]
+                (line,) = axes.plot(*zip(*points, strict=True), marker="o", markersize=3, color=colour)
+                handles.setdefault(groups[name], line)
         axes.set(title=title, xlabel="iteration")
         axes.grid(alpha=0.3)
-    if panels[-1].lines:
-        panels[-1].legend(fontsize=7)
+    if handles:
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
     return _png(figure)
 
 

@@ -8,7 +8,7 @@ import platform
 import re
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ class Reporter(Callbacks):
         self.pending: tuple[int, Path] | None = None
         self.started = False
         self.full_since: float | None = None
+        self.pictures: list[int] = []  # bytes of each
 
     def on_start(self, iteration: int, info: dict[str, Any]) -> None:
         self.started = True
@@ -98,6 +99,7 @@ class Reporter(Callbacks):
             encoded = io.BytesIO()
             picture.save(encoded, "PNG")
             self.outbox.put(path, encoded.getvalue())
+            self.pictures.append(len(encoded.getvalue()))
             self.log.emit("image", record.iteration, key=f"panel/{name}", path=path)
         self.store(metrics.get(self.task.metric))
         if self.to_ray:
@@ -122,7 +124,10 @@ class Reporter(Callbacks):
         self.store(None)
         if outcome.status == "finished" and (speed := self.speed.result()):
             profile = speed_profile(self.experiment, self.task.cpus_per_worker, self.task.gpus_per_worker)
-            self.outbox.put(*speed_record(profile, self.task.identity, speed))
+            size = self.shelf.saved[-1].size if self.shelf.saved else None
+            drawn = sum(self.pictures) / len(self.pictures) if self.pictures else None
+            measured = replace(speed, checkpoint_bytes=size, picture_bytes=drawn)
+            self.outbox.put(*speed_record(profile, self.task.identity, measured))
         stopped_by_scheduler = outcome.status == "stopped" and pruned is not None
         status, message = ("pruned", pruned or "") if stopped_by_scheduler else (outcome.status, "")
         self._end(status, message, outcome.iteration, outcome.metrics)

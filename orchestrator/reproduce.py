@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
@@ -23,7 +24,7 @@ from mcc_core.published import cached_backbone, import_weights
 from mcc_core.validation import validate
 from orchestrator.evaluation_request import evaluation_request
 from orchestrator.evaluation_run import Means, evaluate_checkpoint
-from orchestrator.events import trial_state
+from orchestrator.events import history, trial_state
 from orchestrator.paper_tables import PaperTable, Target, differences
 from orchestrator.plan import Plan, plan_sweep
 from orchestrator.settings import Settings
@@ -39,12 +40,30 @@ OnImage = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
+class Aspect:
+    """Something that a difference to the paper can come from."""
+
+    name: str  # code, data, configuration, environment, seed or protocol
+    same: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a network comes from."""
+
+    code: str
+    environment: str
+
+
+@dataclass(frozen=True)
 class Line:
     """A target and what became of it."""
 
     target: Target
     seeds: Mapping[int, float]
     verdict: str
+    aspects: Sequence[Aspect] = ()  # what is as it was published and what is not, where something was measured
 
     @property
     def mean(self) -> float:
@@ -55,13 +74,17 @@ class Line:
         return stdev(self.seeds.values()) if len(self.seeds) > 1 else math.nan
 
 
-def table_sweep(table: PaperTable, scale: str, data: Path | None, seeds: tuple[int, ...]) -> SweepFile:
+def table_sweep(
+    table: PaperTable, scale: str, data: Path | None, seeds: tuple[int, ...], changes: Mapping[str, Any] | None = None
+) -> SweepFile:
     """The table's sweep at a scale: `paper`, or `tiny` on the generated shapes, in minutes."""
     fields = dict(table.sweep) | {"seeds": seeds}
     if scale == "tiny":
         fields |= {"name": f"{fields['name']}-tiny", "base": "tiny", **table.tiny}
     else:
         fields["set"] = dict(fields.get("set", {})) | {"data.root": str(data)}
+    if changes:
+        fields["set"] = dict(fields.get("set", {})) | dict(changes)
     return validate(SweepFile, fields, str(fields["name"]))
 
 
@@ -72,7 +95,8 @@ def missing(table: PaperTable, data: Path, changes: Mapping[str, Any], *, train:
     if not (data / INDEX).is_file():
         sources = "VOCtrainval_11-May-2012.tar benchmark.tgz" if base == "voc" else "FOLDER_OF_COCO2014"
         lines.append(
-            f"data: looked for {data / INDEX}; mcc data prepare {base} {sources} --out {data}, or --data FOLDER"
+            f"data: looked for {data / INDEX}; from the publisher's files: mcc data prepare {base} {sources} "
+            f"--out {data}; prepared elsewhere: --data FOLDER"
         )
     if train:
         model = resolve(base, {k: v for k, v in changes.items() if k.startswith("model.")}).model
@@ -120,7 +144,8 @@ def score_plan(
         saved = saved_checkpoints(storage, trial.identity)
         if trial_state(storage, trial.identity).status == "finished" and saved:
             found[trial.point, trial.seed] = fetch(storage, settings, trial.identity, saved[-1])
-    return _lines(table, found, None, settings, out, processes, on_image)
+    origin = _origin(storage, plan.trials[0].identity)
+    return _lines(table, found, origin, None, settings, out, processes, on_image)
 
 
 def score_weights(
@@ -131,21 +156,25 @@ def score_weights(
         raise UsageError(f"--weights {file}: {table.description}: a figure over many trainings; it takes no checkpoint")
     if lacking := missing(table, data, {}, train=False):
         raise UsageError("\n".join([f"{table.description}: needs what is not here:", *lacking]))
+    origin = Origin("a checkpoint of ours", "scored on this machine; where it was trained is not known")
     try:
         checkpoints.load(file)
     except UsageError:
+        origin = Origin("trained by the published code, scored by ours", "trained elsewhere, scored on this machine")
         imported = import_weights(file, str(table.sweep["base"]))
         if imported.kind.startswith("backbone"):
             raise UsageError(f"{file}: a backbone alone; --weights takes a trained network") from None
         file = settings.home / "reproduce" / f"{file_digest(file)[:16]}.pt"
         checkpoints.save(imported.checkpoint, file)
     point = table.targets[-1].point
-    return _lines(table, {(point, checkpoints.load(file).seed): file}, data, settings, out, processes, on_image)
+    networks = {(point, checkpoints.load(file).seed): file}
+    return _lines(table, networks, origin, data, settings, out, processes, on_image)
 
 
 def _lines(
     table: PaperTable,
     networks: Mapping[tuple[str, int], Path],
+    origin: Origin,
     data: Path | None,
     settings: Settings,
     out: Path,
@@ -165,10 +194,42 @@ def _lines(
         for target in (t for t in own if t.server):
             archive = out / f"{point}-{seed}-{target.split}.tar.gz"
             _submit(target, file, data, settings, folder / target.split, archive, processes, on_image)
-    strange = {
-        point: reasons for (point, _), file in networks.items() if (reasons := differences(table, point, file, data))
-    }
-    return tuple(_line(target, networks, scores, strange.get(target.point, "")) for target in table.targets)
+    strange = {point: differences(table, point, file, data) for (point, _), file in networks.items()}
+    judged = []
+    for target in table.targets:
+        reasons = strange.get(target.point, {})
+        line = _line(target, networks, scores, ", ".join(reasons.values()))
+        judged.append(replace(line, aspects=_aspects(line, reasons, origin)) if line.seeds else line)
+    return tuple(judged)
+
+
+def _aspects(line: Line, reasons: Mapping[str, str], origin: Origin) -> tuple[Aspect, ...]:
+    """Code, environment and seed always differ: the paper's run is one run of the authors' code on their machines."""
+    seeds = ", ".join(map(str, line.seeds))
+    return (
+        Aspect("code", False, origin.code),
+        Aspect("data", "data" not in reasons, reasons.get("data", "as many images in each split as officially")),
+        Aspect(
+            "configuration",
+            "configuration" not in reasons,
+            reasons.get("configuration", "the published one in every field that can change a result"),
+        ),
+        Aspect("environment", False, origin.environment),
+        Aspect("seed", False, f"{seeds}; the paper gives one run, whose random draws cannot be had"),
+        Aspect("protocol", True, line.target.measures),
+    )
+
+
+def _origin(storage: Storage, identity: str) -> Origin:
+    """What a trial left on record of its code and machine."""
+    recorded = json.loads(storage.read(f"trials/{identity}/environment.json"))
+    info: Mapping[str, Any] = next((e["info"] for e in history(storage, identity) if e["kind"] == "start"), {})
+    git = recorded.get("git") or {}
+    commit = f", commit {git['commit'][:12]}" if git else ""
+    commit += " with uncommitted changes" if git.get("diff") else ""
+    device = info.get("gpu", info.get("device", "an unknown device"))
+    torch = recorded.get("packages", {}).get("torch", "of an unknown version")
+    return Origin(f"ours: mcc {recorded['mcc']}{commit}", f"{info.get('world_size', 1)} x {device}, PyTorch {torch}")
 
 
 def _line(
@@ -229,12 +290,13 @@ def rows(lines: Sequence[Line], table: PaperTable) -> list[list[str]]:
         spread = "" if math.isnan(line.spread) else f" ± {100 * line.spread:.1f}"
         ours = f"{100 * line.mean:.1f}{spread}" if line.seeds else ""
         value = line.target.value
-        change = f"{100 * (line.mean - value):+.1f}" if line.seeds and value is not None else ""
+        alike = value is not None and not line.verdict.startswith("not comparable")
+        change = f"{100 * (line.mean - (value or 0)):+.1f}" if line.seeds and alike else ""
+        other = [aspect.name for aspect in line.aspects if not aspect.same]
+        told = f"{line.verdict}; {', '.join(other)} differ" if other and alike else line.verdict
         published = "" if value is None else f"{100 * value:.1f}"
-        text.append(
-            [line.target.point, line.target.measures, line.target.where, published, seeds, ours, change, line.verdict]
-        )
-    for other in table.printed:
-        for split, value in other.values.items():
-            text.append([other.method, split, "printed", f"{100 * value:.1f}", "", "", "", "not measured: as printed"])
+        text.append([line.target.point, line.target.measures, line.target.where, published, seeds, ours, change, told])
+    for method in table.printed:
+        for split, value in method.values.items():
+            text.append([method.method, split, "printed", f"{100 * value:.1f}", "", "", "", "not measured: as printed"])
     return text

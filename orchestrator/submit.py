@@ -20,6 +20,7 @@ from orchestrator.report import summary
 from orchestrator.runner import run
 from orchestrator.settings import Settings
 from orchestrator.storage import Storage, patiently
+from orchestrator.sweep_report import final_report, is_quick
 
 
 def run_and_track(plan: Plan, console: Console, *, force: bool = False, only: Collection[str] | None = None) -> int:
@@ -53,6 +54,11 @@ def run_and_track(plan: Plan, console: Console, *, force: bool = False, only: Co
         patiently(partial(storage.write, f"sweeps/{plan.sweep}/{name}", content), 60)
     patiently(partial(catalog.remember, storage, plan.sweep, results), 60)
     print_summary(plan, results, storage, console, time.monotonic() - began)
+    if is_quick(storage, document):
+        with console.status("writing the report"):
+            where, problem = final_report(settings, storage, document, track=complete)
+        text = f"report: {where}" if not problem else f"no report ({problem}); mcc report {plan.sweep}"
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
     for complaint in feeder.complaints:
         console.print(f"not in MLflow: {complaint}", highlight=False, markup=False, soft_wrap=True)
     if not complete:

@@ -146,6 +146,7 @@ class Tracker:
     def _parent(self) -> str:
         sweep, created = self.document["sweep"], int(1000 * self.document["created"])
         found = self.runs("sweep")
+        self.before = found[0].info if found else None
         if found:
             self.client.update_run(found[0].info.run_id, status="RUNNING")
             return str(found[0].info.run_id)
@@ -337,14 +338,18 @@ def rebuild(settings: Settings, document: Mapping[str, Any]) -> list[str]:
 
 
 def attach(settings: Settings, document: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
-    """Put files on a sweep's run. Raises MCCError when MLflow does not answer."""
+    """Put files on a sweep's run, which stays as finished or failed as it is. Raises MCCError when MLflow does not
+    answer."""
     from mlflow.exceptions import MlflowException
 
     try:
         tracker = Tracker(settings, dict(document) | {"trials": []})
         for name, content in files.items():
             tracker.artifact(tracker.parent, name, content)
-        tracker.client.set_terminated(tracker.parent)
+        if tracker.before is None:
+            tracker.client.set_terminated(tracker.parent)
+        elif tracker.before.status != "RUNNING":
+            tracker.client.set_terminated(tracker.parent, tracker.before.status, tracker.before.end_time)
     except (MlflowException, OSError) as error:
         raise MCCError(hidden(f"MLflow at {settings.tracking_uri}: {_line(error)}")) from None
 

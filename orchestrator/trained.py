@@ -39,6 +39,20 @@ def find_checkpoint(name: str, settings: Settings, source: str = "CHECKPOINT") -
     return fetch(storage, settings, identity, saved)
 
 
+def networks_by_seed(name: str, settings: Settings) -> dict[int, str]:
+    """Seed to SWEEP/TRIAL of a configuration SWEEP/CONFIGURATION of several seeds, those finished; else empty."""
+    sweep_name, _, point = name.partition("/")
+    storage = Storage(settings.storage)
+    if Path(name).exists() or not point:
+        return {}
+    for sweep in catalog.sweeps(storage):
+        if sweep_name in {sweep.id, sweep.document["name"]}:
+            trials = [t for t in sweep.document["trials"] if t["point"] == point and t["name"] != point]
+            done = [t for t in trials if trial_state(storage, t["identity"]).status == "finished"]
+            return {t["seed"]: f"{sweep.id}/{t['name']}" for t in done}
+    return {}
+
+
 def fetch(storage: Storage, settings: Settings, identity: str, saved: Saved) -> Path:
     """A trial's checkpoint as a local file."""
     key = saved.key(identity)

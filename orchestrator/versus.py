@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ class Versus:
     classes: tuple[tuple[str, float, float], ...]  # (class, IoU of the first, of the second), worst change first
     moved: tuple[tuple[str, float, float], ...]  # (image, mIoU of the first, of the second), largest change first
     by_class: Mapping[str, tuple[tuple[str, float, float], ...]]  # the same with one class's IoU, where it occurs
+    seeds: int = 1  # trained networks on each side
 
 
 def read_scored(folder: Path, setting: str | None, label: str) -> Scored:
@@ -84,21 +86,35 @@ def check_comparable(first: Scored, second: Scored) -> None:
 
 def versus(first: Scored, second: Scored, *, seed: int = 0) -> Versus:
     """Compare two evaluations over the images that both scored. Raises UsageError where `check_comparable` does."""
-    check_comparable(first, second)
+    return over_seeds([(first, second)], seed=seed)
+
+
+def over_seeds(pairs: Sequence[tuple[Scored, Scored]], *, seed: int = 0) -> Versus:
+    """Compare two configurations by their evaluations of each shared seed: scores are means over the seeds, and the
+    interval resamples the images, the same ones in every seed. Raises UsageError where `check_comparable` does."""
+    first, second = pairs[0]
+    for one, other in pairs:
+        check_comparable(first, one)
+        check_comparable(one, other)
     names = sorted(first.images)
     labels = ["background", *first.header["classes"]]
-    a, b = (iou_counts([one.images[name] for name in names], len(labels)) for one in (first, second))
-    each = zip(labels, _class_iou(a), _class_iou(b), strict=True)
+    a, b = (  # seeds, images, labels, 2
+        np.stack([iou_counts([one.images[name] for name in names], len(labels)) for one in side])
+        for side in zip(*pairs, strict=True)
+    )
+    each = zip(labels, *(_known_mean([_class_iou(one) for one in side]) for side in (a, b)), strict=True)
     found = [(name, one, other) for name, one, other in each if not (math.isnan(one) and math.isnan(other))]
-    images = zip(names, _image_iou(a), _image_iou(b), strict=True)
+    images = zip(names, *(_known_mean([_image_iou(one) for one in side]) for side in (a, b)), strict=True)
+    a_all, b_all = a.sum(0), b.sum(0)
     return Versus(
         first,
         second,
-        (float(mean_iou(a)), float(mean_iou(b))),
+        (float(mean_iou(a).mean()), float(mean_iou(b).mean())),
         bootstrap(b, a, seed=seed),
         tuple(sorted(found, key=lambda c: c[2] - c[1])),
         tuple(sorted(images, key=_least_moved)),
-        {label: _moved(names, a[:, i], b[:, i]) for i, label in enumerate(labels)},
+        {label: _moved(names, a_all[:, i], b_all[:, i]) for i, label in enumerate(labels)},
+        len(pairs),
     )
 
 
@@ -120,6 +136,12 @@ def iou_counts(images: Sequence[PixelCounts], num_labels: int) -> Counts:
 def _class_iou(counts: Counts) -> list[float]:
     both, union = counts.sum(0).T
     return [float(i / u) if u else math.nan for i, u in zip(both, union, strict=True)]
+
+
+def _known_mean(rows: Sequence[Sequence[float]]) -> list[float]:
+    """Mean of each column over the rows that have a number there."""
+    known = [[value for value in column if not math.isnan(value)] for column in zip(*rows, strict=True)]
+    return [mean(column) if column else math.nan for column in known]
 
 
 def _image_iou(counts: Counts) -> list[float]:

@@ -15,6 +15,7 @@ from orchestrator.cli import (
     doctor,
     evaluate,
     predict,
+    report,
     reproduce,
     schema,
     storage,
@@ -50,6 +51,7 @@ app.command("reproduce", rich_help_panel=_TRAIN)(reproduce.reproduce)
 app.command("predict", rich_help_panel=_RESULTS)(predict.predict)
 app.command("evaluate", rich_help_panel=_RESULTS)(evaluate.evaluate)
 app.command("compare", rich_help_panel=_RESULTS)(compare.compare)
+app.command("report", rich_help_panel=_RESULTS)(report.report)
 app.command("ui", rich_help_panel=_RESULTS)(ui.ui)
 app.command("doctor", rich_help_panel=_KEEP)(doctor.doctor)
 app.add_typer(storage.app, name="storage", rich_help_panel=_KEEP)

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def compare(
-    first: Annotated[str, typer.Argument(help="Checkpoint file, SWEEP/TRIAL, or the folder of an evaluation.")],
+    first: Annotated[
+        str, typer.Argument(help="Checkpoint file, SWEEP/TRIAL, SWEEP/CONFIGURATION, or an evaluation's folder.")
+    ],
     second: Annotated[str, typer.Argument(help="The same, compared with the first.")],
     split: Annotated[str, typer.Option("--split", help="Split with masks, for networks.")] = "val",
     protocol: Annotated[str | None, typer.Option("--protocol", help="Default: ms, or a folder's only one.")] = None,
@@ -58,7 +60,8 @@ def _print(found: Versus, console: Console) -> None:
     from rich.table import Table
 
     d = found.difference
-    console.print(f"{found.first.measures}, {d.n} images", highlight=False)
+    seeds = f", mean of {found.seeds} shared seeds" if found.seeds > 1 else ""
+    console.print(f"{found.first.measures}, {d.n} images{seeds}", highlight=False)
     table = Table(box=None, pad_edge=False)
     for name in ("IoU", found.first.label, found.second.label, "difference"):
         table.add_column(name, justify="left" if name == "IoU" else "right")

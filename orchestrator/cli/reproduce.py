@@ -24,6 +24,7 @@ def reproduce(
     seeds: Annotated[str, typer.Option("--seeds", metavar="0,1,2", help="Seeds of every configuration.")] = "0",
     plan: Annotated[bool, typer.Option("--plan", help="Say what would run, and stop.")] = False,
     rate: Annotated[float | None, typer.Option("--rate", min=0.001, help="Images a second, for --plan.")] = None,
+    gpu: Annotated[str | None, typer.Option("--gpu", metavar="NAME", help="What that rate is of, for --plan.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Default: reproductions/TABLE-SCALE.")] = None,
     processes: Annotated[int, typer.Option("--processes", min=0, help="For label maps and CRF.")] = 0,
 ) -> None:
@@ -54,10 +55,16 @@ def reproduce(
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
     made = None
     if weights is None:
-        made = run.plan_table(chosen, table, scale, source, seed_list(seeds), overrides(set_), settings)
+        wanted, changes = seed_list(seeds), overrides(set_)
+        lacking = run.missing(chosen, source, changes, train=True) if plan and scale == "paper" else []
+        if not lacking:
+            made = run.plan_table(chosen, table, scale, source, wanted, changes, settings)
         if plan:
-            print_costs(made, console, rate)
+            print_costs(table, run.table_sweep(chosen, scale, source, wanted, changes), made, console, rate, gpu)
+            for line in [f"{table} needs what is not here:", *lacking] if lacking else []:
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
             return
+        assert made is not None
         chosen = with_points(chosen, (trial.point for trial in made.trials))
         if code := run_and_track(made, console):
             raise typer.Exit(code)

@@ -20,6 +20,7 @@ from orchestrator.progress import board, duration, print_unfinished, shortened
 from orchestrator.report import Result
 from orchestrator.storage import Storage
 from orchestrator.trial_files import best_saved, saved_checkpoints
+from orchestrator.usage import size_text
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -58,7 +59,9 @@ def print_plan(plan: Plan, console: Console) -> None:
     if left and plan.estimate_s is not None:
         text += f", about {duration(plan.estimate_s)}"
     if left and plan.estimate:
-        text += f" (by {plan.estimate.source})"
+        text += f" and {plan.estimate.worker_s / 3600:.2g} worker-hours (by {plan.estimate.source})"
+    if left and plan.disk_bytes is not None:
+        text += f", up to {size_text(plan.disk_bytes)} in storage"
     console.print(text, highlight=False)
 
 

@@ -34,6 +34,11 @@ def _plan(
     return plan_sweep(sweep, str(file), base, overrides(set_), workers, Settings.from_environment())
 
 
+def _refuse(file: Path, *options: object) -> None:
+    if any(options):
+        raise UsageError(f"{file}: trains nothing (it has `of`), so --base, --set, --workers, --seeds do not apply")
+
+
 @app.command()
 def plan(
     file: File,
@@ -46,8 +51,13 @@ def plan(
     """Show the trials and their time. Runs nothing."""
     from rich.console import Console
 
+    from orchestrator.cli.posthoc import show_posthoc
     from orchestrator.cli.show import print_plan
+    from orchestrator.posthoc import is_posthoc
 
+    if is_posthoc(file):
+        _refuse(file, base, set_, workers, seeds)
+        raise typer.Exit(show_posthoc(file, Console(), dry_run=True, force=False))
     print_plan(_plan(file, base, set_, workers, seeds, max_concurrent), Console())
 
 
@@ -90,8 +100,7 @@ def submit(
 
     console = Console()
     if is_posthoc(file):
-        if base or set_ or workers or seeds:
-            raise UsageError(f"{file}: trains nothing (it has `of`), so --base, --set, --workers, --seeds do not apply")
+        _refuse(file, base, set_, workers, seeds)
         raise typer.Exit(show_posthoc(file, console, dry_run=dry_run, force=force))
     made = _plan(file, base, set_, workers, seeds, max_concurrent)
     if resume:

@@ -9,17 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny import settings_in, tiny_sweep
 
 import mcc_core
-from mcc_core.errors import UsageError
+from mcc_core.checkpoint import Checkpoint, save
+from mcc_core.errors import MCCError, UsageError
+from mcc_core.experiment_files import resolve
+from mcc_core.model import MCCNet
 from orchestrator.cluster import Capacity
+from orchestrator.disk import checkpoint_bytes
 from orchestrator.estimate import Speed, speed_profile, speed_record
 from orchestrator.events import write_end
 from orchestrator.identity import source_hash
 from orchestrator.plan import Plan, make_plan, plan_document, plan_sweep
+from orchestrator.posthoc import is_posthoc
 from orchestrator.settings import Settings
 from orchestrator.storage import Storage
+from orchestrator.sweep_file import load_sweep
+
+SHIPPED = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +249,53 @@ def test_a_trial_that_could_never_start_is_one_line(
     with pytest.raises(UsageError) as caught:
         capacity.trials_at_a_time(workers, cpus, gpus)
     assert expected in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("file", [f for f in SHIPPED if not is_posthoc(f)], ids=lambda f: f.name)
+def test_shipped_sweeps_are_planned_on_shapes_and_elsewhere_as_far_as_there_are_data(
+    settings: Settings, tmp_path: Path, file: Path
+) -> None:
+    sweep = load_sweep(file)
+    if sweep.base == "tiny":
+        few = {"data.shapes_train": 8, "data.shapes_val": 4, "data.shapes_size": 48}
+        made = make_plan(file, None, few, None, settings, estimate=False)
+        points = {trial.point for trial in made.trials}
+        assert len(made.trials) == len(points) * len(sweep.seeds) > 1 and not made.duplicates
+        assert sweep.baseline is None or sweep.baseline in points
+    for base in {"voc", *sweep.bases} if sweep.base == "tiny" else [sweep.base]:
+        with pytest.raises(MCCError, match=r"data\.root") as caught:
+            make_plan(file, base, {"data.root": str(tmp_path / "none")}, None, settings, estimate=False)
+        assert len(str(caught.value).splitlines()) == 1 and str(tmp_path / "none") in str(caught.value)
+
+
+def test_worker_hours_and_disk_are_planned_and_learned(settings: Settings, clean: Storage) -> None:
+    fields: dict[str, Any] = {"parameters": {"mask.ratio": [0.5, 0.6]}, "resources": {"max_concurrent": 1}}
+    made = plan(settings, **fields, workers=2)
+    experiment = made.trials[0].experiment
+    profile = speed_profile(experiment, 1.0, 0.0)
+    clean.write(*speed_record(profile, "a", Speed(10.0, 5.0)))
+    known = plan(settings, **fields, workers=2, estimate=True)
+    assert known.estimate is not None and known.estimate.worker_s == pytest.approx(2 * known.estimate.total_s)
+    network, kept = checkpoint_bytes(experiment, len(made.index.classes)), 2  # evaluations, so checkpoints
+    assert known.disk_bytes == pytest.approx(2 * kept * network, rel=0.9) and known.disk_bytes > 2 * kept * network
+    clean.write(*speed_record(profile, "a", Speed(10.0, 5.0, 1e6, 1e3)))
+    learned = plan(settings, **fields, workers=2, estimate=True)
+    assert learned.disk_bytes == pytest.approx(2 * (2 * 1e6 + 2 * 1e3 + 100_000))
+    assert plan_document(learned, [], None)["disk_bytes"] == learned.disk_bytes
+    clean.write(*speed_record(profile, "a", Speed(10.0, 5.0, 1e18, None)))
+    assert "are free; the trials will keep up to" in plan(settings, **fields, workers=2, estimate=True).notes[-1]
+
+
+def test_a_checkpoint_is_as_large_as_predicted(tmp_path: Path) -> None:
+    experiment = resolve("tiny", {})
+    network = MCCNet(experiment.model, 3)
+    optimizer = torch.optim.AdamW(p for p in network.parameters() if p.requires_grad)
+    for p in network.parameters():
+        p.grad = torch.zeros_like(p) if p.requires_grad else None
+    optimizer.step()
+    content = Checkpoint(experiment, ("a", "b", "c"), 1, 0, network.state_dict(), optimizer.state_dict(), {})
+    save(content, tmp_path / "x.pt")
+    assert checkpoint_bytes(experiment, 3) == pytest.approx((tmp_path / "x.pt").stat().st_size, rel=0.05)
 
 
 def test_the_document_of_a_plan_is_json_with_every_trial(settings: Settings) -> None:

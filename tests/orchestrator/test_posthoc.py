@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,10 +13,12 @@ from typing import Any
 
 import pytest
 import yaml
+from mlflow.entities import Run
 from tiny import TINY
 
 from mcc_core.checkpoint import load
 from mcc_core.errors import UsageError
+from orchestrator import mlflow_files
 from orchestrator.posthoc import plan_posthoc
 from orchestrator.settings import Settings
 
@@ -119,3 +122,46 @@ def test_scales_of_a_checkpoint_share_one_pass(home: Path) -> None:
         assert newest.stat().st_mtime > began - 1
         found[content["name"]] = json.loads(newest.read_text().splitlines()[-1])["metrics"]
     assert found["scales"] == found["alone"]
+
+
+def test_reports_of_a_trained_sweep_and_of_one_that_trains_nothing(home: Path) -> None:
+    """From storage to a page that needs no other file, a Markdown page, and a file that is the same sweep again."""
+    (folder,) = (home / "home" / "sweeps").glob("trained-*")
+    assert "CAMs of the best" in (folder / "report.html").read_text()  # the sweep's end wrote it
+    before = parent(home, folder.name)
+    done = mcc(home, "report", "trained", "--out", "report")
+    assert done.returncode == 0 and "not in MLflow" not in done.stdout, done.stdout + done.stderr
+    page, text = (home / "report" / "report.html").read_text(), (home / "report" / "report.md").read_text()
+    sources = re.findall(r'(?:src|href)="([^"]{1,40})', page)
+    assert sources and all(s.startswith(("data:image/", "#s")) for s in sources) and "<script" not in page
+    for name in re.findall(r"\]\((images/[^)]+)\)", text):
+        assert (home / "report" / name).stat().st_size > 1000
+    assert "best trial one, iteration 4" in text and "training reads no masks" in text
+    cost = next(line for line in text.splitlines() if line.startswith("| disk in storage"))
+    predicted, actual = (float(cell.split()[0]) for cell in cost.split("|")[2:4])
+    assert predicted > 0 and actual > 0 and "| worker-hours | " in text
+    after = parent(home, folder.name)
+    assert (after.info.status, after.info.end_time) == (before.info.status, before.info.end_time)
+    assert "report" in artifacts(home, after)
+    again = mcc(home, "sweep", "plan", "report/sweep.yaml")
+    assert f"{folder.name}: 0 of 1 trials to run" in again.stdout, again.stdout + again.stderr
+
+    write(home / "threshold.yaml", SWEEP)
+    assert mcc(home, "sweep", "submit", "threshold.yaml").returncode == 0
+    told = mcc(home, "report", "threshold", "--out", "posthoc")
+    assert told.returncode == 0, told.stderr
+    text = (home / "posthoc" / "report.md").read_text()
+    assert "Nothing was trained: evaluation settings of trained/one were varied" in text
+    assert "Learning curves" not in text and "| cam_threshold | 0.2 |" in text
+    assert mcc(home, "sweep", "plan", "posthoc/sweep.yaml").returncode == 0
+
+
+def parent(home: Path, sweep: str) -> Run:
+    settings = Settings.at(home / "home")
+    client = mlflow_files.client(settings)
+    found = client.search_runs([mlflow_files.experiment(client, settings)], f"tags.`mcc.sweep` = '{sweep}'")
+    return next(run for run in found if run.data.tags["mcc.kind"] == "sweep")
+
+
+def artifacts(home: Path, run: Run) -> list[str]:
+    return [a.path for a in mlflow_files.client(Settings.at(home / "home")).list_artifacts(run.info.run_id)]

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import archives_mini as mini
@@ -23,7 +24,7 @@ from mcc_core.data.voc import VOC_CLASSES
 from mcc_core.errors import UsageError
 from mcc_core.experiment_files import resolve
 from orchestrator.paper_tables import Target, differences, load_table, table_experiment, table_names, with_points
-from orchestrator.reproduce import Line, rows, short_rows, table_sweep
+from orchestrator.reproduce import Line, Origin, _aspects, rows, short_rows, table_sweep
 from orchestrator.reproduce import _line as judged
 
 LAYOUT = json.loads((Path(__file__).parents[1] / "data" / "golden" / "checkpoint_layout.json").read_text())
@@ -72,6 +73,13 @@ def test_verdicts() -> None:
     figure = verdict({0: 0.694}, "data (x)", drawn.targets[1].model_copy(update={"protocol": "ms_crf"}))
     assert figure.verdict == "no number is printed" and rows([figure], drawn)[1][3:7] == ["", "0: 69.4", "69.4", ""]
     assert len({len(row) for row in short_rows([verdict({})], table)}) == 1
+    assert rows([verdict({0: 0.698}, "data (x)")], table)[1][6] == ""  # no difference between unlike numbers
+    origin = Origin("ours", "1 x cpu")
+    line = verdict({0: 0.694})
+    line = replace(line, aspects=_aspects(line, {}, origin))
+    assert [a.name for a in line.aspects if a.same] == ["data", "configuration", "protocol"]
+    assert rows([line], table)[1][7] == "within 0.5 points; code, environment, seed differ"
+    assert not _aspects(line, {"data": "x"}, origin)[1].same
 
 
 @pytest.mark.parametrize(
@@ -105,9 +113,9 @@ def test_what_differs_from_the_table_is_named(
     experiment = resolve("voc", {"data.root": str(tmp_path)} | changes)
     file = tmp_path / "trained.pt"
     checkpoints.save(Checkpoint(experiment, VOC_CLASSES, 20_000, 0, {}, None, {}), file)
-    assert differences(table, point, file, None) == reason
+    assert ", ".join(differences(table, point, file, None).values()) == reason
     write_index(index.model_copy(update={"splits": {"val": names[:9]}}), tmp_path)
-    assert differences(table, point, file, None).startswith("data (9 images in val, officially 1449)")
+    assert differences(table, point, file, None)["data"].startswith("data (9 images in val, officially 1449)")
     assert table_experiment(table, "Baseline").loss.mcc == 0
 
 
@@ -116,7 +124,15 @@ def test_what_is_missing_is_one_list(tmp_path: Path) -> None:
     assert done.returncode == 2
     head, data, weights = done.stderr.splitlines()
     assert head == "error: voc-table1 needs what is not here:"
-    assert "data/voc/index.json; mcc data prepare voc" in data and "--set model.weights=FILE" in weights
+    assert (
+        "looked for data/voc/index.json" in data
+        and "mcc data prepare voc" in data
+        and "--set model.weights=FILE" in weights
+    )
+    asked = mcc(tmp_path, "voc-table1", "--plan", "--seeds", "0,1", "--rate", "40", "--gpu", "H100")
+    assert asked.returncode == 0 and "training images: 160,000" in asked.stdout, asked.stderr
+    assert "on A100-40G: about 7.1 GPU-hours" in asked.stdout
+    assert "on H100, at 40 images a second: 1.1 hours" in asked.stdout and "data/voc/index.json" in asked.stdout
     assert not list(tmp_path.glob("reproductions")) and not (tmp_path / "home").exists()
     assert "voc-table2" in mcc(tmp_path, "--list").stdout
     (tmp_path / "x.pth").touch()

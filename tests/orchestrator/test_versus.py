@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,14 @@ from mcc_core.errors import UsageError
 from mcc_core.experiment_files import resolve
 from mcc_core.model import MCCNet
 from mcc_core.scoring import totals
+from orchestrator.compare_run import compare_networks
 from orchestrator.evaluation_request import evaluation_request
 from orchestrator.evaluation_run import Means, evaluate_checkpoint
+from orchestrator.events import write_end
 from orchestrator.settings import Settings
 from orchestrator.statistics import mean_iou
+from orchestrator.storage import Storage
+from orchestrator.trial_files import Saved
 from orchestrator.versus import iou_counts, read_scored, versus
 
 pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(1, 500)), max_size=8)
@@ -85,6 +91,32 @@ def test_scores_changes_and_moves(home: Path) -> None:
     assert changes == sorted(changes)
     moves = [abs(other - one) for _, one, other in found.moved]
     assert moves == sorted(moves, reverse=True) and len(moves) == 8
+
+
+def test_configurations_are_compared_over_their_shared_seeds(home: Path) -> None:
+    """Scores are means over seeds; the interval is that of images, and a seed of one side alone does not count."""
+    settings = Settings.at(home)
+    storage, trials = Storage(settings.storage), []
+    for point, seed, network in (("a", 0, 0), ("a", 1, 1), ("b", 0, 1), ("b", 1, 1), ("b", 2, 0), ("c", 5, 0)):
+        identity = f"{point}{seed}"
+        trials.append({"identity": identity, "name": f"{point} s{seed}", "point": point, "seed": seed})
+        saved = Saved.of(home / f"{network}.pt", 6, 0.5, attempt=0)
+        key = saved.key(identity)
+        storage.write(key, (home / f"{network}.pt").read_bytes())
+        storage.write(f"{key}.json", json.dumps(asdict(saved)).encode())
+        write_end(storage, identity, "finished", "")
+    document = {"name": "s", "created": 0.0, "file": {"metric": "m", "mode": "max"}, "trials": trials}
+    storage.write("sweeps/s-1/plan.json", json.dumps(document).encode())
+    found, sides = compare_networks("s/a", "s/b", settings, protocol="single")
+    one, _ = compare_networks("s/a s0", "s/b s0", settings, protocol="single")
+    assert found.seeds == 2 and sides == (None, None) and (found.first.label, found.second.label) == ("s/a", "s/b")
+    assert found.scores == pytest.approx([(one.scores[0] + one.scores[1]) / 2, one.scores[1]])
+    assert found.difference.n == 8 and found.difference.mean == pytest.approx(one.difference.mean / 2)
+    assert len(found.moved) == 8 and abs(found.moved[0][2] - found.moved[0][1]) > 0
+    with pytest.raises(UsageError, match="s/a and s/c: have no seed in common"):
+        compare_networks("s/a", "s/c", settings, protocol="single")
+    with pytest.raises(UsageError, match="has no trial b; such as a s0"):
+        compare_networks("s/a s0", "s/b", settings, protocol="single")
 
 
 def test_the_command_and_its_gallery(home: Path, tmp_path: Path) -> None:

@@ -1,0 +1,25 @@
+"""`mcc report`: a sweep as a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.options import SweepName
+
+
+def report(
+    sweep: SweepName = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: reports/SWEEP.")] = None,
+) -> None:
+    """Write a sweep's report: one HTML file, the same as Markdown, and both to its MLflow run."""
+    from orchestrator.settings import Settings
+    from orchestrator.sweep_report import write_report
+
+    files, problem = write_report(Settings.from_environment(), sweep, out)
+    for file in files:
+        print(file)
+    if problem:
+        print(f"not in MLflow: {problem}")
