@@ -134,8 +134,10 @@ def importance(evidence: Evidence) -> Section | None:
     method, shares = importances(found, evidence.file["mode"])
     parts: list[Part] = []
     if shares:
-        lines = [["parameter", "share of the variance"], *([k, f"{100 * v:.0f} %"] for k, v in shares.items())]
-        parts += [Grid(lines), Text(f"By {method} over {len(found)} configurations, each the mean of its seeds.")]
+        lines = [["parameter", "importance"], *([k, f"{100 * v:.0f} %"] for k, v in shares.items())]
+        what = "Shares of the variance" if method == "fANOVA" else "Weight for being among the best"
+        told = f"{what}, by {method} over {len(found)} configurations, each the mean of its seeds."
+        parts += [Grid(lines), Text(told)]
     elif len(found) >= needed(len(keys)):
         parts.append(
             Text("No share can be computed: the scores are equal, or too few configurations set every parameter.")

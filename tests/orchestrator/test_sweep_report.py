@@ -73,9 +73,9 @@ def sweep(folder: Path, statuses: dict[str, str], **file: Any) -> tuple[Storage,
     trials = []
     for n, name in enumerate(statuses):
         point, seed = name.split("-")
-        ratio = 0.5 + 0.1 * "abcdefgh".index(point)
+        ratio = 0.5 + 0.1 * "abcde".index(point) if point in "abcde" else 0.9 + 0.005 * (ord(point) - ord("e"))
         experiment = resolve("tiny", {"mask.ratio": ratio}).model_dump(mode="json")
-        trials.append({"identity": f"{n:016d}", "name": name, "point": point, "varied": {"mask.ratio": f"{ratio:.1f}"},
+        trials.append({"identity": f"{n:016d}", "name": name, "point": point, "varied": {"mask.ratio": f"{ratio:g}"},
                        "seed": int(seed), "fingerprint": "f", "experiment": experiment})  # fmt: skip
         if (status := statuses[name]) != "new":
             metric = dict(defaults | file)["metric"]
@@ -145,5 +145,8 @@ def test_importance_of_enough_configurations_and_of_a_population(tmp_path: Path)
     one = {f"{point}-0": "finished" for point in "abcde"}
     text = text_of(*sweep(tmp_path / "1", one, parameters={"mask.ratio": []}, points=[]))
     assert "Too few trials to tell: 5 configurations" in text and "| mask.ratio | 0.9 |" in text
+    wide = {f"{point}-0": "finished" for point in "abcdefghijkl"}
+    text = text_of(*sweep(tmp_path / "3", wide, parameters={"mask.ratio": []}, points=[]))
+    assert "Shares of the variance, by fANOVA over 12 configurations" in text and "| mask.ratio | 100 % |" in text
     pbt = {"scheduler": {"kind": "pbt"}, "parameters": {"mask.ratio": []}}
     assert "A population changes its parameters while it trains" in text_of(*sweep(tmp_path / "2", one, **pbt))
