@@ -19,7 +19,7 @@ from pathlib import Path
 from mcc_core.errors import UsageError
 from orchestrator.settings import Settings
 
-DRIVER_CPU = 0.01  # what Tune reserves for the idle process that waits for a trial; 0 is refused
+_DRIVER_CPU = 0.01  # what Tune reserves for the idle process that waits for a trial; 0 is refused
 
 # Read by Ray on import or by its processes, which inherit them.
 RAY_ENVIRONMENT = {
@@ -124,6 +124,18 @@ def cluster(settings: Settings) -> Iterator[Capacity]:
         yield capacity
     finally:
         ray.shutdown()
+
+
+def driver_resources() -> dict[str, float]:
+    """What the process that waits for a trial reserves: next to nothing, on the node of this process.
+
+    Anywhere else its hundredth of a CPU could keep a whole one from a worker, for ever on a cluster of nodes with one.
+    """
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    address = next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == here)
+    return {"CPU": _DRIVER_CPU, f"node:{address}": 0.001}
 
 
 def prepare_environment() -> None:

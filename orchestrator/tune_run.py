@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
-from orchestrator.cluster import DRIVER_CPU, prepare_environment
+from orchestrator.cluster import driver_resources, prepare_environment
 from orchestrator.directors import Director
 from orchestrator.environment import keep_credentials_out_of_ray
 from orchestrator.events import trial_state, write_end
@@ -81,7 +83,7 @@ class TuneRun:
             keep=self._keep,
         )
         tuner = tune.Tuner(
-            tune.with_resources(driver, {"CPU": DRIVER_CPU}),
+            tune.with_resources(driver, driver_resources()),
             tune_config=tune.TuneConfig(
                 search_alg=_searcher(self),
                 num_samples=-1,  # until the director says that it is over
@@ -166,9 +168,12 @@ def drive(
     task = json.loads(config["task"])
     if task["experiment"]["train"]["workers"] == 1:
         try:
-            run_warm(task, max_failures, keep=keep)
+            ran = run_warm(task, max_failures, keep=keep, stopped=partial(_stopped, task))
         except ray.exceptions.RayError as error:
             _end_failed(task, error)
+        else:
+            if not ran:
+                _end(task, "stopped", "the sweep was stopped while this trial waited for a worker")
         return
     resources = {"CPU": task["cpus_per_worker"]}
     if task["gpus_per_worker"]:
@@ -203,6 +208,18 @@ def work(config: dict[str, Any]) -> None:
     train_loop(config)
 
 
+def _stopped(task: Mapping[str, Any]) -> bool:
+    """Whether the sweep is asked to stop; storage that is away says nothing."""
+    with contextlib.suppress(OSError):
+        return Storage(task["storage"]).exists(task["stop_key"])
+    return False
+
+
+def _end(task: Mapping[str, Any], status: str, message: str) -> None:
+    storage = Storage(task["storage"])
+    patiently(lambda: write_end(storage, task["identity"], status, message, launch=task["launch"]))
+
+
 def _end_failed(task: Mapping[str, Any], error: BaseException) -> None:
     """Put the failure on record, unless a worker did so itself."""
     storage, identity = Storage(task["storage"]), task["identity"]
@@ -213,7 +230,7 @@ def _end_failed(task: Mapping[str, Any], error: BaseException) -> None:
     cause = next(iter(failures.values())) if failures else error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     message = "\n".join([lines[-1] if lines else type(cause).__name__, *_log_tail(storage, identity)])
-    patiently(lambda: write_end(storage, identity, "failed", message, launch=task["launch"]))
+    _end(task, "failed", message)
 
 
 def _log_tail(storage: Storage, identity: str) -> list[str]:

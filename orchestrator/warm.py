@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+_LOOK_S = 2.0  # between looks for a stop, while no node has room for a worker
 _kept: list[Any] = []  # the worker actor of this waiting process, at most one
 
 
 class WarmWorker:
     """Runs one trial after the other; an actor of Ray's."""
+
+    def ready(self) -> None:
+        """Returns once the process has its place on a node."""
 
     def run(self, task: dict[str, Any]) -> bool:
         """Run one attempt of a trial. Returns whether the process is fit for another trial."""
@@ -35,9 +39,10 @@ class WarmWorker:
         return state.status in {"finished", "stopped", "pruned"}
 
 
-def run_warm(task: Mapping[str, Any], max_failures: int, *, keep: bool) -> None:
+def run_warm(task: Mapping[str, Any], max_failures: int, *, keep: bool, stopped: Callable[[], bool]) -> bool:
     """Run a trial of one worker in the worker actor of this process, again up to `max_failures` times where it dies.
 
+    Returns False when the sweep was `stopped` while no node had room for the worker, so that it was not run (again).
     Raises the last attempt's `ray.exceptions.RayError`.
 
     Args:
@@ -47,7 +52,11 @@ def run_warm(task: Mapping[str, Any], max_failures: int, *, keep: bool) -> None:
 
     for attempt in range(max_failures + 1):
         try:
-            fit = ray.get(_actor(task).run.remote(dict(task)))
+            actor = _actor(task)
+            if not _placed(actor, stopped):
+                _discard()
+                return False
+            fit = ray.get(actor.run.remote(dict(task)))
         except ray.exceptions.RayError:
             _discard()
             if attempt == max_failures:
@@ -55,7 +64,20 @@ def run_warm(task: Mapping[str, Any], max_failures: int, *, keep: bool) -> None:
         else:
             if not (fit and keep):
                 _discard()
-            return
+            break
+    return True
+
+
+def _placed(actor: Any, stopped: Callable[[], bool]) -> bool:
+    """Wait until the actor has its place; False when the sweep is stopped before."""
+    import ray
+
+    answer = actor.ready.remote()
+    while not ray.wait([answer], timeout=_LOOK_S)[0]:
+        if stopped():
+            return False
+    ray.get(answer)
+    return True
 
 
 def _actor(task: Mapping[str, Any]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from tiny import settings_in, tiny_sweep
 from mcc_core import engine
 from mcc_core.checkpoint import load
 from mcc_core.errors import UsageError
-from orchestrator.cluster import cluster
+from orchestrator.cluster import cluster, driver_resources
 from orchestrator.control import stop_key
 from orchestrator.events import EventReader, history, segments, trial_state
 from orchestrator.lease import Lease
@@ -185,6 +186,31 @@ def test_a_process_runs_trial_after_trial_with_the_numbers_of_a_fresh_one_and_no
     device = torch.device("cpu")
     engine.train(second.experiment, second.seed, made.index, device=device, workdir=tmp_path, callbacks=seen)
     assert curve(storage, second) == seen.curve
+
+
+def test_a_trial_that_waits_for_a_worker_stops_too(settings: Settings, storage: Storage) -> None:
+    from ray.util import placement_group, remove_placement_group
+
+    taken = placement_group([{"CPU": 2.5}])
+    assert taken.wait(60)
+    made = plan(settings, name="waits", set={"loss.mcc": 0.35})
+    storage.delete(stop_key(made.sweep))
+    threading.Timer(8, lambda: storage.write(stop_key(made.sweep), b"")).start()
+    began = time.monotonic()
+    (waited,) = run(made, settings)
+    assert (waited.status, waited.message) == ("stopped", "the sweep was stopped while this trial waited for a worker")
+    assert 8 <= time.monotonic() - began < 90
+    remove_placement_group(taken)
+    assert [result.status for result in run(made, settings)] == ["finished"]
+
+
+def test_processes_that_wait_reserve_on_the_node_of_the_driver(settings: Settings) -> None:
+    """Anywhere else a hundredth of a CPU could keep a worker from a node of one CPU: seen with two such nodes."""
+    import ray
+
+    (node,) = [key for key in driver_resources() if key != "CPU"]
+    here = ray.get_runtime_context().get_node_id()
+    assert [n["NodeID"] for n in ray.nodes() if node in n["Resources"]] == [here]
 
 
 def test_trials_that_another_process_runs_are_refused(settings: Settings, storage: Storage) -> None:
