@@ -128,9 +128,11 @@ def _packages() -> Answer:
 
 
 def _extra(extra: str, purpose: str) -> tuple[Level, str, str]:
-    module = {"crf": "pydensecrf.densecrf", "coco": "pycocotools.mask"}[extra]
     try:
-        __import__(module)
+        if extra == "crf":
+            import pydensecrf.densecrf  # noqa: F401
+        else:
+            import pycocotools.mask  # noqa: F401
     except ImportError as error:
         compiler = "" if extra != "crf" or shutil.which("c++") else "; needs a C++ compiler (apt install g++)"
         return "warn", f"no mcc[{extra}]: {purpose} ({_line(error)})", f"pip install 'mcc[{extra}]'{compiler}"

@@ -161,13 +161,9 @@ class Storage:
             return [*pool.map(work, items)]
 
     def upload(self, file: Path, key: str, *, move: bool = False) -> None:
-        """Store a local file under a key; with `move` the local file is gone afterwards."""
+        """Store a local file under a key; with `move` the local file is gone afterwards, and not before."""
         if self._folder:
-            with whole(self._folder / _inside(key)) as partial:
-                if move:
-                    shutil.move(file, partial)  # a rename where both are on one disk
-                else:
-                    shutil.copyfile(file, partial)
+            self._place(file, self._folder / _inside(key), move=move)
             return
         with file.open("rb") as source:
             stream = self._fs.open_output_stream(self._path(key))
@@ -179,6 +175,21 @@ class Storage:
                     self._fs.delete_file(self._path(key))
                 raise
             stream.close()
+        if move:
+            file.unlink()
+
+    def _place(self, file: Path, target: Path, *, move: bool) -> None:
+        """Copy or move within this machine: whoever is killed in between leaves the file whole in one of the places."""
+        if move:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.replace(file, target)
+                return
+            except OSError as error:
+                if error.errno != errno.EXDEV:  # another disk: a copy
+                    raise
+        with whole(target) as partial:
+            shutil.copyfile(file, partial)
         if move:
             file.unlink()
 

@@ -13,7 +13,10 @@ def doctor(
     data: Annotated[Path, typer.Option("--data", help="Folder of prepared datasets.")] = Path("data"),
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Look at packages, GPU, Ray, storage, MLflow, data, weights and disk."""
+    """Say what is wrong on this machine, with the fix.
+
+    Looks at packages, GPU, Ray, storage, MLflow, data, weights and disk. Exit code 1 when something failed.
+    """
     from dataclasses import asdict
 
     from orchestrator.cli.records import print_json

@@ -14,7 +14,10 @@ def report(
     sweep: SweepName = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: reports/SWEEP.")] = None,
 ) -> None:
-    """Write a sweep's report: one HTML file, the same as Markdown, and both to its MLflow run."""
+    """Write a sweep's report: HTML, Markdown, MLflow.
+
+    One HTML file with its pictures inside; the same as Markdown; both go to the sweep's MLflow run too.
+    """
     from orchestrator.settings import Settings
     from orchestrator.sweep_report import write_report
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -44,6 +47,43 @@ def test_one_of_many_who_create_a_file_at_once_does(storage: Storage) -> None:
         created = [*pool.map(lambda name: storage.create("a/mark", name), names)]
     assert sum(created) == 1 and storage.read("a/mark") == names[created.index(True)]
     assert not storage.create("a/mark", b"late") and storage.list("a") == ["a/mark"]
+
+
+_KILLED_MOVE = """
+import os, signal, sys
+from pathlib import Path
+from orchestrator.storage import Storage
+left = int(sys.argv[3])
+
+def kill(event, _):
+    global left
+    if event in ("os.rename", "os.remove"):
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+storage = Storage(sys.argv[1])
+sys.addaudithook(kill)
+storage.upload(Path(sys.argv[2]), "a/b", move=True)
+"""
+
+
+@pytest.mark.parametrize("where", ["same disk", "another disk"])
+def test_a_file_that_is_moved_is_whole_in_one_of_the_places_whenever_its_mover_is_killed(
+    tmp_path: Path, where: str
+) -> None:
+    folder = tmp_path if where == "same disk" else Path("/dev/shm")
+    if not folder.is_dir() or (where == "another disk" and folder.stat().st_dev == tmp_path.stat().st_dev):
+        pytest.skip("no other disk here")
+    codes = []
+    for calls in range(4):
+        with tempfile.TemporaryDirectory(dir=folder) as source:
+            file, target = Path(source) / "waiting", tmp_path / f"storage{calls}" / "a" / "b"
+            file.write_bytes(b"measured")
+            command = [sys.executable, "-c", _KILLED_MOVE, str(target.parents[1]), str(file), str(calls)]
+            codes.append(subprocess.run(command, timeout=120).returncode)
+            assert b"measured" in [place.read_bytes() for place in (file, target) if place.exists()]
+    assert -9 in codes and codes[-1] == 0
 
 
 def test_an_empty_file_is_a_file(storage: Storage) -> None:
