@@ -34,7 +34,7 @@ class Lease:
             "sweep": sweep,
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "born": _born(os.getpid()),
+            "born": born(os.getpid()),
             "since": time.time(),
             "identities": list(identities),
             "deletes": deletes,
@@ -148,10 +148,10 @@ def _lives(lease: dict[str, Any]) -> bool:
         return False
     except PermissionError:
         pass
-    return bool(_born(lease["pid"]) == lease["born"])
+    return bool(born(lease["pid"]) == lease["born"])
 
 
-def _born(pid: int) -> str:
+def born(pid: int) -> str:
     """Start time of a process, which tells it from a later one of the same number; empty where not to be had."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
+import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from orchestrator.lease import born
 from orchestrator.storage import Storage, is_full, patiently
 
 _RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0)  # pauses between attempts at one file
@@ -143,16 +147,32 @@ class Outbox:
 
 
 @contextlib.contextmanager
-def alone(file: Path, seconds: float = 60.0) -> Iterator[None]:
+def alone(file: Path, seconds: float = 30.0) -> Iterator[None]:
     """Hold a lock that the system takes from a process when it dies, whatever processes that one started. A
-    predecessor that is being ended is waited for.
+    predecessor that is being ended is waited for; one that stands still for `seconds` is killed, as it was given up.
 
-    Raises OSError when it does not end in time.
+    Raises OSError when it holds the lock nevertheless.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w") as lock:
-        patiently(lambda: fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB), seconds)
+    with file.open("a+") as lock:
+        try:
+            patiently(lambda: fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB), seconds)
+        except OSError:
+            _kill_holder(file)
+            patiently(lambda: fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB), seconds)
+        with contextlib.suppress(OSError):  # no space
+            lock.truncate(0)
+            lock.write(json.dumps([socket.gethostname(), os.getpid(), born(os.getpid())]))
+            lock.flush()
         yield
+
+
+def _kill_holder(file: Path) -> None:
+    """Kill the process that a lock's file names, if it is that one still."""
+    with contextlib.suppress(OSError, ValueError):
+        host, pid, start = json.loads(file.read_text())
+        if host == socket.gethostname() and start and born(pid) == start:
+            os.kill(pid, signal.SIGKILL)
 
 
 def send_leftovers(storage: Storage, folder: Path, newest: int, seconds: float) -> None:

@@ -6,7 +6,10 @@ Whole sweeps under the same faults: `benchmarks/chaos.py`, and `test_chaos.py` a
 from __future__ import annotations
 
 import errno
+import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -193,11 +196,26 @@ def test_a_successor_waits_for_a_dying_worker_and_not_for_a_dead_one(tmp_path: P
     file = tmp_path / "locks" / "t"
     holder = subprocess.Popen([sys.executable, "-c", program, str(file)], stdout=subprocess.PIPE)
     assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+    threading.Timer(1.0, holder.terminate).start()
+    with alone(file, seconds=30):
+        assert holder.wait(10) == -signal.SIGTERM
+
+
+def test_a_predecessor_that_stands_still_is_killed_and_nobody_else(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom orchestrator.outbox import alone\n"
+        "with alone(Path(sys.argv[1])):\n    print('held', flush=True)\n    os.kill(os.getpid(), signal.SIGSTOP)\n"
+    )
+    file = tmp_path / "locks" / "t"
+    holder = subprocess.Popen([sys.executable, "-c", program, str(file)], stdout=subprocess.PIPE)
+    assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+    true = file.read_text()
+    file.write_text(json.dumps([socket.gethostname(), os.getpid(), "started at another time"]))
     with pytest.raises(OSError), alone(file, seconds=1):
         pass
-    threading.Timer(1.0, holder.kill).start()
-    with alone(file, seconds=30):
-        assert holder.wait(10) == -9
+    file.write_text(true)
+    with alone(file, seconds=1):
+        assert holder.wait(10) == -signal.SIGKILL
 
 
 def test_an_attempt_keeps_its_number_though_it_never_wrote(tmp_path: Path) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,8 @@ from orchestrator.assignment import Assignment
 from orchestrator.events import EventReader, history, trial_state
 from orchestrator.storage import Storage
 from orchestrator.trial_files import newest_checkpoint
-from orchestrator.worker import train_loop
 
-SCRIPT = Path(__file__).parents[1] / "support" / "one_attempt.py"
+SCRIPT = Path(__file__).parents[1] / "support" / "attempts.py"
 
 
 def assignment(folder: Path, home: str, identity: str, seed: int = 0, **fields: Any) -> Assignment:
@@ -46,10 +44,11 @@ def assignment(folder: Path, home: str, identity: str, seed: int = 0, **fields: 
     )
 
 
-def begin(folder: Path, task: Assignment) -> subprocess.Popen[bytes]:
-    file = folder / f"{Path(task.home or '').name}.json"
-    file.write_text(json.dumps(asdict(task)))
-    return subprocess.Popen([sys.executable, str(SCRIPT), str(file)], env=os.environ | {"OMP_NUM_THREADS": "1"})
+def begin(folder: Path, *tasks: Assignment) -> subprocess.Popen[bytes]:
+    """A worker process that runs these one after the other."""
+    file = folder / f"{tasks[0].identity}-{Path(tasks[0].home or '').name}.json"
+    file.write_text(json.dumps([asdict(task) for task in tasks]))
+    return subprocess.Popen([sys.executable, str(SCRIPT), str(file)], stdout=subprocess.PIPE)
 
 
 def until(what: Callable[[], Any], process: subprocess.Popen[bytes], seconds: float = 60) -> None:
@@ -95,7 +94,7 @@ def test_a_worker_that_comes_back_after_another_went_on_changes_nothing(tmp_path
     assert trial_state(storage, "t").status == "finished"
     steps = [e["iteration"] for e in history(storage, "t") if e["kind"] == "metrics" and "loss/total" in e["metrics"]]
     assert steps == list(range(1, 401))
-    train_loop(asdict(assignment(tmp_path, "three", "alone", **long)), by_itself=True)
+    assert begin(tmp_path, assignment(tmp_path, "three", "alone", **long)).wait(120) == 0
     assert weights(storage, "t", tmp_path) == weights(storage, "alone", tmp_path)
     assert list((tmp_path / "one").glob("outbox/*/*/*")) == []
 
@@ -104,3 +103,31 @@ def weights(storage: Storage, identity: str, folder: Path) -> dict[str, list[Any
     _, file, complaints = newest_checkpoint(storage, identity, folder)
     assert file is not None and complaints == []
     return {name: tensor.tolist() for name, tensor in load(file).model.items()}
+
+
+def curve(storage: Storage, identity: str) -> list[Any]:
+    """Everything that was measured but speeds."""
+    found = [(e["iteration"], e["metrics"]) for e in history(storage, identity) if e["kind"] == "metrics"]
+    return [(i, {k: v for k, v in metrics.items() if k != "images_per_second"}) for i, metrics in found]
+
+
+def test_a_trial_in_a_process_that_ran_others_is_the_trial_in_a_fresh_one(tmp_path: Path) -> None:
+    """To the bit, and what the others held is free again."""
+    storage = Storage(str(tmp_path / "storage"))
+    others = [
+        assignment(tmp_path, "kept", "bigger", seed=7, **{"train.crop": 48, "train.batch_size": 4}),
+        assignment(tmp_path, "kept", "half", seed=8, **{"compute.precision": "bfloat16"}),
+        replace(assignment(tmp_path, "kept", "threads", seed=9, **{"optim.lr": 1e-3}), cpus_per_worker=2),
+    ]
+    last = {"train.iterations": 12, "train.eval_every": 4, "mask.ratio": 0.7}
+    for name, tasks in (("used", others), ("fresh", [])):
+        process = begin(tmp_path, *tasks, assignment(tmp_path, f"{name}-home", name, seed=3, **last))
+        out, _ = process.communicate(timeout=240)
+        assert process.returncode == 0
+        if tasks:
+            after = [json.loads(line) for line in out.splitlines()]
+    assert [one["fit"] for one in after] == [True] * 4
+    assert curve(storage, "used") == curve(storage, "fresh") and len(curve(storage, "used")) > 12
+    assert weights(storage, "used", tmp_path) == weights(storage, "fresh", tmp_path)
+    for what in ("files", "threads", "tensors"):
+        assert after[3][what] <= after[1][what], after
