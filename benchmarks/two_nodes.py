@@ -62,7 +62,7 @@ def wait_for_nodes(address: str, number: int, timeout: float = 180) -> None:
     deadline, alive = time.monotonic() + timeout, 0
     while alive < number:
         if time.monotonic() > deadline:
-            raise RuntimeError(f"{alive} of {number} nodes came up")
+            raise RuntimeError(f"{alive} of {number} nodes came up (a Docker engine here? iptables -P FORWARD ACCEPT)")
         time.sleep(1)
         with contextlib.suppress(OSError, ValueError, KeyError):
             with urllib.request.urlopen(f"{address}/nodes?view=summary", timeout=5) as answer:
