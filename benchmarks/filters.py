@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from mcc_core.config import ParConfig
-from mcc_core.par import refine
-from mcc_core.permutohedral import PermutohedralLattice, bilateral_filter
+from mcc_core.losses.permutohedral import PermutohedralLattice, bilateral_filter
+from mcc_core.pseudo_labels.par import refine
 
 SIGMA_RGB, SIGMA_XY, CHANNELS = 15.0, 100.0, 21
 

@@ -32,7 +32,7 @@ def plain_loop(config: dict[str, Any]) -> None:
 
     from mcc_core.config import Experiment
     from mcc_core.data.index import build_index
-    from mcc_core.engine import Callbacks, train
+    from mcc_core.training.engine import Callbacks, train
     from mcc_core.validation import validate
 
     torch.set_num_threads(1)

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mcc_core.cam import CamPair, multi_scale_cams
 from mcc_core.config import ParConfig
-from mcc_core.model import Output
-from mcc_core.objective import Batch, Contrast, Objective
+from mcc_core.methods.mcc.network import Output
+from mcc_core.methods.mcc.objective import Batch, Contrast, Objective
+from mcc_core.pseudo_labels.cam import CamPair, multi_scale_cams
 
 
 class PlainObjective(Objective):

@@ -17,10 +17,10 @@ import torch
 from loader import photos
 
 from mcc_core.data.index import Item
+from mcc_core.evaluation.protocols import PROTOCOLS, EvaluationConfig, needs_crf
+from mcc_core.evaluation.scoring import Scorer, Setting, Task, score_image
 from mcc_core.experiment_files import resolve
-from mcc_core.model import MCCNet
-from mcc_core.protocols import PROTOCOLS, EvaluationConfig, needs_crf
-from mcc_core.scoring import Scorer, Setting, Task, score_image
+from mcc_core.methods.mcc.network import MCCNet
 
 
 def main() -> None:

@@ -35,12 +35,15 @@ from rich.table import Table
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mcc_core import cam, losses, objective, pseudo_label
 from mcc_core.config import ComputeConfig, Experiment
-from mcc_core.masking import sample_masks
-from mcc_core.model import MCCNet
-from mcc_core.objective import Batch, Objective
-from mcc_core.optim import build_optimizer
+from mcc_core.losses import terms as losses
+from mcc_core.methods.mcc import objective
+from mcc_core.methods.mcc.masking import sample_masks
+from mcc_core.methods.mcc.network import MCCNet
+from mcc_core.methods.mcc.objective import Batch, Objective
+from mcc_core.pseudo_labels import cam
+from mcc_core.pseudo_labels import labels as pseudo_label
+from mcc_core.training.optim import build_optimizer
 
 ITERATION = 5000  # all terms of the published schedule are on
 STAGES = ("cams", "other forward", "refinement", "energy", "backward", "optimizer", "step")

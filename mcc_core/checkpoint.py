@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mcc_core.config import Experiment
 from mcc_core.errors import UsageError
-from mcc_core.model import MCCNet
+from mcc_core.methods.mcc.network import MCCNet
 from mcc_core.validation import validate
 
 FORMAT = 1

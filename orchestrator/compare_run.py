@@ -10,8 +10,8 @@ from typing import cast, get_args
 from mcc_core import checkpoint as checkpoints
 from mcc_core.data.index import build_index
 from mcc_core.errors import UsageError
+from mcc_core.evaluation.protocols import ProtocolName
 from mcc_core.files import file_digest
-from mcc_core.protocols import ProtocolName
 from orchestrator.evaluation_request import evaluation_request
 from orchestrator.evaluation_run import Means, evaluate_checkpoint
 from orchestrator.gallery import Side, write_gallery

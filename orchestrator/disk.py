@@ -45,7 +45,7 @@ def checkpoint_bytes(experiment: Experiment, classes: int) -> float:
     """Bytes of a checkpoint: the network's weights and the optimiser's moments of those that are trained."""
     import torch
 
-    from mcc_core.model import MCCNet
+    from mcc_core.methods.mcc.network import MCCNet
 
     with torch.device("meta"):
         network = MCCNet(experiment.model.model_copy(update={"weights": "random"}), classes)

@@ -318,7 +318,7 @@ def _data(folder: Path) -> Answer:
 
 def _weights() -> Answer:
     from mcc_core.experiment_files import resolve
-    from mcc_core.published import cached_backbone
+    from mcc_core.import_weights import cached_backbone
 
     for backbone in dict.fromkeys(resolve(name).model.backbone for name in _DOWNLOADS):
         if (file := cached_backbone(backbone)) is not None:

@@ -113,7 +113,7 @@ def _probe(
     """Seconds per iteration by a few real steps; where they would take long, by steps of one image."""
     import torch
 
-    from mcc_core.engine import probe
+    from mcc_core.training.engine import probe
 
     device = torch.device("cuda" if gpus_per_worker else "cpu")
     train = experiment.train.model_copy(update={"loader_workers": 0})

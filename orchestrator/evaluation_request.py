@@ -10,8 +10,8 @@ from mcc_core import checkpoint as checkpoints
 from mcc_core.config import Experiment
 from mcc_core.data.index_file import INDEX
 from mcc_core.errors import UsageError
+from mcc_core.evaluation.protocols import ProtocolName
 from mcc_core.experiment_files import load_base, merge, preset_names
-from mcc_core.protocols import ProtocolName
 from mcc_core.validation import validate
 from orchestrator.evaluation_run import Request, protocol_settings
 

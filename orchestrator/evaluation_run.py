@@ -15,13 +15,13 @@ import torch
 from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
 from mcc_core.config import DataConfig
-from mcc_core.crf import require_crf
 from mcc_core.data.index import DataIndex, Item, build_index
 from mcc_core.errors import DataError, UsageError
+from mcc_core.evaluation.metrics import Metric
+from mcc_core.evaluation.protocols import EvaluationConfig, ProtocolName, needs_crf
+from mcc_core.evaluation.scoring import ImageScore, Scorer, Setting, metrics, totals
 from mcc_core.files import file_digest, whole
-from mcc_core.metrics import Metric
-from mcc_core.protocols import EvaluationConfig, ProtocolName, needs_crf
-from mcc_core.scoring import ImageScore, Scorer, Setting, metrics, totals
+from mcc_core.pseudo_labels.crf import require_crf
 from mcc_core.validation import validate
 from orchestrator.cluster import cluster
 from orchestrator.map_cache import MapCache

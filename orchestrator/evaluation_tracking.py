@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from mcc_core.errors import MCCError
-from mcc_core.protocols import PROTOCOLS
+from mcc_core.evaluation.protocols import PROTOCOLS
 from orchestrator import mlflow_files
 from orchestrator.environment import hidden
 from orchestrator.evaluation_run import Evaluation

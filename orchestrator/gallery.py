@@ -11,8 +11,8 @@ from PIL import Image
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.data.voc import read_mask, read_rgb
-from mcc_core.inference import panel, predict
-from mcc_core.protocols import ProtocolName
+from mcc_core.evaluation.inference import panel, predict
+from mcc_core.evaluation.protocols import ProtocolName
 from orchestrator.pages import render
 from orchestrator.versus import Versus
 

@@ -212,7 +212,7 @@ def _fill_sweep(definitions: Json) -> None:
 
 
 def _fill_posthoc(definitions: Json) -> None:
-    from mcc_core.protocols import EvaluationConfig
+    from mcc_core.evaluation.protocols import EvaluationConfig
 
     schema = EvaluationConfig.model_json_schema()
     definitions |= schema.pop("$defs") | {"EvaluationConfig": schema}

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from mcc_core.data.index import Item
+from mcc_core.evaluation.protocols import Maps
+from mcc_core.evaluation.scoring import Scorer
 from mcc_core.files import whole
-from mcc_core.protocols import Maps
-from mcc_core.scoring import Scorer
 
 
 class MapCache:

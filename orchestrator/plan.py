@@ -196,7 +196,7 @@ def _measurable(
 
 def check_metric(metric: str, source: str, experiment: Experiment) -> None:
     """Raise UsageError unless evaluation records a metric of this key."""
-    from mcc_core.evaluation import STAGES
+    from mcc_core.evaluation.in_training import STAGES
 
     known = {f"val/{stage}/{protocol}" for stage, protocol in STAGES.items()}
     head, _, name = metric.rpartition("/")
@@ -211,7 +211,7 @@ def check_models(trials: Sequence[Trial], indexes: Mapping[str, DataIndex], *, d
     """Raise UsageError for a model that cannot be built or weights that cannot be had, before any trial starts."""
     import torch
 
-    from mcc_core.model import MCCNet, build_vit
+    from mcc_core.methods.mcc.network import MCCNet, build_vit
 
     seen: set[str] = set()
     for trial in trials:

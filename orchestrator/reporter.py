@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from mcc_core.config import Experiment
-from mcc_core.engine import Callbacks, Outcome, StepRecord
-from mcc_core.evaluation import EvaluationRecord
+from mcc_core.evaluation.in_training import EvaluationRecord
+from mcc_core.training.engine import Callbacks, Outcome, StepRecord
 from orchestrator.assignment import Assignment
 from orchestrator.estimate import Speed, speed_profile, speed_record
 from orchestrator.events import EventLog

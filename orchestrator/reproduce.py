@@ -12,15 +12,15 @@ from statistics import mean, stdev
 from typing import Any
 
 from mcc_core import checkpoint as checkpoints
-from mcc_core.crf import require_crf
 from mcc_core.data.index_file import INDEX, read_index
 from mcc_core.errors import DataError, UsageError
+from mcc_core.evaluation.metrics import Metric
+from mcc_core.evaluation.protocols import PROTOCOLS
 from mcc_core.experiment_files import resolve
 from mcc_core.files import file_digest
-from mcc_core.metrics import Metric
-from mcc_core.model import build_vit
-from mcc_core.protocols import PROTOCOLS
-from mcc_core.published import cached_backbone, import_weights
+from mcc_core.import_weights import cached_backbone, import_weights
+from mcc_core.methods.mcc.network import build_vit
+from mcc_core.pseudo_labels.crf import require_crf
 from mcc_core.validation import validate
 from orchestrator.evaluation_request import evaluation_request
 from orchestrator.evaluation_run import Means, evaluate_checkpoint

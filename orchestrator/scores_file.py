@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mcc_core.errors import UsageError
-from mcc_core.scoring import Counts
+from mcc_core.evaluation.scoring import Counts
 
 
 class ScoresFile:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mcc_core.data.index import Item
 from mcc_core.errors import MCCError, UsageError
-from mcc_core.scoring import ImageScore, Scorer, Setting
+from mcc_core.evaluation.scoring import ImageScore, Scorer, Setting
 from orchestrator.cluster import Capacity
 
 _CHUNK = 8  # images given out at a time: small, so that no worker is left with a long rest

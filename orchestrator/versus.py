@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from mcc_core.errors import UsageError
-from mcc_core.protocols import PROTOCOLS
-from mcc_core.pseudo_label import IGNORE
-from mcc_core.scoring import Counts as PixelCounts
+from mcc_core.evaluation.protocols import PROTOCOLS
+from mcc_core.evaluation.scoring import Counts as PixelCounts
+from mcc_core.pseudo_labels.labels import IGNORE
 from orchestrator.scores_file import read_scores
 from orchestrator.statistics import Counts, Difference, bootstrap, mean_iou
 

@@ -22,8 +22,8 @@ import torch
 
 from mcc_core.config import Experiment
 from mcc_core.data.index import DataIndex, build_index
-from mcc_core.engine import Callbacks, train
 from mcc_core.errors import DataError, MCCError
+from mcc_core.training.engine import Callbacks, train
 from mcc_core.validation import validate
 from orchestrator.assignment import Assignment
 from orchestrator.events import claim_attempt, newest_attempt, trial_state, write_end

@@ -13,7 +13,7 @@ from orchestrator.cli.options import Set, overrides
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mcc_core.protocols import ProtocolName
+    from mcc_core.evaluation.protocols import ProtocolName
     from orchestrator.evaluation_run import Evaluation
 
 
@@ -47,7 +47,7 @@ def evaluate(
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from mcc_core.protocols import SEGMENTATION
+    from mcc_core.evaluation.protocols import SEGMENTATION
     from orchestrator.evaluation_request import evaluation_request
     from orchestrator.evaluation_run import Means, evaluate_checkpoint
     from orchestrator.evaluation_tracking import track_evaluation
@@ -95,7 +95,7 @@ def evaluate(
 
 
 def _protocols(text: str) -> list[ProtocolName]:
-    from mcc_core.protocols import ProtocolName
+    from mcc_core.evaluation.protocols import ProtocolName
 
     names = [name.strip() for name in text.split(",")]
     if wrong := [name for name in names if name not in get_args(ProtocolName)]:

@@ -27,8 +27,8 @@ def predict(
     """
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from mcc_core.inference import image_files, predict_files
-    from mcc_core.protocols import SEGMENTATION
+    from mcc_core.evaluation.inference import image_files, predict_files
+    from mcc_core.evaluation.protocols import SEGMENTATION
     from orchestrator.settings import Settings
     from orchestrator.trained import find_checkpoint
 

@@ -20,7 +20,7 @@ def import_weights(
     Says what the file holds, and writes a checkpoint for predict and evaluate.
     """
     from mcc_core.checkpoint import save
-    from mcc_core.published import import_weights as read
+    from mcc_core.import_weights import import_weights as read
 
     found = read(file, base)
     saved = found.checkpoint

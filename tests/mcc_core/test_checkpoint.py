@@ -15,8 +15,8 @@ from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
 from mcc_core.errors import UsageError
 from mcc_core.experiment_files import resolve
-from mcc_core.model import MCCNet
-from mcc_core.published import from_published, import_weights
+from mcc_core.import_weights import from_published, import_weights
+from mcc_core.methods.mcc.network import MCCNet
 
 LAYOUTS = json.loads((Path(__file__).parents[1] / "data" / "golden" / "checkpoint_layout.json").read_text())
 

@@ -26,7 +26,7 @@ from mcc_core.checkpoint import Checkpoint
 from mcc_core.data.index import build_index
 from mcc_core.errors import UsageError
 from mcc_core.experiment_files import resolve
-from mcc_core.model import MCCNet
+from mcc_core.methods.mcc.network import MCCNet
 from orchestrator.cluster import prepare_environment
 from orchestrator.evaluation_request import evaluation_request
 from orchestrator.evaluation_run import Evaluation, Means, evaluate_checkpoint

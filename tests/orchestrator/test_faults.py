@@ -25,8 +25,8 @@ from tiny import TINY
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.data.index import build_index
-from mcc_core.engine import Callbacks, train
 from mcc_core.experiment_files import resolve
+from mcc_core.training.engine import Callbacks, train
 from orchestrator.cli import main
 from orchestrator.events import EventLog, claim_attempt, history, newest_attempt, segments
 from orchestrator.outbox import Outbox, alone, send_leftovers

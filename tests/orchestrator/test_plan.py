@@ -16,7 +16,7 @@ import mcc_core
 from mcc_core.checkpoint import Checkpoint, save
 from mcc_core.errors import MCCError, UsageError
 from mcc_core.experiment_files import resolve
-from mcc_core.model import MCCNet
+from mcc_core.methods.mcc.network import MCCNet
 from orchestrator.cluster import Capacity
 from orchestrator.disk import checkpoint_bytes
 from orchestrator.estimate import Speed, speed_profile, speed_record
@@ -147,7 +147,7 @@ def test_the_source_hash_sees_code_and_not_comments(tmp_path: Path) -> None:
 def test_weights_are_known_by_content(settings: Settings, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    from mcc_core.model import build_vit
+    from mcc_core.methods.mcc.network import build_vit
 
     (trial,) = plan(settings).trials
     state = {name: tensor.contiguous() for name, tensor in build_vit(trial.experiment.model).state_dict().items()}

@@ -15,9 +15,9 @@ import pytest
 import torch
 from tiny import settings_in, tiny_sweep
 
-from mcc_core import engine
 from mcc_core.checkpoint import load
 from mcc_core.errors import UsageError
+from mcc_core.training import engine
 from orchestrator.cluster import cluster, driver_resources
 from orchestrator.control import stop_key
 from orchestrator.events import EventReader, history, segments, trial_state

@@ -12,10 +12,10 @@ import pytest
 import torch
 from tiny import settings_in, tiny_sweep
 
-from mcc_core import engine
 from mcc_core.checkpoint import load
 from mcc_core.config import Experiment
 from mcc_core.experiment_files import merge
+from mcc_core.training import engine
 from orchestrator.budget import sweep_state
 from orchestrator.cluster import cluster
 from orchestrator.directors import population_key

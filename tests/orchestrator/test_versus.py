@@ -22,9 +22,9 @@ from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
 from mcc_core.data.index import build_index
 from mcc_core.errors import UsageError
+from mcc_core.evaluation.scoring import totals
 from mcc_core.experiment_files import resolve
-from mcc_core.model import MCCNet
-from mcc_core.scoring import totals
+from mcc_core.methods.mcc.network import MCCNet
 from orchestrator.compare_run import compare_networks
 from orchestrator.evaluation_request import evaluation_request
 from orchestrator.evaluation_run import Means, evaluate_checkpoint

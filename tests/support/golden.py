@@ -22,9 +22,9 @@ from torch import Tensor
 
 from mcc_core.config import Experiment
 from mcc_core.experiment_files import merge
-from mcc_core.model import MCCNet
-from mcc_core.objective import Batch, Objective, Step
-from mcc_core.published import from_published
+from mcc_core.import_weights import from_published
+from mcc_core.methods.mcc.network import MCCNet
+from mcc_core.methods.mcc.objective import Batch, Objective, Step
 from mcc_core.validation import validate
 
 LOSS_TOLERANCE = 1e-4  # relative

@@ -1,0 +1,173 @@
+"""Scores of a network on images with masks, and the panels that show them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from mcc_core.config import Experiment
+from mcc_core.data.datasets import EvaluationSet
+from mcc_core.data.index import DataIndex, Item
+from mcc_core.evaluation.metrics import ConfusionMatrix, Metric, Protocol, Stage, f1_counts, f1_score
+from mcc_core.evaluation.visualize import cam_panel
+from mcc_core.methods.mcc.network import MCCNet
+from mcc_core.pseudo_labels.cam import multi_scale_cams
+from mcc_core.pseudo_labels.labels import cam_label, denormalise, refined_label
+from mcc_core.schedules import value_at
+
+STAGES: dict[Stage, Protocol] = {
+    "cam": "ms",
+    "aux_cam": "ms",
+    "seg": "single",
+}  # stage: protocol of in-training scores
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """Scores after `iteration` finished iterations, and one picture per shown image (rank 0 only)."""
+
+    iteration: int
+    metrics: tuple[Metric, ...]
+    panels: tuple[tuple[str, Image.Image], ...]
+
+
+@torch.no_grad()
+def evaluate(
+    model: MCCNet,
+    index: DataIndex,
+    experiment: Experiment,
+    device: torch.device,
+    iteration: int,
+    *,
+    split: str = "val",
+    panels: int = 0,
+    images: int | None = None,
+) -> EvaluationRecord:
+    """Score CAMs and segmentation as the published in-training evaluation does (PAPER_NOTES row 24).
+
+    Images are squashed to the crop; segmentation is single-scale, CAMs are multi-scale and know the image's labels;
+    maps are compared at the mask's own size. With torch.distributed every rank scores its share and confusion
+    matrices are summed, which is exact. `split` is `val`, or `train` where training images have masks. Without any
+    mask only the classes are scored.
+
+    Args:
+        images: score only the first so many (default: `train.eval_images` for val).
+    """
+    model.eval()
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    limit = images if images is not None else (experiment.train.eval_images if split == "val" else None)
+    items = _scored(index, split)[:limit]
+    scorer = _Scorer(model, index, experiment, device, iteration, panels if rank == 0 else 0)
+    dataset = EvaluationSet(items[rank::world], index.masks, len(index.classes), experiment.train.crop)
+    for start in range(0, len(dataset), experiment.train.eval_batch):
+        stop = min(start + experiment.train.eval_batch, len(dataset))
+        scorer.add([dataset[i] for i in range(start, stop)])
+    if world > 1:
+        scorer.sum_over_ranks()
+    model.train()
+    return EvaluationRecord(iteration, tuple(scorer.metrics(split)), tuple(scorer.panels))
+
+
+def _scored(index: DataIndex, split: str) -> Sequence[Item]:
+    items = index.val if split == "val" else index.train
+    return [item for item in items if item.name in index.masks] or items
+
+
+class _Scorer:
+    """Confusion matrices of every stage over a growing set of images."""
+
+    def __init__(
+        self, model: MCCNet, index: DataIndex, experiment: Experiment, device: torch.device, iteration: int, panels: int
+    ) -> None:
+        self.model, self.classes, self.device = model, index.classes, device
+        self.experiment, self.iteration, self.wanted = experiment, iteration, panels
+        outputs = len(index.classes) + 1
+        self.matrices = {stage: ConfusionMatrix(outputs) for stage in (*STAGES, "all_background")}
+        self.f1 = torch.zeros(3, len(index.classes), dtype=torch.long)
+        self.panels: list[tuple[str, Image.Image]] = []
+
+    def add(self, samples: Sequence[dict[str, object]]) -> None:
+        images = torch.stack([s["image"] for s in samples]).to(self.device)  # type: ignore[misc]
+        labels = torch.stack([s["labels"] for s in samples]).to(self.device)  # type: ignore[misc]
+        output = self.model(images)
+        present = labels[:, :, None, None]
+        cam, aux = multi_scale_cams(self.model, images, self.experiment.cam.scales, output.features)
+        cam, aux = cam * present, aux * present
+        self.f1 += f1_counts(output.cls > 0, labels > 0).cpu()
+        for i, sample in enumerate(samples):
+            mask = sample["mask"]
+            truth = mask.to(self.device) if isinstance(mask, Tensor) else None
+            prediction = self._segmentation(output.seg[i : i + 1], images.shape[-2:] if truth is None else truth.shape)
+            if truth is not None:
+                self.matrices["seg"].update(prediction, truth)
+                self.matrices["cam"].update(self._cam_label(cam[i : i + 1], truth.shape), truth)
+                self.matrices["aux_cam"].update(self._cam_label(aux[i : i + 1], truth.shape), truth)
+                self.matrices["all_background"].update(torch.zeros_like(truth), truth)
+            if len(self.panels) < self.wanted:
+                one = slice(i, i + 1)
+                panel = self._panel(images[one], labels[one], cam[one], aux[one], prediction, truth)
+                self.panels.append((str(sample["name"]), panel))
+
+    def sum_over_ranks(self) -> None:
+        for counts in [*(matrix.counts for matrix in self.matrices.values()), self.f1]:
+            moved = counts.to(self.device)
+            dist.all_reduce(moved)
+            counts.copy_(moved.cpu())
+
+    def metrics(self, split: str) -> list[Metric]:
+        """mIoU, pixel accuracy and IoU per class of every stage; mIoU of calling everything background; F1.
+
+        Without masks F1 alone.
+        """
+        f1 = Metric(split, "cls", "single", "f1", f1_score(self.f1))
+        if not self.matrices["seg"].counts.any():
+            return [f1]
+        found: list[Metric] = []
+        names = ("background", *self.classes)
+        for stage, protocol in STAGES.items():
+            matrix = self.matrices[stage]
+            found.append(Metric(split, stage, protocol, "miou", matrix.miou()))
+            found.append(Metric(split, stage, protocol, "pixel_accuracy", matrix.pixel_accuracy()))
+            per_class = zip(names, matrix.iou().tolist(), strict=True)
+            found += [Metric(split, stage, protocol, f"iou/{n}", v) for n, v in per_class if v == v]
+        found.append(Metric(split, "all_background", "single", "miou", self.matrices["all_background"].miou()))
+        return [*found, f1]
+
+    def _segmentation(self, logits: Tensor, size: torch.Size) -> Tensor:
+        return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False).argmax(1)[0]
+
+    def _cam_label(self, cam: Tensor, size: torch.Size) -> Tensor:
+        resized = F.interpolate(cam, size=tuple(size), mode="bilinear", align_corners=False)
+        return cam_label(resized, self._threshold("score"))[0]
+
+    def _threshold(self, name: str) -> float:
+        """A threshold as it was at the last finished iteration."""
+        config = self.experiment
+        return value_at(getattr(config.thresholds, name), max(0, self.iteration - 1), config.train.iterations)
+
+    def _panel(
+        self, image: Tensor, labels: Tensor, cam: Tensor, aux: Tensor, prediction: Tensor, truth: Tensor | None
+    ) -> Image.Image:
+        e, size = self.experiment, image.shape[-2:]
+        background, foreground = self._threshold("background"), self._threshold("foreground")
+        box = torch.tensor([[0, size[0], 0, size[1]]], device=image.device)
+        pseudo = refined_label(image, cam, labels, box, background, foreground, e.par)[0]
+
+        def fit(label: Tensor) -> Tensor:
+            return F.interpolate(label[None, None].float(), size=size, mode="nearest")[0, 0].to(torch.uint8).cpu()
+
+        return cam_panel(
+            denormalise(image, quantise=False)[0].clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy(),
+            cam[0].cpu().numpy(),
+            aux[0].cpu().numpy(),
+            pseudo.to(torch.uint8).cpu().numpy(),
+            fit(prediction).numpy(),
+            None if truth is None else fit(truth).numpy(),
+            [name for name, here in zip(self.classes, labels[0], strict=True) if here],
+        )

@@ -1,0 +1,274 @@
+"""Evaluation protocols: what the network computes of an image, and the label map that is made of it.
+
+| protocol | what is scored |
+|---|---|
+| cam, aux_cam | multi-scale CAM (row 18) of the squashed image with its image-level labels, background threshold |
+| cam_crf | a dense CRF on the final CAMs and the background threshold, scaled to probabilities (ours: not published) |
+| refined | what trains the segmentation: final CAMs refined (row 16); pixels it leaves open are 255, not scored |
+| single | segmentation of the squashed image, one scale: the in-training evaluation |
+| ms | segmentation over scales and flips (PAPER_NOTES row 24): VOC at native size, COCO squashed |
+| ms_crf | the same and a dense CRF on its softmax (row 25) |
+
+The two halves are apart: `network_maps` needs the network, `label_map` only its output at token resolution. So the
+second half runs in other processes, and any number of its settings can be tried on one pass of the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveFloat
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+from mcc_core.config import Experiment, Fraction, ParConfig, Strict
+from mcc_core.data.transforms import normalise
+from mcc_core.errors import UsageError
+from mcc_core.evaluation.metrics import Protocol, Stage
+from mcc_core.methods.mcc.network import MCCNet
+from mcc_core.pseudo_labels.cam import CamPair, combined_cams, raw_cams
+from mcc_core.pseudo_labels.crf import CrfConfig, dense_crf
+from mcc_core.pseudo_labels.labels import cam_label, refined_label
+from mcc_core.schedules import value_at
+
+ProtocolName = Literal["cam", "aux_cam", "cam_crf", "refined", "single", "ms", "ms_crf"]
+SEGMENTATION: tuple[ProtocolName, ...] = ("single", "ms", "ms_crf")
+PROTOCOLS: dict[ProtocolName, tuple[Stage, Protocol]] = {
+    "cam": ("cam", "ms"),
+    "aux_cam": ("aux_cam", "ms"),
+    "cam_crf": ("cam", "ms_crf"),
+    "refined": ("pseudo_label", "ms"),
+    "single": ("seg", "single"),
+    "ms": ("seg", "ms"),
+    "ms_crf": ("seg", "ms_crf"),
+}
+_CAMS = ("cam", "aux_cam", "cam_crf", "refined")
+_MULTI = ("ms", "ms_crf")
+
+
+class EvaluationConfig(Strict):
+    """Parameters of the protocols. None of them changes a weight."""
+
+    style: Literal["voc", "coco"] = Field(
+        "voc", description="ms: voc sums flips and takes the maximum over scales, coco the other way round, on a square"
+    )
+    scales: tuple[PositiveFloat, ...] = Field((1.0, 1.25, 1.5), min_length=1, description="of ms and ms_crf")
+    cam_scales: tuple[PositiveFloat, ...] = Field((1.0, 0.5, 1.5), min_length=1, description="of cam and aux_cam")
+    cam_threshold: Fraction = Field(0.5, description="CAM values at or below it are background")
+    crop: int = Field(448, ge=16, description="side of the square that cam, single and coco's ms squash images to")
+    background: Fraction = Field(0.3, description="refined: below it a CAM value is background")
+    foreground: Fraction = Field(0.7, description="refined: above it a CAM value is foreground; between, open")
+    par: ParConfig = Field(default_factory=ParConfig, description="refined: pixel-adaptive refinement")
+    crf: CrfConfig = CrfConfig()
+
+    @classmethod
+    def of(cls, experiment: Experiment, num_classes: int) -> EvaluationConfig:
+        """The published protocol for a trained experiment: COCO's for 80 classes, VOC's for others."""
+        count = experiment.train.iterations
+        score, background, foreground = (
+            value_at(getattr(experiment.thresholds, name), count - 1, count)
+            for name in ("score", "background", "foreground")
+        )
+        return cls(
+            style="coco" if num_classes == 80 else "voc",
+            cam_scales=experiment.cam.scales,
+            cam_threshold=score,
+            background=background,
+            foreground=foreground,
+            par=experiment.par,
+            crop=experiment.train.crop,
+        )
+
+
+def network_config(configs: Sequence[EvaluationConfig]) -> EvaluationConfig:
+    """What the network must compute so that `label_map` can serve all of `configs`: the scales of all together.
+
+    Raises UsageError when they need the network on squares of different sizes or in different styles.
+    """
+    first = configs[0]
+    for other in configs:
+        for name in ("style", "crop"):
+            if getattr(other, name) != getattr(first, name):
+                raise UsageError(
+                    f"{name}: {getattr(first, name)} and {getattr(other, name)}: one pass can serve one only"
+                )
+    scales, cam_scales = (
+        tuple(dict.fromkeys(scale for config in configs for scale in getattr(config, name)))
+        for name in ("scales", "cam_scales")
+    )
+    return first.model_copy(update={"scales": scales, "cam_scales": cam_scales})
+
+
+@dataclass
+class Maps:
+    """What the network says of one image, at token resolution, on the CPU. Pairs are (image, flip), by scale."""
+
+    single: Tensor | None = None  # 1,C+1,h,w
+    multi: dict[float, CamPair] = field(default_factory=dict)
+    cam: dict[float, CamPair] = field(default_factory=dict)  # of the classes `present`
+    aux_cam: dict[float, CamPair] = field(default_factory=dict)
+    present: tuple[int, ...] = ()  # 0-based class indices
+
+    def arrays(self, dtype: str) -> dict[str, np.ndarray]:
+        """As named arrays for a file."""
+        found = {"present": np.array(self.present, np.int64)}
+        if self.single is not None:
+            found["single"] = self.single.numpy().astype(dtype)
+        for name in ("multi", "cam", "aux_cam"):
+            for scale, pair in getattr(self, name).items():
+                for j, one in enumerate(pair):
+                    found[f"{name}/{scale!r}/{j}"] = one.numpy().astype(dtype)
+        return found
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Maps:
+        """The inverse of `arrays`, in float32."""
+        maps = cls(present=tuple(arrays["present"].tolist()))
+        tensors = {n: torch.from_numpy(a.astype(np.float32)) for n, a in arrays.items() if n != "present"}
+        maps.single = tensors.pop("single", None)
+        for key in tensors:
+            name, scale, _ = key.split("/")
+            getattr(maps, name)[float(scale)] = (tensors[f"{name}/{scale}/0"], tensors[f"{name}/{scale}/1"])
+        return maps
+
+
+@torch.no_grad()
+def network_maps(
+    model: MCCNet,
+    image: np.ndarray,
+    labels: Sequence[int],
+    protocols: Sequence[ProtocolName],
+    config: EvaluationConfig,
+    device: torch.device,
+) -> Maps:
+    """Run the network on one image H,W,3 uint8 for the protocols; its CAMs are of the classes `labels` alone."""
+    maps = Maps(present=tuple(labels))
+    pixels = torch.from_numpy(image).permute(2, 0, 1)
+    square = normalise(TF.resize(pixels, [config.crop, config.crop], antialias=False))[None].to(device)
+    wants_cam = bool(labels) and any(name in protocols for name in _CAMS)
+    if wants_cam or "single" in protocols:
+        output = model(square)
+        maps.single = output.seg.cpu()
+        if wants_cam:
+            classes = torch.tensor(list(labels), device=device)
+            final, aux = raw_cams(model, square, config.cam_scales, output.features, classes)
+            maps.cam = dict(zip(config.cam_scales, _on_cpu(final), strict=True))
+            maps.aux_cam = dict(zip(config.cam_scales, _on_cpu(aux), strict=True))
+    if any(name in protocols for name in _MULTI):
+        source = normalise(pixels)[None].to(device) if config.style == "voc" else square
+        maps.multi = dict(zip(config.scales, _on_cpu(raw_logits(model, source, config.scales)), strict=True))
+    return maps
+
+
+@torch.no_grad()
+def segmentation_maps(
+    model: MCCNet,
+    images: Sequence[np.ndarray],
+    protocol: ProtocolName,
+    config: EvaluationConfig,
+    device: torch.device,
+) -> list[Maps]:
+    """What single, ms or ms_crf needs of images H,W,3 uint8, all of one size, in one batch."""
+    pixels = torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in images])
+    squashed = protocol == "single" or config.style == "coco"
+    if squashed:
+        pixels = TF.resize(pixels, [config.crop, config.crop], antialias=False)
+    source = normalise(pixels).to(device)
+    if protocol == "single":
+        return [Maps(single=one[None]) for one in model(source).seg.cpu()]
+    pairs = dict(zip(config.scales, _on_cpu(raw_logits(model, source, config.scales)), strict=True))
+    return [
+        Maps(multi={scale: (a[i : i + 1], b[i : i + 1]) for scale, (a, b) in pairs.items()}) for i in range(len(images))
+    ]
+
+
+@torch.no_grad()
+def raw_logits(model: MCCNet, images: Tensor, scales: Sequence[float]) -> list[CamPair]:
+    """Segmentation logits B,C+1,h,w at token resolution for each scale: of the images and of their flips."""
+    found = []
+    for scale in scales:
+        target = [max(model.encoder.patch, round(side * scale)) for side in images.shape[-2:]]
+        scaled = F.interpolate(images, size=target, mode="bilinear", align_corners=False)
+        straight, flipped = model(torch.cat([scaled, scaled.flip(-1)])).seg.chunk(2)
+        found.append((straight, flipped))
+    return found
+
+
+def combined_logits(pairs: Sequence[CamPair], size: tuple[int, int], style: str) -> Tensor:
+    """Logits B,C+1,H,W of `size` over scales and flips (PAPER_NOTES row 24)."""
+    over_flips, over_scales = (torch.add, torch.maximum) if style == "voc" else (torch.maximum, torch.add)
+
+    def one_scale(pair: CamPair) -> Tensor:
+        one, two = (F.interpolate(x, size=size, mode="bilinear", align_corners=False) for x in pair)
+        return over_flips(one, two.flip(-1))
+
+    return reduce(over_scales, map(one_scale, pairs))
+
+
+def label_map(maps: Maps, protocol: ProtocolName, config: EvaluationConfig, image: np.ndarray) -> np.ndarray:
+    """Labels H,W uint8 of an image H,W,3 uint8, 0 background; 255 where `refined` decides nothing.
+
+    Raises UsageError where a CRF is not installed.
+    """
+    size = image.shape[0], image.shape[1]
+    if protocol in _CAMS:
+        return _cam_label(maps, protocol, config, image)
+    if protocol == "single":
+        assert maps.single is not None
+        logits = F.interpolate(maps.single, size=size, mode="bilinear", align_corners=False)
+    else:
+        logits = combined_logits([maps.multi[scale] for scale in config.scales], size, config.style)
+    if protocol == "ms_crf":
+        return dense_crf(image, logits[0].softmax(0).numpy(), config.crf).argmax(0).astype(np.uint8)
+    return logits[0].max(0).indices.to(torch.uint8).numpy()
+
+
+def squashed_cam(maps: Maps, which: str, config: EvaluationConfig) -> Tensor:
+    """CAM 1,K,S,S of the present classes over the squashed image."""
+    pairs: dict[float, CamPair] = getattr(maps, which)
+    return combined_cams([pairs[scale] for scale in config.cam_scales], (config.crop, config.crop))
+
+
+def needs_crf(protocol: ProtocolName) -> bool:
+    """Whether label maps of a protocol need pydensecrf."""
+    return protocol.endswith("_crf")
+
+
+def _cam_label(maps: Maps, protocol: ProtocolName, config: EvaluationConfig, image: np.ndarray) -> np.ndarray:
+    size = image.shape[0], image.shape[1]
+    if not maps.present:
+        return np.zeros(size, np.uint8)
+    squashed = squashed_cam(maps, "aux_cam" if protocol == "aux_cam" else "cam", config)
+    cam = F.interpolate(squashed, size=size, mode="bilinear", align_corners=False)
+    assert isinstance(config.cam_threshold, float)
+    if protocol == "cam_crf":
+        scores = torch.cat([torch.full_like(cam[:, :1], config.cam_threshold), cam], dim=1)[0]
+        label = dense_crf(image, (scores / scores.sum(0)).numpy(), config.crf).argmax(0)
+    elif protocol == "refined":
+        return _refined(squashed, maps.present, config, image)
+    else:
+        label = cam_label(cam, config.cam_threshold)[0].numpy()
+    return np.array([0, *(index + 1 for index in maps.present)], np.uint8)[label]
+
+
+def _refined(cam: Tensor, present: Sequence[int], config: EvaluationConfig, image: np.ndarray) -> np.ndarray:
+    """The pseudo-label of the squashed image, as training makes it, at the image's own size."""
+    pixels = TF.resize(torch.from_numpy(image).permute(2, 0, 1), list(cam.shape[-2:]), antialias=False)
+    box = torch.tensor([[0, cam.shape[-2], 0, cam.shape[-1]]])
+    assert isinstance(config.background, float) and isinstance(config.foreground, float)
+    here = torch.ones(1, cam.shape[1])
+    label = refined_label(normalise(pixels)[None], cam, here, box, config.background, config.foreground, config.par)
+    numbers = np.zeros(256, np.uint8)
+    numbers[[0, *range(1, len(present) + 1), 255]] = [0, *(index + 1 for index in present), 255]
+    whole = F.interpolate(label[None].float(), size=image.shape[:2], mode="nearest")[0, 0]
+    return numbers[whole.to(torch.uint8).numpy()]
+
+
+def _on_cpu(pairs: Sequence[CamPair]) -> list[CamPair]:
+    return [(a.cpu(), b.cpu()) for a, b in pairs]

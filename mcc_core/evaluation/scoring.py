@@ -1,0 +1,190 @@
+"""Scores of a network on a list of images by any protocols: one pass of the network, the rest in other processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mcc_core.data.index import Item
+from mcc_core.data.voc import palette_png, read_mask, read_rgb
+from mcc_core.evaluation.metrics import ConfusionMatrix, Metric
+from mcc_core.evaluation.protocols import (
+    PROTOCOLS,
+    EvaluationConfig,
+    Maps,
+    ProtocolName,
+    label_map,
+    needs_crf,
+    network_config,
+    network_maps,
+)
+from mcc_core.methods.mcc.network import MCCNet
+from mcc_core.pseudo_labels.crf import require_crf
+from mcc_core.pseudo_labels.labels import IGNORE
+
+Counts = list[tuple[int, int, int]]  # truth, prediction (IGNORE: left open), pixels; only what occurs
+
+
+@dataclass
+class Total:
+    """Pixels of many images."""
+
+    matrix: ConfusionMatrix
+    open: int = 0  # where the label map decides nothing, which only pseudo-labels do
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A protocol with its parameters, under a name of its own."""
+
+    name: str
+    protocol: ProtocolName
+    config: EvaluationConfig
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """One image's pixel counts per setting, and its label maps as palette PNGs where they were asked for."""
+
+    image: str
+    counts: dict[str, Counts]
+    masks: dict[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be done with an image once the network has seen it."""
+
+    item: Item
+    mask: Path | None
+    settings: tuple[Setting, ...]
+    num_classes: int
+    keep_masks: bool
+
+
+class Scorer:
+    """Scores images by settings, in order, whatever the number of processes.
+
+    The network sees one image at a time at its protocol's size, so that no image's result depends on another's.
+    Label maps, CRF and counting run in `processes` other processes, at most two images per process ahead; with 0 in
+    this one. Use as a context manager.
+
+    Raises UsageError at once when a setting needs a CRF and pydensecrf is not installed; DataError for an image or
+    mask that cannot be read.
+    """
+
+    def __init__(
+        self,
+        model: MCCNet,
+        settings: Sequence[Setting],
+        masks: Mapping[str, Path],
+        device: torch.device,
+        processes: int = 0,
+        keep_masks: bool = False,
+    ) -> None:
+        if any(needs_crf(setting.protocol) for setting in settings):
+            require_crf()
+        self.model, self.settings, self.masks = model.eval(), tuple(settings), masks
+        self.device, self.processes, self.keep_masks = device, processes, keep_masks
+        self.config = network_config([setting.config for setting in settings])
+        self.protocols = tuple(dict.fromkeys(setting.protocol for setting in settings))
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Scorer:
+        if self.processes:
+            # Spawned, not forked: this process may hold threads and a GPU.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.processes, mp_context=context, initializer=_one_thread)
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def scores(self, items: Iterable[Item], maps_of: Callable[[Item], Maps] | None = None) -> Iterator[ImageScore]:
+        """A score for each image. `maps_of` stands in for the network (cached maps)."""
+        waiting: deque[Future[ImageScore]] = deque()
+        for item in items:
+            maps = (maps_of or self.maps)(item)
+            task = Task(
+                item, self.masks.get(item.name), self.settings, self.model.num_classes, keep_masks=self.keep_masks
+            )
+            if self._pool is None:
+                yield score_image(task, maps)
+                continue
+            if len(waiting) == 2 * self.processes:
+                yield waiting.popleft().result()
+            waiting.append(self._pool.submit(score_image, task, maps))
+        while waiting:
+            yield waiting.popleft().result()
+
+    def maps(self, item: Item) -> Maps:
+        """One image through the network."""
+        return network_maps(self.model, read_rgb(item.image), item.labels, self.protocols, self.config, self.device)
+
+
+def score_image(task: Task, maps: Maps) -> ImageScore:
+    """Label maps of an image by all settings, counted against its mask if it has one."""
+    image = read_rgb(task.item.image)
+    truth = None if task.mask is None else read_mask(task.mask, task.num_classes)
+    counts, masks = {}, {}
+    for setting in task.settings:
+        label = label_map(maps, setting.protocol, setting.config, image)
+        if truth is not None:
+            counts[setting.name] = _counted(label, truth, task.num_classes + 1)
+        if task.keep_masks:
+            masks[setting.name] = palette_png(label)
+    return ImageScore(task.item.name, counts, masks)
+
+
+def totals(scores: Iterable[Mapping[str, Counts]], num_labels: int) -> dict[str, Total]:
+    """Sums of pixel counts per setting; exact, so that order and sharding do not matter."""
+    found: dict[str, Total] = {}
+    for counts in scores:
+        for name, entries in counts.items():
+            total = found.setdefault(name, Total(ConfusionMatrix(num_labels)))
+            for truth, guess, pixels in entries:
+                if guess == IGNORE:
+                    total.open += pixels
+                else:
+                    total.matrix.counts[truth, guess] += pixels
+    return found
+
+
+def metrics(total: Total, split: str, protocol: ProtocolName, classes: Sequence[str]) -> list[Metric]:
+    """mIoU, pixel accuracy and IoU of every class that occurs, on the pixels that the label maps decide.
+
+    Of `refined`, which leaves some open, also the share decided (`coverage`).
+    """
+    stage, how = PROTOCOLS[protocol]
+    matrix = total.matrix
+    found = [
+        Metric(split, stage, how, "miou", matrix.miou()),
+        Metric(split, stage, how, "pixel_accuracy", matrix.pixel_accuracy()),
+    ]
+    if protocol == "refined":
+        decided = int(matrix.counts.sum())
+        found.append(Metric(split, stage, how, "coverage", decided / max(1, decided + total.open)))
+    names = ("background", *classes)
+    per_class = zip(names, matrix.iou().tolist(), strict=True)
+    return found + [Metric(split, stage, how, f"iou/{name}", value) for name, value in per_class if value == value]
+
+
+def _counted(label: np.ndarray, truth: np.ndarray, num_labels: int) -> Counts:
+    matrix = ConfusionMatrix(num_labels)
+    decided = label != IGNORE
+    matrix.update(torch.from_numpy(label[decided]), torch.from_numpy(truth[decided]))
+    found = [(int(t), int(p), int(matrix.counts[t, p])) for t, p in matrix.counts.nonzero().tolist()]
+    kinds, pixels = np.unique(truth[~decided & (truth != IGNORE)], return_counts=True)
+    return found + [(int(kind), IGNORE, int(number)) for kind, number in zip(kinds, pixels, strict=True)]
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,178 @@
+"""Checkpoints of the published MCC and ToCo code, and ImageNet backbones, as checkpoints of ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mcc_core.checkpoint import FORMAT, Checkpoint
+from mcc_core.config import ModelConfig
+from mcc_core.data.coco import COCO_CLASSES
+from mcc_core.data.voc import VOC_CLASSES
+from mcc_core.errors import UsageError
+from mcc_core.experiment_files import resolve
+from mcc_core.methods.mcc.network import MCCNet, load_backbone_weights, read_state_dict
+
+# Published name prefixes and ours, the longer first.
+_PUBLISHED = (
+    ("proj_head_t.last_layer.weight_v", "momentum_projector.last.direction"),
+    ("proj_head_t.last_layer.weight_g", "momentum_projector.last.gain"),
+    ("proj_head_t.", "momentum_projector."),
+    ("proj_head.last_layer.weight_v", "projector.last.direction"),
+    ("proj_head.last_layer.weight_g", "projector.last.gain"),
+    ("proj_head.", "projector."),
+    ("encoder.", "encoder.vit."),
+)
+
+
+# (width, depth, patch side, register tokens): timm's name
+_BACKBONES = {
+    (192, 12, 16, 0): "deit_tiny_patch16_224",
+    (384, 12, 16, 0): "deit_small_patch16_224",
+    (768, 12, 16, 0): "deit_base_patch16_224",
+    (1024, 24, 16, 0): "vit_large_patch16_224",
+    (384, 12, 14, 0): "vit_small_patch14_dinov2",
+    (768, 12, 14, 0): "vit_base_patch14_dinov2",
+    (1024, 24, 14, 0): "vit_large_patch14_dinov2",
+    (384, 12, 14, 4): "vit_small_patch14_reg4_dinov2",
+    (768, 12, 14, 4): "vit_base_patch14_reg4_dinov2",
+    (1024, 24, 14, 4): "vit_large_patch14_reg4_dinov2",
+}
+_PRESETS = {20: ("voc", VOC_CLASSES), 80: ("coco", COCO_CLASSES)}
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A checkpoint made of a foreign file, and what the file was found to hold."""
+
+    checkpoint: Checkpoint
+    kind: str
+    unused: tuple[str, ...]  # tensors of the file that have no place here
+    fresh: tuple[str, ...]  # tensors of ours that the file lacks, drawn anew
+
+
+def import_weights(path: Path, base: str | None = None) -> Imported:
+    """Read a checkpoint of the published MCC or ToCo code, or an ImageNet backbone (timm or DeiT naming).
+
+    Args:
+        base: preset or experiment file to take what no weights file says from (auxiliary block, classes); default:
+            voc for 20 classes and for a backbone alone, coco for 80.
+
+    Raises UsageError when the file is of another kind, is ours already, or misses or misshapes a tensor.
+    """
+    state = _tensors(path)
+    if "classifier.weight" in state and any(name.startswith("encoder.") for name in state):
+        return _import_network(path, state, base)
+    if "patch_embed.proj.weight" in state:
+        return _import_backbone(path, state, base)
+    raise UsageError(
+        f"{path}: neither a published MCC or ToCo checkpoint nor an ImageNet backbone; it starts with "
+        f"{', '.join(list(state)[:3]) or 'nothing'}"
+    )
+
+
+def _import_network(path: Path, state: dict[str, Tensor], base: str | None) -> Imported:
+    count = len(state["classifier.weight"])
+    preset, classes = _PRESETS.get(count, ("voc", tuple(f"class{i + 1}" for i in range(count))))
+    backbone = _backbone(path, {n.removeprefix("encoder."): t for n, t in state.items() if n.startswith("encoder.")})
+    experiment = resolve(base or preset, {"model.backbone": backbone, "model.weights": "random"}, "--base")
+    network = _network(experiment.model, count)
+    ours = from_published(state)
+    own = network.state_dict()
+    wrong = [n for n, t in ours.items() if n in own and t.shape != own[n].shape]
+    missing = [n for n in own if n not in ours and "projector." not in n]
+    if wrong or missing:
+        what = (
+            f"{wrong[0]} is {_shape(ours[wrong[0]])}, not {_shape(own[wrong[0]])}" if wrong else f"lacks {missing[0]}"
+        )
+        raise UsageError(f"{path}: does not fit {backbone} with {count} classes: {what}")
+    fresh = tuple(n for n in own if n not in ours)
+    network.load_state_dict({n: ours.get(n, t).float() for n, t in own.items()})
+    kind = "published MCC or ToCo network (they name their tensors alike)"
+    unused = tuple(n for n in state if n.startswith("encoder.head.")) + tuple(n for n in ours if n not in own)
+    weights = network.state_dict()
+    iterations = experiment.train.iterations
+    return Imported(Checkpoint(experiment, classes, iterations, 0, weights, None, {}), kind, unused, fresh)
+
+
+def _import_backbone(path: Path, state: dict[str, Tensor], base: str | None) -> Imported:
+    backbone = _backbone(path, state)
+    experiment = resolve(base or "voc", {"model.backbone": backbone, "model.weights": "random"}, "--base")
+    classes = COCO_CLASSES if base == "coco" else VOC_CLASSES
+    network = _network(experiment.model, len(classes))
+    load_backbone_weights(network.encoder.vit, path)
+    weights = network.state_dict()
+    unused = tuple(name for name in state if f"encoder.vit.{name}" not in weights)
+    fresh = tuple(name for name in weights if not name.startswith("encoder."))
+    return Imported(Checkpoint(experiment, classes, 0, 0, weights, None, {}), "backbone alone", unused, fresh)
+
+
+def _network(config: ModelConfig, classes: int) -> MCCNet:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return MCCNet(config, classes)
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """Named tensors of a file, out of their wrapping, without `module.` before each name."""
+    state = read_state_dict(path)
+    if state.get("format") == FORMAT and "experiment" in state:
+        raise UsageError(f"{path}: is an mcc checkpoint already")
+    for key in ("model", "state_dict", "model_state_dict"):
+        if isinstance(state.get(key), Mapping):
+            state = state[key]
+            break
+    return {str(n).removeprefix("module."): t for n, t in state.items() if isinstance(t, Tensor)}
+
+
+def _backbone(path: Path, vit: Mapping[str, Tensor]) -> str:
+    """The timm backbone that tensors in timm naming belong to, by their shapes."""
+    patch = vit.get("patch_embed.proj.weight")
+    if patch is None or patch.ndim != 4:
+        raise UsageError(f"{path}: lacks patch_embed.proj.weight of a vision transformer")
+    depth = 1 + max((int(m[1]) for n in vit if (m := re.match(r"blocks\.(\d+)\.", n))), default=-1)
+    registers = vit["reg_token"].shape[1] if "reg_token" in vit else 0
+    found = (len(patch), depth, patch.shape[-1], registers)
+    if found not in _BACKBONES:
+        raise UsageError(
+            f"{path}: no known backbone of width {found[0]}, depth {found[1]}, patch {found[2]}, {found[3]} registers"
+        )
+    return _BACKBONES[found]
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape))
+
+
+def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of an MCCNet from a published one, with or without `module.` before each name.
+
+    The ImageNet head, which MCC does not use, is left out.
+    """
+    ours: dict[str, Tensor] = {}
+    for published, tensor in state.items():
+        name = published.removeprefix("module.")
+        if name.startswith("encoder.head."):
+            continue
+        for old, new in _PUBLISHED:
+            if name.startswith(old):
+                name = new + name.removeprefix(old)
+                break
+        ours[name] = tensor
+    return ours
+
+
+def cached_backbone(backbone: str) -> Path | None:
+    """The file of timm's download of a backbone in this machine's cache; asks no network."""
+    from huggingface_hub import try_to_load_from_cache
+    from timm.models import get_pretrained_cfg
+
+    config = get_pretrained_cfg(backbone)
+    name = config.hf_hub_id if config is not None else None
+    file = try_to_load_from_cache(name, "model.safetensors") if name is not None else None
+    return Path(file) if isinstance(file, str) else None

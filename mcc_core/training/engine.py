@@ -1,0 +1,371 @@
+"""The training loop of one trial, on one process or as one of several data-parallel ranks.
+
+Everything random is a function of (seed, rank, iteration), so a run resumed from a checkpoint sees the batches, masks
+and augmentations that an undisturbed run would have seen.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Sampler
+
+from mcc_core import checkpoint as checkpoints
+from mcc_core.checkpoint import Checkpoint
+from mcc_core.config import Experiment
+from mcc_core.data.datasets import Draw, TrainingBatches, TrainingSet
+from mcc_core.data.index import DataIndex, supervision_certificate
+from mcc_core.errors import TrainingFault
+from mcc_core.evaluation.in_training import EvaluationRecord, evaluate
+from mcc_core.methods.mcc.masking import sample_masks
+from mcc_core.methods.mcc.network import MCCNet
+from mcc_core.methods.mcc.objective import Batch, Objective, Step
+from mcc_core.schedules import value_at
+from mcc_core.training.optim import build_optimizer, set_learning_rate
+from mcc_core.training.running_means import Window
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """Means over the iterations since the last record, after `iteration` finished iterations."""
+
+    iteration: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, with its last evaluation."""
+
+    status: Literal["finished", "stopped"]
+    iteration: int
+    metrics: dict[str, float]
+
+
+class Callbacks:
+    """What a caller may hear of a run; every method may be left as it is.
+
+    After the iterations that evaluate come, in this order: on_step, on_checkpoint, on_evaluation. Only rank 0 hears
+    on_step and on_checkpoint; every rank hears on_evaluation, with equal metrics.
+    """
+
+    def on_start(self, iteration: int, info: dict[str, Any]) -> None:
+        """Before the first step; `iteration` iterations were finished before."""
+
+    def on_step(self, record: StepRecord) -> None:
+        """Every `train.log_every` iterations and at each evaluation."""
+
+    def on_checkpoint(self, iteration: int, file: Path) -> None:
+        """A complete checkpoint file, which the callee may move away."""
+
+    def on_evaluation(self, record: EvaluationRecord) -> None:
+        """Metrics and pictures of an evaluation."""
+
+    def on_write_error(self, error: OSError) -> None:
+        """A checkpoint could not be written, on a full disk perhaps. Returning tries again; this raises."""
+        raise error
+
+
+def train(
+    experiment: Experiment,
+    seed: int,
+    index: DataIndex,
+    *,
+    device: torch.device,
+    workdir: Path,
+    callbacks: Callbacks | None = None,
+    resume: Path | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    until: int | None = None,
+) -> Outcome:
+    """Train one trial to its last iteration, or until `should_stop` says so, which is asked about once a second.
+
+    With `until` it stops after so many finished iterations, evaluated and saved, with every schedule still made for
+    the whole length.
+
+    Uses torch.distributed when it is initialised. Raises TrainingFault when a loss or a weight is not finite,
+    DataError when an image cannot be read.
+    """
+    run = _Run(experiment, seed, index, device, workdir, callbacks or Callbacks())
+    if resume is not None:
+        run.restore(checkpoints.load(resume))
+    return run.go(should_stop, until)
+
+
+def probe(experiment: Experiment, index: DataIndex, device: torch.device, steps: int = 3) -> float:
+    """Seconds per iteration with every loss on, measured over a few steps after a warm-up step."""
+    busy = experiment.model_copy(update={"loss": experiment.loss.model_copy(update={"seg_start": 0})})
+    run = _Run(busy, 0, index, device, Path("."), Callbacks())
+    batches = iter(run.batches(1, steps + 2))
+    run.step(1, next(batches))
+    start = time.perf_counter()
+    for iteration, batch in enumerate(batches, start=2):
+        run.step(iteration, batch)[-1].total.item()
+    return (time.perf_counter() - start) / steps
+
+
+class _Run:
+    """State of a run in progress."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        seed: int,
+        index: DataIndex,
+        device: torch.device,
+        workdir: Path,
+        callbacks: Callbacks,
+    ) -> None:
+        self.experiment, self.seed, self.index = experiment, seed, index
+        self.device, self.workdir, self.callbacks = device, workdir, callbacks
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = MCCNet(experiment.model, len(index.classes), experiment.compute).to(device)
+        self.optimizer = build_optimizer(self.model, experiment.optim)
+        self.objective = Objective(self.model, experiment)
+        self.parallel: torch.nn.Module = self.objective
+        if self.world > 1:
+            self.parallel = DistributedDataParallel(self.objective)
+        self.done = 0
+        self.metrics: dict[str, float] = {}
+        self.window = Window()
+        self.ask_every = 1  # iterations between questions whether to stop, the same on all ranks
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Take up where a checkpoint of the same trial stopped."""
+        self.model.load_state_dict(saved.model)
+        if saved.optimizer is not None:
+            self.optimizer.load_state_dict(saved.optimizer)
+        self.done, self.metrics = saved.iteration, saved.metrics
+        if saved.window is not None:
+            self.window.restore(saved.window[self.rank])
+
+    def go(self, should_stop: Callable[[], bool], until: int | None = None) -> Outcome:
+        total = self.experiment.train.iterations
+        end = min(total, until or total)
+        self.callbacks.on_start(self.done, self._info())
+        self.window.resume()
+        batches = self.batches(self.done, end)
+        for iteration, batch in zip(range(self.done, end), batches, strict=True):
+            for step in self.step(iteration, batch):
+                self.window.add(step, self._state(iteration, step))
+            self.done = iteration + 1
+            evaluating = self.done % self.experiment.train.eval_every == 0 or self.done == end
+            logging = self.done % self.experiment.train.log_every == 0
+            if evaluating or logging:
+                self._log()
+            if evaluating:
+                self._evaluate()
+            if self.done < end and self._agreed(should_stop, evaluating or logging):
+                if not evaluating:
+                    self._check_weights()
+                    self._save()
+                return Outcome("stopped", self.done, self.metrics)
+        return Outcome("finished" if self.done >= total else "stopped", self.done, self.metrics)
+
+    def batches(self, start: int, end: int) -> Iterator[tuple[dict[str, Any], ...]]:
+        """For each iteration `start` to `end`, this rank's collated batches: one for each pass."""
+        config = self.experiment.train
+        passes = config.accumulate
+        dataset = TrainingSet(
+            self.index.train, len(self.index.classes), self.experiment.augment, config.crop, self.seed
+        )
+        turns = [
+            TrainingBatches(
+                len(dataset),
+                config.batch_size,
+                self.seed,
+                start=start,
+                end=end,
+                rank=self.rank * passes + turn,
+                world_size=self.world * passes,
+            )
+            for turn in range(passes)
+        ]
+        loader = DataLoader(
+            dataset,
+            batch_sampler=_Turns(turns),
+            num_workers=config.loader_workers,
+            pin_memory=self.device.type == "cuda",
+            persistent_workers=config.loader_workers > 0,
+        )
+        return zip(*[iter(loader)] * passes, strict=True)
+
+    def step(self, iteration: int, batches: Sequence[dict[str, Any]]) -> list[Step]:
+        """One optimiser step at a 0-based iteration: a pass for each batch, gradients averaged over passes and ranks.
+
+        A pass takes the place of a rank: its losses are normalised over its own batch, its masks are its own.
+        """
+        self.model.train()
+        self.rate = set_learning_rate(
+            self.optimizer, self.experiment.optim, iteration, self.experiment.train.iterations
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        steps = []
+        for turn, collated in enumerate(batches):
+            parallel = self.parallel
+            more = turn + 1 < len(batches) and isinstance(parallel, DistributedDataParallel)
+            with parallel.no_sync() if more else nullcontext():  # type: ignore[operator]
+                step: Step = parallel(*self._inputs(iteration, turn, collated), iteration, first=turn == 0)
+                (step.total / len(batches)).backward()
+            steps.append(step)
+        self.optimizer.step()
+        return steps
+
+    def _inputs(self, iteration: int, turn: int, collated: dict[str, Any]) -> tuple[Batch, Tensor]:
+        """The batch on the device, and its masks."""
+        e, total = self.experiment, self.experiment.train.iterations
+        batch = Batch(
+            images=self._moved(collated["view1"]),
+            view2=self._moved(collated["view2"]),
+            local=self._moved(collated["local"]),
+            labels=self._moved(collated["labels"]),
+            boxes=self._moved(collated["box"]),
+        )
+        place = 0 if e.train.same_masks else self.rank * e.train.accumulate + turn
+        masks = sample_masks(
+            len(batch.images),
+            round(value_at(e.mask.views, iteration, total)),
+            self.model.encoder.grid(*batch.images.shape[-2:]),
+            value_at(e.mask.ratio, iteration, total),
+            round(value_at(e.mask.scale, iteration, total)),
+            torch.Generator().manual_seed(_mix(self.seed, place, iteration)),
+        )
+        return batch, self._moved(masks)
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+    def _state(self, iteration: int, step: Step) -> dict[str, float | Tensor]:
+        """What is worth a curve beside the losses: the learning rate, scheduled values, positive local views."""
+        e, total = self.experiment, self.experiment.train.iterations
+        state: dict[str, float | Tensor] = {
+            "lr": self.rate,
+            "mask/ratio": value_at(e.mask.ratio, iteration, total),
+            "mask/scale": value_at(e.mask.scale, iteration, total),
+        }
+        state |= {f"weight/{name}": weight for name, weight in self.objective.weights(iteration).items()}
+        if step.contrast is not None:
+            state["mask/positive_views"] = step.contrast.flags[:, 2 * e.contrast.global_keys :].mean()
+        return state
+
+    def _log(self) -> None:
+        """Close the window of iterations. The mean is over ranks too, so that every rank sees the same fault."""
+        metrics = self.window.close(self.device, self.world)
+        every = self.experiment.train.log_every
+        self.ask_every = max(1, min(every, round(every / self.window.lasted)))  # about once a second
+        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if bad:
+            raise TrainingFault(f"{', '.join(bad)} not finite at iteration {self.done}; the last checkpoint is kept")
+        if self.rank == 0:
+            self.callbacks.on_step(StepRecord(self.done, metrics))
+        self.window.restart()
+
+    def _check_weights(self) -> None:
+        """A step of finite loss can leave weights that are not, which must not become the last checkpoint."""
+        bad = [name for name, value in self.model.named_parameters() if not value.isfinite().all()]
+        if bad:
+            raise TrainingFault(f"weights {bad[0]} not finite at iteration {self.done}; the last checkpoint is kept")
+
+    def _evaluate(self) -> None:
+        config = self.experiment.train
+        self._check_weights()
+        record = evaluate(self.model, self.index, self.experiment, self.device, self.done, panels=config.panels)
+        if config.eval_train_images and self.done == config.iterations:
+            more = evaluate(
+                self.model,
+                self.index,
+                self.experiment,
+                self.device,
+                self.done,
+                split="train",
+                images=config.eval_train_images,
+            )
+            record = replace(record, metrics=(*record.metrics, *more.metrics))
+        self.metrics = {metric.key: metric.value for metric in record.metrics}
+        self._save()
+        self.callbacks.on_evaluation(record)
+        self.window.restart()
+
+    def _save(self) -> None:
+        windows = self._windows() if self.window.images else None
+        if self.rank:
+            return
+        file = self.workdir / f"{self.done:07d}.pt"
+        saved = Checkpoint(
+            self.experiment,
+            self.index.classes,
+            self.done,
+            self.seed,
+            {name: tensor.cpu() for name, tensor in self.model.state_dict().items()},
+            self.optimizer.state_dict(),
+            self.metrics,
+            windows,
+        )
+        while True:
+            try:
+                checkpoints.save(saved, file)
+                break
+            except OSError as error:
+                self.callbacks.on_write_error(error)
+        self.callbacks.on_checkpoint(self.done, file)
+
+    def _windows(self) -> list[dict[str, Any]]:
+        """The open window of every rank."""
+        if self.world == 1:
+            return [self.window.state()]
+        windows: list[Any] = [None] * self.world
+        dist.all_gather_object(windows, self.window.state())
+        return windows
+
+    def _agreed(self, should_stop: Callable[[], bool], record: bool) -> bool:
+        """Whether any rank is asked to stop. Several ranks ask each other at records and every `ask_every` iterations:
+        each question makes them wait for one another."""
+        if self.world == 1:
+            return should_stop()
+        if not record and self.done % self.ask_every:
+            return False
+        wish = torch.tensor(float(should_stop()), device=self.device)
+        dist.all_reduce(wish, op=dist.ReduceOp.MAX)
+        return bool(wish)
+
+    def _info(self) -> dict[str, Any]:
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        return {
+            "device": str(self.device),
+            "world_size": self.world,
+            "parameters": trained,
+            "certificate": supervision_certificate(self.index),
+        }
+
+
+class _Turns(Sampler[list[Draw]]):
+    """Batches of several samplers, one of each by turns."""
+
+    def __init__(self, samplers: Sequence[TrainingBatches]) -> None:
+        self.samplers = samplers
+
+    def __len__(self) -> int:
+        return sum(map(len, self.samplers))
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for batches in zip(*self.samplers, strict=True):
+            yield from batches
+
+
+def _mix(seed: int, rank: int, iteration: int) -> int:
+    """One 63-bit generator seed of three numbers; every rank draws its own masks (PAPER_NOTES row 22)."""
+    mixed = (seed * 1_000_003 + rank) * 1_000_003 + iteration
+    return (mixed * 0x9E3779B97F4A7C15) % (1 << 63)
