@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mcc_core.config import BUNDLES, Experiment
 from mcc_core.errors import UsageError
+from mcc_core.structured_files import read_yaml
 from mcc_core.validation import validate
 
 PRESETS = Path(__file__).parent / "presets"
@@ -19,25 +18,6 @@ PRESETS = Path(__file__).parent / "presets"
 def preset_names() -> list[str]:
     """Names of the experiments that ship with the package."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping from a file. Raises UsageError when it cannot be read, parsed, or is not a mapping."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UsageError(f"{path}:{where} not valid YAML: {getattr(error, 'problem', None) or error}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: expected a mapping of fields, found {type(content).__name__}")
-    return content
 
 
 def load_base(base: str | Path) -> dict[str, Any]:

@@ -28,11 +28,12 @@ from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
 from mcc_core.config import Strict
 from mcc_core.errors import UsageError
-from mcc_core.experiment_files import merge, read_yaml
+from mcc_core.experiment_files import merge
 from mcc_core.files import file_digest
 from mcc_core.metrics import Metric
 from mcc_core.protocols import PROTOCOLS, ProtocolName
 from mcc_core.scoring import Setting
+from mcc_core.structured_files import read_yaml
 from mcc_core.validation import validate
 from orchestrator import catalog
 from orchestrator.environment import git_state

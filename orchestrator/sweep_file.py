@@ -16,7 +16,8 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 
 from mcc_core.config import Experiment, Strict
 from mcc_core.errors import UsageError
-from mcc_core.experiment_files import load_base, merge, read_yaml
+from mcc_core.experiment_files import load_base, merge
+from mcc_core.structured_files import read_yaml
 from mcc_core.validation import field_names, validate
 from orchestrator import search as spaces
 from orchestrator.budget import Budget
