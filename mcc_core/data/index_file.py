@@ -52,6 +52,8 @@ def write_index(index: IndexFile, folder: Path) -> Path:
 def read_index(folder: Path) -> IndexFile:
     """Read and check `folder/index.json`. Raises DataError, one line."""
     file = folder / INDEX
+    if not file.is_file():
+        raise DataError(f"{file}: no such file; mcc data prepare writes it")
     try:
         index = IndexFile.model_validate_json(file.read_bytes())
     except OSError as error:

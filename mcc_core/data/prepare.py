@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -57,7 +58,7 @@ def finish(draft: Draft, out: Path, *, skip_broken: bool = False, progress: Prog
 
     Raises DataError naming every missing or broken file, unless they are to be left out, and when nothing is left.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     problems = list(draft.problems)
     entries = [draft.entries[name] for name in dict.fromkeys(n for names in draft.splits.values() for n in names)]
     with closing(_Journal(out / ".examined.jsonl", len(draft.classes))) as journal:
@@ -79,12 +80,12 @@ def finish(draft: Draft, out: Path, *, skip_broken: bool = False, progress: Prog
     splits = {split: tuple(name for name in names if name in found) for split, names in draft.splits.items()}
     refused = faults(IndexFile(source=draft.source, classes=draft.classes, splits=splits, images=found))
     problems += [line for _, _, line in refused]
-    if problems and not skip_broken:
-        raise DataError("\n".join([*problems[:20], *_rest(problems)]) + "; --skip-broken leaves such images out")
+    if not skip_broken:
+        refuse(problems)
     for split, name, _ in refused:
         splits[split] = tuple(other for other in splits[split] if other != name)
     if empty := [split for split, names in splits.items() if not names]:
-        raise DataError(f"{draft.source}: no readable image is left in {empty[0]}")
+        raise DataError("\n".join([*_shown(problems), f"{draft.source}: no readable image is left in {empty[0]}"]))
     for split in (split for split in splits if split not in HELD):
         if not any(found[name].labels for name in splits[split]):
             raise DataError(f"{draft.source}: no image of {split} has a class: nothing to learn")
@@ -93,6 +94,23 @@ def finish(draft: Draft, out: Path, *, skip_broken: bool = False, progress: Prog
     index = IndexFile(source=draft.source, classes=draft.classes, splits=splits, images=images)
     notes = [*draft.notes, *_replaced(index, out)]
     return Prepared(index, write_index(index, out), tuple(problems), tuple(notes))
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder for what is prepared. Raises DataError where there cannot be one."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "is a file" if out.is_file() else error.strerror or error
+        raise DataError(f"--out {out}: {reason}; expected a folder that can be written to") from None
+    if not os.access(out, os.W_OK):
+        raise DataError(f"--out {out}: not yours to write to; expected a folder that can be written to")
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise DataError where there are problems."""
+    if problems:
+        raise DataError("\n".join(_shown(problems)) + "; --skip-broken leaves such images out")
 
 
 def _replaced(index: IndexFile, out: Path) -> list[str]:
@@ -192,5 +210,5 @@ def _relative(path: Path, out: Path) -> str:
     return str(resolved.relative_to(base)) if resolved.is_relative_to(base) else str(resolved)
 
 
-def _rest(problems: Sequence[str]) -> Iterable[str]:
-    return [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
+def _shown(problems: Sequence[str]) -> list[str]:
+    return [*problems[:20], *([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])]

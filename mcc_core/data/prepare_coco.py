@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from mcc_core.data.archives import is_archive, opened
 from mcc_core.data.coco_instances import Annotation, Instances, Picture, read_instances
 from mcc_core.data.coco_outlines import EXPECTED, OutlineError, label_map, read_outline
-from mcc_core.data.prepare import Draft, Entry, Progress
+from mcc_core.data.prepare import Draft, Entry, Progress, make_folder, refuse
 from mcc_core.data.prepare_voc import write_mask
 from mcc_core.data.voc import IMAGE_SUFFIXES
 from mcc_core.errors import DataError, UsageError
@@ -31,13 +31,19 @@ YEAR = 2014
 _DRAWING = 1  # a change to how masks are drawn of the same annotations changes this
 
 
-def draft_coco(sources: Sequence[Path], out: Path, progress: Progress = lambda *_: None) -> Draft:
-    """Describe COCO 2014 from archives and folders in any order. Raises DataError naming what is missing, UsageError
-    where pycocotools is not installed."""
+def draft_coco(
+    sources: Sequence[Path], out: Path, progress: Progress = lambda *_: None, *, skip_broken: bool = False
+) -> Draft:
+    """Describe COCO 2014 from archives and folders in any order.
+
+    Raises DataError naming what is missing, and what is broken before any mask is drawn unless it is to be left out;
+    UsageError where pycocotools is not installed.
+    """
     try:
         import pycocotools.mask  # noqa: F401
     except ImportError:
         raise UsageError("COCO's masks need pycocotools, which is not installed: pip install 'mcc[coco]'") from None
+    make_folder(out)
     within = [file for source in sources if source.is_dir() for file in sorted(source.iterdir()) if is_archive(file)]
     folders = opened([*within, *sources], out / "unpacked", progress)
     splits = {}
@@ -53,6 +59,8 @@ def draft_coco(sources: Sequence[Path], out: Path, progress: Progress = lambda *
         draft.problems += instances.problems
         draft.notes += instances.notes
         files[split] = _located(draft, split, instances, folders)
+    if not skip_broken:
+        refuse(draft.problems)
     shared = Counter(path.stem for found in files.values() for path in found.values())
     for split, instances in splits.items():
         _add(draft, split, instances, files[split], shared, out / "masks" / split, progress)
@@ -188,9 +196,10 @@ def _annotations(folders: Sequence[Path], split: str) -> Path:
         file for folder in folders for p in ("", "annotations/", "*/annotations/") for file in folder.glob(p + name)
     ]
     if not places:
-        raise DataError(
-            f"{name}: not found in {', '.join(map(str, folders))}: give annotations_trainval{YEAR}.zip or its folder"
-        )
+        others = sorted({file.name for folder in folders for file in folder.glob("**/instances_*.json")})
+        there = f" (there: {', '.join(others[:3])})" if others else ""
+        where = ", ".join(map(str, folders))
+        raise DataError(f"{name}: not found in {where}{there}: give annotations_trainval{YEAR}.zip or its folder")
     if other := next((file for file in places[1:] if file_digest(file) != file_digest(places[0])), None):
         raise DataError(f"{places[0]}: and {other}: two {name} that differ; give one of them")
     return places[0]

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from mcc_core.data.archives import opened
-from mcc_core.data.prepare import Draft, Entry, Progress
+from mcc_core.data.prepare import Draft, Entry, Progress, make_folder
 from mcc_core.data.voc import VOC_CLASSES, palette_png, read_labels, read_split
 from mcc_core.errors import DataError
 from mcc_core.files import whole
@@ -30,6 +30,7 @@ OFFICIAL = {"train_aug": 10_582, "train": 1_464, "val": 1_449, "test": 1_456}
 
 def draft_voc(sources: Sequence[Path], out: Path, progress: Progress = lambda *_: None) -> Draft:
     """Describe VOC 2012 from archives and folders in any order. Raises DataError naming what is missing."""
+    make_folder(out)
     folders = opened(sources, out / "unpacked", progress)
     devkits = _holding(folders, "JPEGImages")
     if not devkits:

@@ -49,7 +49,8 @@ def coco(sources: Sources, out: Out = Path("data/coco"), skip_broken: Skip = Fal
     from mcc_core.data.prepare_coco import draft_coco
 
     with _bar() as progress:
-        made = finish(draft_coco(sources, out, progress), out, skip_broken=skip_broken, progress=progress)
+        draft = draft_coco(sources, out, progress, skip_broken=skip_broken)
+        made = finish(draft, out, skip_broken=skip_broken, progress=progress)
     _print(made)
 
 

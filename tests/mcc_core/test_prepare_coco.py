@@ -28,8 +28,9 @@ WIDTH, HEIGHT = mini.SIZE
 Content = dict[str, list[dict[str, Any]]]
 
 
-def prepared(tmp_path: Path, source: str = "coco", **more: Any) -> Prepared:
-    return finish(draft_coco([tmp_path / source], tmp_path / "out"), tmp_path / "out", **more)
+def prepared(tmp_path: Path, source: str = "coco", *, skip_broken: bool = False) -> Prepared:
+    draft = draft_coco([tmp_path / source], tmp_path / "out", skip_broken=skip_broken)
+    return finish(draft, tmp_path / "out", skip_broken=skip_broken)
 
 
 def instances(root: Path, split: str = "train") -> Path:
@@ -299,3 +300,21 @@ def test_a_mask_of_another_size_than_its_picture_is_named(tmp_path: Path) -> Non
     Image.new("RGB", (20, 20)).save(root / "train2014" / "COCO_train2014_000000000001.jpg")
     with pytest.raises(DataError, match="40x30 pixels, its image has 20x20"):
         prepared(tmp_path)
+
+
+def test_another_year_or_no_folder_is_named(tmp_path: Path) -> None:
+    root = mini.coco(tmp_path / "coco")
+    instances(root).rename(root / "annotations" / "instances_train2017.json")
+    with pytest.raises(DataError, match=r"train2014.json: not found in .*\(there: .*instances_train2017.json"):
+        prepared(tmp_path)
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(DataError, match=r"--out .*file.*: (is a file|Not a directory); expected a folder"):
+            draft_coco([root], out)
+
+
+def test_nothing_left_says_why(tmp_path: Path) -> None:
+    root = mini.coco(tmp_path / "coco")
+    changed(instances(root), lambda c: [one.update(segmentation=[1, 2, 3, 4]) for one in c["annotations"]])
+    with pytest.raises(DataError, match=r"annotation 1: .* a box(.|\n)*no readable image is left in train"):
+        prepared(tmp_path, skip_broken=True)
