@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mcc_core.config import BUNDLES, Experiment
 from mcc_core.errors import UsageError
 from mcc_core.structured_files import read_yaml
-from mcc_core.validation import validate
+from mcc_core.validation import field_names, validate
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -33,11 +34,12 @@ def load_base(base: str | Path) -> dict[str, Any]:
 def merge(base: Mapping[str, Any], overrides: Mapping[str, Any], source: str) -> dict[str, Any]:
     """A copy of nested `base` with dotted `overrides` put in; the bundle of `compat` comes before the others.
 
-    Raises UsageError for a key below a non-section.
+    A section as a mapping replaces only the fields that it names. Raises UsageError for a key below a non-section, and
+    for a field that is given twice, by itself and in its section.
     """
     merged = copy.deepcopy(dict(base))
     bundle = BUNDLES.get(str(overrides.get("compat")), {})
-    for key, value in {**bundle, **overrides}.items():
+    for key, value in {**bundle, **_dotted(overrides, source)}.items():
         node = merged
         *sections, last = key.split(".")
         for section in sections:
@@ -46,6 +48,26 @@ def merge(base: Mapping[str, Any], overrides: Mapping[str, Any], source: str) ->
                 raise UsageError(f"{source}: {key}: {section} is not a section")
         node[last] = value
     return merged
+
+
+def _dotted(overrides: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Overrides with sections taken apart into their fields. A field whose value is a mapping is one value."""
+    found: dict[str, Any] = {}
+    for key, value in overrides.items():
+        fields = {key: value}
+        if isinstance(value, dict) and value and key not in _values():
+            fields = _dotted({f"{key}.{name}": one for name, one in value.items()}, source)
+        if twice := next((name for name in fields if name in found), None):
+            raise UsageError(f"{source}: {twice}: given twice, by itself and in its section; take one out")
+        found |= fields
+    return found
+
+
+@cache
+def _values() -> frozenset[str]:
+    """Dotted names of the experiment's fields that are no sections; some take a mapping, such as a schedule."""
+    names = field_names(Experiment)
+    return frozenset(names) - {name.rpartition(".")[0] for name in names}
 
 
 def resolve(base: str | Path, overrides: Mapping[str, Any] | None = None, source: str = "--set") -> Experiment:

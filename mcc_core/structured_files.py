@@ -11,6 +11,24 @@ import yaml
 
 from mcc_core.errors import UsageError
 
+_IN_PLAIN_WORDS = (  # what the parser says, in part, and what it means
+    (r"'\t'", "a tab; indent with spaces"),
+    ("cannot start any token", "a sign that YAML keeps for itself; put the text in quotes"),
+    (
+        "mapping values are not allowed",
+        "a colon too many, or none in the line before; put text with a colon in quotes",
+    ),
+    ("could not find expected ':'", "a line without `key:`"),
+    ("<block end>", "indented otherwise than the lines before it"),
+    ("expected ',' or", "a bracket that is not closed, or a comma is missing"),
+    ("unexpected end of stream", "a quote that is not closed"),
+    ("another document", "a second document after `---`; expected one"),
+    ("undefined alias", "an alias `*name` without its anchor `&name`"),
+    ("could not determine a constructor", "a tag `!name`; expected plain values"),
+    ("unhashable", "a list or a mapping as a key"),
+    ("special characters", "a control character"),
+    ("<document start>", "a bracket too many"),
+)
 _JSON_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:]')
 
 
@@ -30,13 +48,14 @@ def parse_yaml(text: str, source: str) -> Any:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark: Any = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        if isinstance(error, _RepeatedKey):
-            raise UsageError(f"{source}: line {mark.line + 1}: {problem}") from None
-        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UsageError(f"{source}:{where} not valid YAML: {problem}") from None
-    except ValueError:  # of a date, 2024-02-30, of which YAML knows only the form
-        raise UsageError(f"{source}: not valid YAML: a date that there is not") from None
+        where = f" line {mark.line + 1}:" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        if not isinstance(error, _RepeatedKey):
+            found = next((plain for part, plain in _IN_PLAIN_WORDS if part in problem), "expected `key: value` lines")
+            problem = f"not valid YAML: {found}"
+        raise UsageError(f"{source}:{where} {problem}") from None
+    except ValueError:  # of a value whose form alone is right, as 2024-02-30
+        raise UsageError(f"{source}: not valid YAML: a date or number that there is not; put text in quotes") from None
     except RecursionError:
         raise UsageError(f"{source}: not valid YAML: nested too deeply") from None
 

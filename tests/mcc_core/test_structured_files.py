@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mcc_core.errors import UsageError
-from mcc_core.experiment_files import load_base
+from mcc_core.experiment_files import load_base, resolve
 from mcc_core.structured_files import parse_yaml, read_json, read_yaml
 from orchestrator.cli.options import overrides
 from orchestrator.posthoc import is_posthoc
@@ -47,11 +48,45 @@ def test_what_a_merge_brings_in_may_be_replaced() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("a: 2024-02-30", "a date that there is not"), ("[" * 5000, "nested too deeply")]
+    ("text", "said"),
+    [
+        ("a: 2024-02-30", "a date or number that there is not"),
+        ("a: !!int x", "a date or number that there is not"),
+        ("[" * 5000, "nested too deeply"),
+        ("a:\n\t- b", "a tab; indent with spaces"),
+        ("a: @x", "a sign that YAML keeps for itself"),
+        ("a: b: c", "a colon too many"),
+        ("a: |\n x\ny", "a line without `key:`"),
+        ("a:\n  b: 1\n c: 2", "indented otherwise"),
+        ("a: [1, 2", "a bracket that is not closed"),
+        ("a: 'x", "a quote that is not closed"),
+        ("a: 1\n---\nb: 1", "a second document"),
+        ("a: *x", "an alias `*name` without"),
+        ("a: !!python/object:os.system {}", "a tag"),
+        ("? [a]\n: 1", "a list or a mapping as a key"),
+        ("a: \x01", "a control character"),
+        ("{a: 1}}", "a bracket too many"),
+        ("%YAML 3.0\n---\na: 1", "expected `key: value` lines"),
+    ],
 )
-def test_what_yaml_stumbles_over_is_one_line(text: str, said: str) -> None:
-    with pytest.raises(UsageError, match=f"^x: not valid YAML: {said}$"):
+def test_what_yaml_stumbles_over_is_one_line_in_plain_words(text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=rf"^x:( line \d+:)? not valid YAML: {re.escape(said)}[^\n]*$"):
         parse_yaml(text, "x")
+
+
+def test_a_section_as_a_mapping_replaces_only_what_it_names() -> None:
+    tiny = resolve("tiny")
+    assert tiny.loss.seg_start == 60  # unlike the default
+    assert resolve("tiny", {"loss": {"mcc": 0.3}}).loss == tiny.loss.model_copy(update={"mcc": 0.3})
+    assert resolve("tiny", {"model.backbone_args": {"depth": 1}}).model.backbone_args == {"depth": 1}  # one value
+    ramp = {"schedule": "linear", "start": 0.5, "end": 0.9}
+    assert resolve("tiny", {"mask": {"ratio": ramp}}).mask.scale == tiny.mask.scale
+    assert (
+        resolve("tiny", {"mask.ratio": ramp, "compat": "paper"}).mask
+        == resolve("tiny", {"mask": {"ratio": ramp}, "compat": "paper"}).mask
+    )
+    with pytest.raises(UsageError, match=r"--set: loss.mcc: given twice, by itself and in its section"):
+        resolve("tiny", {"loss.mcc": 0.1, "loss": {"mcc": 0.3}})
 
 
 def test_a_json_key_twice_is_named_with_its_lines(tmp_path: Path) -> None:
