@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 
 import mcc_core
 from mcc_core.errors import MCCError, UsageError
-from mcc_core.experiment_files import preset_names, read_yaml
+from mcc_core.experiment_files import preset_names
+from mcc_core.structured_files import read_yaml
 from orchestrator.environment import hidden
 from orchestrator.storage.store import reason
 

@@ -15,7 +15,8 @@ from mcc_core.data.prepare_coco import OFFICIAL as COCO_COUNTS
 from mcc_core.data.prepare_voc import OFFICIAL as VOC_COUNTS
 from mcc_core.errors import UsageError
 from mcc_core.evaluation.protocols import PROTOCOLS, ProtocolName
-from mcc_core.experiment_files import read_yaml, resolve
+from mcc_core.experiment_files import resolve
+from mcc_core.structured_files import read_yaml
 from mcc_core.validation import flatten, validate
 
 FOLDER = Path(__file__).parents[1] / "reproduction" / "tables"

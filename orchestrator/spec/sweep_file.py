@@ -16,8 +16,9 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 
 from mcc_core.config import Strict
 from mcc_core.errors import UsageError
-from mcc_core.experiment_files import load_base, merge, read_yaml
+from mcc_core.experiment_files import load_base, merge
 from mcc_core.methods.registry import METHODS, experiment_of, method_of_fields
+from mcc_core.structured_files import read_yaml
 from mcc_core.validation import settable, validate
 from orchestrator.spec import space as spaces
 from orchestrator.spec.budget import Budget

@@ -157,7 +157,7 @@ def sweep_or_file(name: str) -> str:
     """A sweep's name, also where its file was given."""
     path = Path(name)
     if path.suffix in {".yaml", ".yml"} and path.is_file():
-        from mcc_core.experiment_files import read_yaml
+        from mcc_core.structured_files import read_yaml
 
         return str(read_yaml(path).get("name", ""))
     return name

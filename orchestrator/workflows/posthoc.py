@@ -31,8 +31,9 @@ from mcc_core.errors import UsageError
 from mcc_core.evaluation.metrics import Metric
 from mcc_core.evaluation.protocols import PROTOCOLS, ProtocolName
 from mcc_core.evaluation.scoring import Setting
-from mcc_core.experiment_files import merge, read_yaml
+from mcc_core.experiment_files import merge
 from mcc_core.files import file_digest
+from mcc_core.structured_files import read_yaml
 from mcc_core.validation import validate
 from orchestrator.analysis.figures import summary
 from orchestrator.environment import git_state

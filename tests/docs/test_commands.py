@@ -17,7 +17,7 @@ import small_voc
 import yaml
 from PIL import Image
 
-from mcc_core.experiment_files import read_yaml
+from mcc_core.structured_files import read_yaml
 from mcc_core.validation import validate
 from orchestrator.spec.sweep_file import load_sweep
 from orchestrator.workflows.posthoc import PosthocFile, is_posthoc

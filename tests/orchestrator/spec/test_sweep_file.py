@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from mcc_core.errors import UsageError
-from mcc_core.experiment_files import read_yaml
+from mcc_core.structured_files import read_yaml
 from mcc_core.validation import validate
 from orchestrator.spec.sweep_file import SweepFile, load_sweep, with_run_options
 from orchestrator.workflows.posthoc import PosthocFile, is_posthoc
