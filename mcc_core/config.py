@@ -130,10 +130,14 @@ class CamConfig(Strict):
 
     scales: tuple[float, ...] = Field((1.0, 0.5, 1.5), min_length=1)
     positiveness_aux_until: int | None = Field(
-        12_000, ge=0, description="positiveness reads the auxiliary CAM before this iteration (null: always)"
+        12_000,
+        ge=0,
+        description="positiveness reads the auxiliary CAM up to and with this iteration, from 0 (0: never; null: always)",
     )
     pseudo_label_aux_until: int | None = Field(
-        0, ge=0, description="the pseudo-label reads the auxiliary CAM before this iteration (null: always)"
+        0,
+        ge=0,
+        description="the pseudo-label reads the auxiliary CAM up to and with this iteration, from 0 (0: never; null: always)",
     )
 
 

@@ -118,7 +118,7 @@ class Objective(nn.Module):
             terms["aff"] = settled(loss, output.features.patches)
         refined = None
         if weights["seg"] or weights["reg"]:
-            source = aux if _before(iteration, e.cam.pseudo_label_aux_until) else final
+            source = aux if _reads_auxiliary(iteration, e.cam.pseudo_label_aux_until) else final
             refined = refined_label(batch.images, source, present, batch.boxes, background, foreground, e.par)
             refined = _class_ids(refined, classes)
             label, form = refined, e.loss.seg_form
@@ -132,7 +132,7 @@ class Objective(nn.Module):
         # Last, so that the local views' activations are not held while the terms above need room.
         compared = None
         if weights["mcc"]:
-            guide = aux if _before(iteration, e.cam.positiveness_aux_until) else final
+            guide = aux if _reads_auxiliary(iteration, e.cam.positiveness_aux_until) else final
             resize = e.contrast.positiveness_resize
             if e.contrast.positiveness_from == "levels":
                 level = activation_levels(guide, grid, background, foreground, resize)
@@ -218,8 +218,9 @@ def _enlarged(logits: Tensor, label: Tensor) -> Tensor:
     return F.interpolate(logits, size=label.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def _before(iteration: int, until: int | None) -> bool:
-    return until is None or iteration < until
+def _reads_auxiliary(iteration: int, until: int | None) -> bool:
+    """Whether the auxiliary CAM decides at a 0-based iteration: up to and with `until`; 0 never, None always."""
+    return until is None or 0 < until >= iteration
 
 
 def _present(labels: Tensor) -> Tensor:
