@@ -132,12 +132,12 @@ class CamConfig(Strict):
     positiveness_aux_until: int | None = Field(
         12_000,
         ge=0,
-        description="positiveness reads the auxiliary CAM up to and with this iteration, from 0 (0: never; null: always)",
+        description="positiveness reads the auxiliary CAM up to and with this iteration (0: never, null: always)",
     )
     pseudo_label_aux_until: int | None = Field(
         0,
         ge=0,
-        description="the pseudo-label reads the auxiliary CAM up to and with this iteration, from 0 (0: never; null: always)",
+        description="the pseudo-label reads the auxiliary CAM up to and with this iteration (0: never, null: always)",
     )
 
 
