@@ -52,7 +52,7 @@ def raw_cams(
             flipped = model.encoder(images.flip(-1))
             both = [(known.patches, flipped.patches), (known.aux, flipped.aux)]
         else:
-            target = [int(scale * side) for side in size]
+            target = [max(model.encoder.patch, int(scale * side)) for side in size]
             scaled = F.interpolate(images, size=target, mode="bilinear", align_corners=False)
             features = model.encoder(torch.cat([scaled, scaled.flip(-1)]))
             both = [features.patches.chunk(2), features.aux.chunk(2)]

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
 from mcc_core.config import DataConfig
 from mcc_core.crf import require_crf
 from mcc_core.data.index import DataIndex, Item, build_index
+from mcc_core.device import chosen_device
 from mcc_core.errors import DataError, UsageError
 from mcc_core.files import file_digest, whole
 from mcc_core.metrics import Metric
@@ -162,8 +161,7 @@ def _source(
                 keep_masks=request.keep_masks,
             )
         return
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if means.device == "auto" else means.device
-    device = torch.device(chosen)
+    device = chosen_device(means.device)
     network = saved.network().to(device)
     with Scorer(network, request.settings, index.masks, device, means.processes, request.keep_masks) as scorer:
         cache = MapCache(
