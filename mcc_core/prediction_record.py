@@ -13,6 +13,7 @@ from mcc_core.files import whole
 from mcc_core.journal import Journal, OtherJournal
 
 RECORD = "predictions.jsonl"
+_FIELDS = {"image", "stem", "file", "digest", "scores"}
 PARTS = {"masks": ".png", "overlays": ".jpg", "panels": ".png"}  # folder: suffix
 
 
@@ -42,6 +43,8 @@ class PredictionRecord:
             raise UsageError(
                 f"--out {out}: holds predictions {_other(other, header)}; give another --out or remove the folder"
             ) from None
+        if any(not entry.keys() >= _FIELDS for entry in self.journal.entries):
+            raise UsageError(f"--out {out}: {RECORD} is not one that mcc predict wrote; give another --out")
         self.known: dict[str, dict[str, Any]] = {entry["image"]: entry for entry in self.journal.entries}
         self._claimed: set[str] = set()
 

@@ -77,7 +77,9 @@ def named_tensors(content: Mapping[Any, Any], where: str) -> dict[str, Tensor]:
             break
     tensors = {str(name).removeprefix("module."): t for name, t in state.items() if isinstance(t, Tensor)}
     if not tensors:
-        raise UsageError(f"{where}: no tensors by name in it; {top_names(content)}")
+        raise UsageError(
+            f"{where}: no tensors by name at its top or under {', '.join(_WRAPPINGS)}; {top_names(content)}"
+        )
     require_finite(tensors, where)
     return tensors
 
@@ -88,9 +90,7 @@ def top_names(content: Mapping[Any, Any]) -> str:
         return "it holds nothing"
     shown = [f"{name} ({_kind(value)})" for name, value in list(content.items())[:4]]
     more = f" and {len(content) - 4} more" if len(content) > 4 else ""
-    wraps = any(isinstance(value, Mapping) for value in content.values())
-    remedy = f"; the tensors are looked for at the top or under {', '.join(_WRAPPINGS)}" if wraps else ""
-    return f"its top names are {', '.join(shown)}{more}{remedy}"
+    return f"its top names are {', '.join(shown)}{more}"
 
 
 def require_finite(tensors: Mapping[str, Any], where: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from orchestrator.map_cache import MapCache
 from orchestrator.scores_file import ScoresFile
 from orchestrator.settings import Settings
 from orchestrator.sharding import sharded_scores
+
+SCORES = "scores.jsonl"
 
 
 @dataclass(frozen=True)
@@ -103,17 +106,14 @@ def evaluate_checkpoint(
     ][: request.limit]
     if not items:
         raise DataError(f"no image of {request.split} has a mask: nothing to score (--masks and mcc predict need none)")
-    header: dict[str, object] = {
-        "checkpoint": file_digest(request.checkpoint),
-        "data": index.fingerprint,
-        "split": request.split,
-        "classes": list(saved.classes),
-        "settings": [
-            {"name": s.name, "protocol": s.protocol, "config": s.config.model_dump(mode="json")}
-            for s in request.settings
-        ],
-    }
-    scores = ScoresFile(out / "scores.jsonl", header)
+    header = _header(request, saved, index)
+    strange = [s.name for s in request.settings if any((out / "masks" / s.name).glob("*.png"))]
+    if strange and not (out / SCORES).exists():
+        raise UsageError(
+            f"{out / 'masks' / strange[0]}: label maps, and no {SCORES} says of which checkpoint; give another --out "
+            "or remove the folder"
+        )
+    scores = ScoresFile(out / SCORES, header)
     result = Evaluation(header, {}, saved.classes, tuple(item.name for item in items), out)
     left = [item for item in items if item.name not in scores.known or not _has_masks(result, request, item)]
     done = len(items) - len(left)
@@ -135,6 +135,26 @@ def evaluate_checkpoint(
     result = Evaluation(header, found_metrics, saved.classes, result.images, out)
     _write(result)
     return result
+
+
+def scores_identity(request: Request, settings: Settings) -> str:
+    """16 hexadecimal digits of all that decides the scores. Raises UsageError; DataError for broken data."""
+    saved = checkpoints.load(request.checkpoint)
+    header = _header(request, saved, _index(request, saved, settings.home))
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _header(request: Request, saved: Checkpoint, index: DataIndex) -> dict[str, object]:
+    return {
+        "checkpoint": file_digest(request.checkpoint),
+        "data": index.fingerprint,
+        "split": request.split,
+        "classes": list(saved.classes),
+        "settings": [
+            {"name": s.name, "protocol": s.protocol, "config": s.config.model_dump(mode="json")}
+            for s in request.settings
+        ],
+    }
 
 
 @contextmanager

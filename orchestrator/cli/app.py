@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -85,8 +86,19 @@ def _root(
 _ParserError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
+def _encode_anything() -> None:
+    """Characters that the output's encoding lacks are shown as `?`: a sparkline in ASCII, a file name that is no UTF-8.
+
+    Otherwise they would end the command with a traceback, after its work is done.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")
+
+
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 failed, 2 a mistake of the caller's, 130 interrupted."""
+    _encode_anything()
     try:
         code = app(standalone_mode=False)
     except MCCError as error:

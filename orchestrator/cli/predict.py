@@ -49,9 +49,8 @@ def predict(
         )
     print(f"{len(found.masks)} images in {out}{f' ({found.before} were there)' if found.before else ''}")
     _print("predicted again, because the file has changed", found.changed)
-    _print(
-        "named otherwise, because the name is another image's", [f"{path} as {name}" for path, name in found.renamed]
-    )
+    renamed = [f"{path} as {name}" for path, name in found.renamed]
+    _print("numbered, because another image has the name", renamed)
     _print("named more than once", found.repeated)
     _print("left out, because predictions wrote them", found.own)
     for line in left_out:

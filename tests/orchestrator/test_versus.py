@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -117,6 +118,17 @@ def test_configurations_are_compared_over_their_shared_seeds(home: Path) -> None
         compare_networks("s/a", "s/c", settings, protocol="single")
     with pytest.raises(UsageError, match="has no trial b; such as a s0"):
         compare_networks("s/a s0", "s/b", settings, protocol="single")
+
+
+def test_changed_data_is_scored_anew(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home, tmp_path / "home")
+    settings, networks = Settings.at(tmp_path / "home"), [str(tmp_path / "home" / f"{seed}.pt") for seed in (0, 1)]
+    before, _ = compare_networks(networks[0], networks[1], settings, protocol="single")
+    for mask in (tmp_path / "home").rglob("SegmentationClass/*.png"):
+        with Image.open(mask) as picture:
+            picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(mask)
+    after, _ = compare_networks(networks[0], networks[1], settings, protocol="single")
+    assert before.scores != after.scores
 
 
 def test_the_command_and_its_gallery(home: Path, tmp_path: Path) -> None:
