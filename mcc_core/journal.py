@@ -28,7 +28,7 @@ class Journal:
     """
 
     def __init__(self, file: Path, header: Mapping[str, Any]) -> None:
-        self.file = file
+        self.file, self.header = file, header
         file.parent.mkdir(parents=True, exist_ok=True)
         lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
         whole = [line for line in lines if line.endswith(b"\n")]

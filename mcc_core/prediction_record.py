@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mcc_core.errors import UsageError
-from mcc_core.files import whole
+from mcc_core.files import made_folder, whole
 from mcc_core.journal import Journal, OtherJournal
 
 RECORD = "predictions.jsonl"
@@ -28,11 +28,8 @@ class PredictionRecord:
 
     def __init__(self, out: Path, header: Mapping[str, Any]) -> None:
         self.out = out
-        try:
-            for part in PARTS:
-                (out / part).mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError, PermissionError) as error:
-            raise UsageError(f"--out {out}: cannot be made a folder: {error.strerror}") from None
+        for part in PARTS:
+            made_folder(made_folder(out, "--out") / part, "--out")
         if not (out / RECORD).exists() and any(next((out / part).iterdir(), None) for part in PARTS):
             raise UsageError(
                 f"--out {out}: holds files and no {RECORD}, which says what they are of; give another --out or empty it"
@@ -43,9 +40,7 @@ class PredictionRecord:
             raise UsageError(
                 f"--out {out}: holds predictions {_other(other, header)}; give another --out or remove the folder"
             ) from None
-        if any(not entry.keys() >= _FIELDS for entry in self.journal.entries):
-            raise UsageError(f"--out {out}: {RECORD} is not one that mcc predict wrote; give another --out")
-        self.known: dict[str, dict[str, Any]] = {entry["image"]: entry for entry in self.journal.entries}
+        self.known = self._by_name(self.journal)
         self._claimed: set[str] = set()
 
     def name_of(self, path: Path, digest: str) -> tuple[str, str]:
@@ -80,14 +75,20 @@ class PredictionRecord:
         self.journal.add(self.known[name])
 
     def write_scores(self, classes: Sequence[str]) -> None:
-        """`scores.csv`: class probabilities of every image in the folder."""
+        """`scores.csv`: class probabilities of every image in the folder, those of a call beside this one too."""
+        known = self._by_name(Journal(self.journal.file, self.journal.header))
         text = io.StringIO(newline="")
         writer = csv.writer(text)
         writer.writerow(["image", *classes])
-        writer.writerows([name, *(f"{s:.4f}" for s in e["scores"])] for name, e in self.known.items())
+        writer.writerows([name, *(f"{s:.4f}" for s in e["scores"])] for name, e in known.items())
         with whole(self.out / "scores.csv") as partial:
             # surrogateescape: a file name that is no UTF-8 is written as it is
             partial.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
+
+    def _by_name(self, journal: Journal) -> dict[str, dict[str, Any]]:
+        if any(not entry.keys() >= _FIELDS for entry in journal.entries):
+            raise UsageError(f"--out {self.out}: {RECORD} is not one that mcc predict wrote; give another --out")
+        return {entry["image"]: entry for entry in journal.entries}
 
     def _is_whole(self, name: str) -> bool:
         return all(self.file(part, name).is_file() for part in PARTS)

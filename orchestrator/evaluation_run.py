@@ -18,7 +18,7 @@ from mcc_core.crf import require_crf
 from mcc_core.data.index import DataIndex, Item, build_index
 from mcc_core.device import chosen_device
 from mcc_core.errors import DataError, UsageError
-from mcc_core.files import file_digest, whole
+from mcc_core.files import file_digest, made_folder, whole
 from mcc_core.metrics import Metric
 from mcc_core.protocols import EvaluationConfig, ProtocolName, needs_crf
 from mcc_core.scoring import ImageScore, Scorer, Setting, metrics, totals
@@ -113,7 +113,7 @@ def evaluate_checkpoint(
             f"{out / 'masks' / strange[0]}: label maps, and no {SCORES} says of which checkpoint; give another --out "
             "or remove the folder"
         )
-    scores = ScoresFile(out / SCORES, header)
+    scores = ScoresFile(made_folder(out, "--out") / SCORES, header)
     result = Evaluation(header, {}, saved.classes, tuple(item.name for item in items), out)
     left = [item for item in items if item.name not in scores.known or not _has_masks(result, request, item)]
     done = len(items) - len(left)
@@ -192,6 +192,11 @@ def _source(
 
 def _index(request: Request, saved: Checkpoint, home: Path) -> DataIndex:
     data = request.data
+    if data.name == "shapes" and request.split not in (data.train_split, data.val_split):
+        # They would be drawn under any name.
+        raise UsageError(
+            f"--split {request.split}: generated shapes have {data.train_split} and {data.val_split} alone"
+        )
     changes = {} if request.split == data.train_split else {"val_split": request.split}
     index = build_index(data.model_copy(update=changes), home, blind=request.blind)
     if index.classes != saved.classes:

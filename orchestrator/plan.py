@@ -215,13 +215,16 @@ def check_models(trials: Sequence[Trial], indexes: Mapping[str, DataIndex], *, d
 
     seen: set[str] = set()
     for trial in trials:
-        model = trial.experiment.model
-        key = model.model_dump_json()
+        model, crop = trial.experiment.model, trial.experiment.train.crop
+        key = f"{model.model_dump_json()} {crop}"
         if key in seen:
             continue
         seen.add(key)
         with torch.device("meta"):
-            MCCNet(model.model_copy(update={"weights": "random"}), len(indexes[trial.fingerprint].classes))
+            classes = len(indexes[trial.fingerprint].classes)
+            patch = MCCNet(model.model_copy(update={"weights": "random"}), classes).encoder.patch
+        if crop < patch:
+            raise UsageError(f"train.crop: {crop}: below the backbone's patch of {patch} pixels")
         if model.weights != "random" and (download or model.weights != "timm"):
             build_vit(model)
 

@@ -110,6 +110,16 @@ def test_label_maps_of_an_unknown_checkpoint_are_not_taken_over(checkpoint: Path
             score(checkpoint, tmp_path, ("single",), limit=2, keep_masks=keep_masks)
 
 
+def test_a_split_or_folder_that_cannot_be_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"--out .*file: cannot be made a folder"):
+        score(checkpoint, tmp_path / "file", limit=1)
+    request = evaluation_request(checkpoint, ("single",), "tset", {})
+    with pytest.raises(UsageError, match="--split tset: generated shapes have train and val alone"):
+        evaluate_checkpoint(request, tmp_path / "out", Settings.at(checkpoint.parent), ON_CPU)
+    assert not (tmp_path / "out").exists()
+
+
 def test_images_and_squares_below_a_patch_are_scored(checkpoint: Path, tmp_path: Path) -> None:
     every = ("cam", "aux_cam", "cam_crf", "refined", "single", "ms", "ms_crf")
     small = {"evaluation.crop": 16, "evaluation.cam_scales": [0.1, 1.0], "evaluation.scales": [0.1, 1.0]}
