@@ -146,7 +146,9 @@ def test_the_command_and_its_gallery(home: Path, tmp_path: Path) -> None:
     assert pictures and len(pictures) % 2 == 0 and all(f"images/{p.name}" in page for p in pictures)
     with Image.open(pictures[0]) as picture:
         assert np.asarray(picture).std() > 10  # not blank
+    (tmp_path / "file").touch()
     for arguments, message in (
+        ([*networks, "--protocol", "single", "--gallery", "file"], "error: file/images: Not a directory"),
         ([networks[0], networks[0]], "compared with itself"),
         ([networks[0], "nothing/here"], "nothing/here: no such checkpoint file"),
         ([*networks, "--protocol", "multi"], "--protocol multi: not one of"),
