@@ -19,7 +19,8 @@ from mcc_core.errors import UsageError
 from mcc_core.experiment_files import resolve
 from mcc_core.methods.mcc.published import from_published
 from mcc_core.methods.registry import method_of
-from mcc_core.networks.backbones import load_backbone_weights, read_state_dict
+from mcc_core.networks.backbones import fill_backbone, shape_text
+from mcc_core.weights_file import named_tensors, read_content, top_names
 
 # (width, depth, patch side, register tokens): timm's name
 _BACKBONES = {
@@ -54,17 +55,14 @@ def import_weights(path: Path, base: str | None = None) -> Imported:
         base: preset or experiment file to take what no weights file says from (auxiliary block, classes); default:
             voc for 20 classes and for a backbone alone, coco for 80.
 
-    Raises UsageError when the file is of another kind, is ours already, or misses or misshapes a tensor.
+    Raises UsageError when the file is of another kind, is ours already, is not finite, or lacks or misshapes a tensor.
     """
     state = _tensors(path)
     if "classifier.weight" in state and any(name.startswith("encoder.") for name in state):
         return _import_network(path, state, base)
     if "patch_embed.proj.weight" in state:
         return _import_backbone(path, state, base)
-    raise UsageError(
-        f"{path}: neither a published MCC or ToCo checkpoint nor an ImageNet backbone; it starts with "
-        f"{', '.join(list(state)[:3]) or 'nothing'}"
-    )
+    raise UsageError(f"{path}: neither a published MCC or ToCo checkpoint nor an ImageNet backbone; {top_names(state)}")
 
 
 def _import_network(path: Path, state: dict[str, Tensor], base: str | None) -> Imported:
@@ -79,7 +77,9 @@ def _import_network(path: Path, state: dict[str, Tensor], base: str | None) -> I
     missing = [n for n in own if n not in ours and "projector." not in n]
     if wrong or missing:
         what = (
-            f"{wrong[0]} is {_shape(ours[wrong[0]])}, not {_shape(own[wrong[0]])}" if wrong else f"lacks {missing[0]}"
+            f"{wrong[0]} is {shape_text(ours[wrong[0]])}, not {shape_text(own[wrong[0]])}"
+            if wrong
+            else f"lacks {missing[0]}"
         )
         raise UsageError(f"{path}: does not fit {backbone} with {count} classes: {what}")
     fresh = tuple(n for n in own if n not in ours)
@@ -96,7 +96,7 @@ def _import_backbone(path: Path, state: dict[str, Tensor], base: str | None) -> 
     experiment = resolve(base or "voc", {"model.backbone": backbone, "model.weights": "random"}, "--base")
     classes = COCO_CLASSES if base == "coco" else VOC_CLASSES
     network = _network(experiment, len(classes))
-    load_backbone_weights(network.encoder.vit, path)
+    fill_backbone(network.encoder.vit, state, str(path))
     weights = network.state_dict()
     unused = tuple(name for name in state if f"encoder.vit.{name}" not in weights)
     fresh = tuple(name for name in weights if not name.startswith("encoder."))
@@ -111,14 +111,10 @@ def _network(experiment: Experiment, classes: int) -> Any:
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     """Named tensors of a file, out of their wrapping, without `module.` before each name."""
-    state = read_state_dict(path)
-    if state.get("format") == FORMAT and "experiment" in state:
+    content = read_content(path)
+    if content.get("format") == FORMAT and "experiment" in content:
         raise UsageError(f"{path}: is an mcc checkpoint already")
-    for key in ("model", "state_dict", "model_state_dict"):
-        if isinstance(state.get(key), Mapping):
-            state = state[key]
-            break
-    return {str(n).removeprefix("module."): t for n, t in state.items() if isinstance(t, Tensor)}
+    return named_tensors(content, str(path))
 
 
 def _backbone(path: Path, vit: Mapping[str, Tensor]) -> str:
@@ -134,10 +130,6 @@ def _backbone(path: Path, vit: Mapping[str, Tensor]) -> str:
             f"{path}: no known backbone of width {found[0]}, depth {found[1]}, patch {found[2]}, {found[3]} registers"
         )
     return _BACKBONES[found]
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape))
 
 
 def cached_backbone(backbone: str) -> Path | None:
