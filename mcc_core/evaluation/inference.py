@@ -123,6 +123,8 @@ def predict_files(
             if prediction is None:
                 height, width = one.image.shape[:2]
                 result.broken.append(f"{one.path}: {width}x{height} pixels need more memory than there is")
+            elif not prediction.scores.isfinite().all():
+                result.broken.append(f"{one.path}: the network gives no finite scores")
             else:
                 _write(prediction, saved.experiment, saved.classes, record, one.name)
                 record.add(one.name, one.path, one.digest, prediction.scores.tolist())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,11 +16,13 @@ from small import SMALL
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
+from mcc_core.config import Experiment
 from mcc_core.data.image_files import image_files
 from mcc_core.data.shapes import scene
 from mcc_core.data.voc import read_rgb
 from mcc_core.errors import UsageError
-from mcc_core.evaluation.inference import predict_files, to_tensor
+from mcc_core.evaluation import inference
+from mcc_core.evaluation.inference import Prediction, predict, predict_files, to_tensor
 from mcc_core.evaluation.protocols import (
     Maps,
     ProtocolName,
@@ -233,3 +236,27 @@ def test_padding_changes_no_image_that_needs_none(checkpoint: Path) -> None:
     assert padded(image, least).shape == image.shape
     small = padded(image[..., :3, :4], least)
     assert small.shape[-2:] == (least, least) and small[..., 3:, :].abs().max() == 0 and small[..., 4:].abs().max() == 0
+
+
+def test_a_network_without_finite_scores_writes_no_prediction(checkpoint: Path, tmp_path: Path) -> None:
+    saved = checkpoints.load(checkpoint)
+    saved.model["encoder.vit.patch_embed.proj.weight"].mul_(1e38)  # finite, what comes of it is not
+    checkpoints.save(saved, tmp_path / "huge.pt")
+    file = photo(tmp_path / "photo.png", 40, 30)
+    found = predict_files(tmp_path / "huge.pt", [file], tmp_path / "out", device="cpu")
+    assert found.broken == [f"{file}: the network gives no finite scores"] and found.masks == []
+
+
+def test_an_image_too_large_for_the_memory_stops_no_other(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def limited(model: MCCNet, experiment: Experiment, images: Sequence[np.ndarray], *more: Any) -> list[Prediction]:
+        if sum(image.size for image in images) > 3 * 40 * 40:
+            raise torch.OutOfMemoryError
+        return predict(model, experiment, images, *more)
+
+    monkeypatch.setattr(inference, "predict", limited)
+    files = [photo(tmp_path / f"{i}.png", size, size) for i, size in enumerate((40, 40, 41, 40))]
+    found = predict_files(checkpoint, files, tmp_path / "out", device="cpu", batch=2)
+    assert [p.name for p in found.masks] == ["0.png", "1.png", "3.png"]
+    assert found.broken == [f"{files[2]}: 41x41 pixels need more memory than there is"]
