@@ -1,7 +1,7 @@
 """The rooms of both packages as their imports stand: `make rooms`.
 
-A room is a sub-package, or a module that lies at the top. Its floor is one above the highest room that it imports, so an
-arrow upward can only be part of a circle.
+A room is a sub-package, or a module that lies at the top. Its floor is one above the highest room that it imports, so
+an arrow upward can only be part of a circle.
 """
 
 from __future__ import annotations
