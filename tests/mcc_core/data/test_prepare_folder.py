@@ -110,7 +110,7 @@ def test_masks_that_belong_to_no_image_are_refused(tmp_path: Path) -> None:
     for i in range(4):
         picture(tmp_path / "images" / "cat" / f"{i}.png", i)
     picture(tmp_path / "masks" / "other.png")
-    with pytest.raises(DataError, match=r"no mask is named as an image: expected cat-0.png and so on, found 1 files"):
+    with pytest.raises(DataError, match=r"no mask is named as an image is: expected cat-0.png and so on, found 1 files"):
         draft_folder(tmp_path / "images", masks=tmp_path / "masks")
     with pytest.raises(DataError, match=r"--masks .*nowhere: no such folder"):
         draft_folder(tmp_path / "images", masks=tmp_path / "nowhere")
@@ -167,7 +167,7 @@ def test_scaled_images_are_told_and_deep_masks_refused(tmp_path: Path) -> None:
         (tmp_path / "images" / "cat").mkdir(parents=True, exist_ok=True)
         Image.fromarray(ramp).save(tmp_path / "images" / "cat" / f"{i}.png")
     made = finish(draft_folder(tmp_path / "images", val_share=0.5), tmp_path / "out")
-    assert "8 images have more than 8 bits a channel, scaled to 8, such as cat-0" in made.notes
+    assert "8 images have more than 8 bits a channel, scaled to 8, such as cat-6" in made.notes
     with pytest.raises(DataError, match=r"0.png: 16-bit grey; a mask is a palette or grey PNG of 8 bits"):
         read_mask(tmp_path / "images" / "cat" / "0.png", 3)
 
