@@ -24,7 +24,7 @@ from rich.table import Table
 from mcc_core.config import AugmentConfig
 from mcc_core.data.datasets import TrainingSet
 from mcc_core.data.index import Item
-from mcc_core.data.transforms import augment
+from mcc_core.data.transforms import ThreeViews, augment
 from mcc_core.data.voc import read_rgb
 
 
@@ -52,7 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = photos(Path(folder), arguments.images)
         config = AugmentConfig()
-        dataset = TrainingSet([Item(f.stem, f, (0,)) for f in files], 20, config, arguments.crop, 0)
+        dataset = TrainingSet([Item(f.stem, f, (0,)) for f in files], 20, ThreeViews(config, arguments.crop), 0)
         decoded = [torch.from_numpy(read_rgb(f)).permute(2, 0, 1).contiguous() for f in files]
         generator = torch.Generator().manual_seed(0)
         work: dict[str, Callable[[], object]] = {

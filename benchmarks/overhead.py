@@ -30,8 +30,8 @@ def plain_loop(config: dict[str, Any]) -> None:
     import ray.train
     import torch
 
-    from mcc_core.config import Experiment
     from mcc_core.data.index import build_index
+    from mcc_core.methods.mcc.config import Experiment
     from mcc_core.training.engine import Callbacks, train
     from mcc_core.validation import validate
 

@@ -14,29 +14,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mcc_core.config import ParConfig
-from mcc_core.methods.mcc.network import Output
-from mcc_core.methods.mcc.objective import Batch, Contrast, Objective
-from mcc_core.pseudo_labels.cam import CamPair, multi_scale_cams
+from mcc_core.methods.mcc.network import MCCOutput
+from mcc_core.methods.mcc.objective import Batch, Contrast, MCCObjective
+from mcc_core.pseudo_labels.cam import multi_scale_maps
 
 
-class PlainObjective(Objective):
-    """Losses equal to `Objective`'s, without the savings."""
+class PlainObjective(MCCObjective):
+    """Losses equal to `MCCObjective`'s, without the savings."""
 
-    def _forward(self, batch: Batch, with_view2: bool) -> Output:
-        return self.model(batch.images)
+    def _forward(self, batch: Batch, with_view2: bool) -> MCCOutput:
+        return self.model(batch["view1"])
 
-    def _cams(self, batch: Batch, output: object, classes: Tensor) -> CamPair:
-        final, aux = multi_scale_cams(self.model, batch.images, self.experiment.cam.scales)
-        return final[:, classes], aux[:, classes]
+    def _cams(self, batch: Batch, output: MCCOutput, classes: Tensor) -> tuple[Tensor, Tensor]:
+        maps = multi_scale_maps(self.model, batch["view1"], self.experiment.cam.scales)
+        return maps["cam"][:, classes], maps["aux_cam"][:, classes]
 
-    def _contrast(self, batch: Batch, output: Output, masks: Tensor, flags: Tensor) -> Contrast:
+    def _contrast(self, batch: Batch, output: MCCOutput, masks: Tensor, flags: Tensor) -> Contrast:
         model = self.model
-        views = (batch.images, batch.view2)
+        views = (batch["view1"], batch["view2"])
         with torch.no_grad():
             queries = torch.cat([model.momentum_projector(model.encoder(view).cls) for view in views])
         keys = [model.projector(model.encoder(view).cls) for view in views]
         for view in range(masks.shape[1]):
-            one = model.encoder.masked_cls(batch.local, masks[:, view : view + 1], drop=False)
+            one = model.encoder.masked_cls(batch["local"], masks[:, view : view + 1], drop=False)
             keys.append(model.projector(one))
         return Contrast(queries, torch.cat(keys), flags)
 

@@ -17,10 +17,11 @@ import torch
 from loader import photos
 
 from mcc_core.data.index import Item
-from mcc_core.evaluation.protocols import PROTOCOLS, EvaluationConfig, needs_crf
+from mcc_core.evaluation.protocols import PROTOCOLS, needs_crf
 from mcc_core.evaluation.scoring import Scorer, Setting, Task, score_image
 from mcc_core.experiment_files import resolve
 from mcc_core.methods.mcc.network import MCCNet
+from mcc_core.methods.registry import method_of
 
 
 def main() -> None:
@@ -35,7 +36,7 @@ def main() -> None:
     experiment = resolve("voc", changes)
     device = torch.device(arguments.device)
     model = MCCNet(experiment.model, 20).eval().to(device)
-    config = EvaluationConfig.of(experiment, 20)
+    config = method_of(experiment).evaluation(experiment, 20)
     with tempfile.TemporaryDirectory() as folder:
         items = [Item(file.stem, file, (2, 7, 14)) for file in photos(Path(folder), arguments.images)]
         base = 0.0

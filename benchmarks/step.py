@@ -35,12 +35,13 @@ from rich.table import Table
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mcc_core.config import ComputeConfig, Experiment
+from mcc_core.config import ComputeConfig
 from mcc_core.losses import terms as losses
 from mcc_core.methods.mcc import objective
+from mcc_core.methods.mcc.config import Experiment
 from mcc_core.methods.mcc.masking import sample_masks
 from mcc_core.methods.mcc.network import MCCNet
-from mcc_core.methods.mcc.objective import Batch, Objective
+from mcc_core.methods.mcc.objective import MCCObjective
 from mcc_core.pseudo_labels import cam
 from mcc_core.pseudo_labels import labels as pseudo_label
 from mcc_core.training.optim import build_optimizer
@@ -86,16 +87,16 @@ class Case:
             torch.manual_seed(0)
             self.model = MCCNet(experiment.model, 20, experiment.compute).to(self.device)
         self.optimizer = build_optimizer(self.model, experiment.optim)
-        self.objective = (PlainObjective if plainly else Objective)(self.model, experiment)
+        self.objective = (PlainObjective if plainly else MCCObjective)(self.model, experiment)
         coarse = torch.randn(3, batch, 3, crop // 16, crop // 16, generator=generator)
         smooth = F.interpolate(coarse.flatten(0, 1), size=crop, mode="bicubic").unflatten(0, (3, batch))
         images = (smooth + 0.1 * torch.randn(smooth.shape, generator=generator)).to(self.device)
         labels = torch.zeros(batch, 20, device=self.device)
         labels[:, [3, 7]] = 1
         boxes = torch.tensor([[0, crop, 0, crop]] * batch, device=self.device)
-        self.batch = Batch(images[0], images[1], images[2], labels, boxes)
+        self.batch = dict(view1=images[0], view2=images[1], local=images[2], labels=labels, box=boxes)
         grid = self.model.encoder.grid(crop, crop)
-        self.masks = sample_masks(batch, views, grid, 0.95, 4, generator).to(self.device)
+        self.draws = {"masks": sample_masks(batch, views, grid, 0.95, 4, generator).to(self.device)}
 
     def step(self, stage: Callable[[str], Any]) -> dict[str, float]:
         """One optimiser step at a learning rate of 0, so that every step is the same; its losses."""
@@ -107,7 +108,7 @@ class Case:
                 plainly.enter_context(mock.patch.object(pseudo_label, "refine", refine_separately))
                 plainly.enter_context(mock.patch.object(objective, "settled", lambda function, x: function(x)))
             self.optimizer.zero_grad(set_to_none=True)
-            step = self.objective(self.batch, self.masks, ITERATION)
+            step = self.objective(self.batch, self.draws, ITERATION)
             with stage("backward"):
                 step.total.backward()
         with stage("optimizer"):
@@ -146,8 +147,8 @@ class Stopwatch:
 
     def time(self, case: Case) -> dict[str, float]:
         with (
-            mock.patch.object(objective, "multi_scale_cams", self.timed("cams", cam.multi_scale_cams)),
-            mock.patch.object(plain_module, "multi_scale_cams", self.timed("cams", cam.multi_scale_cams)),
+            mock.patch.object(objective, "multi_scale_maps", self.timed("cams", cam.multi_scale_maps)),
+            mock.patch.object(plain_module, "multi_scale_maps", self.timed("cams", cam.multi_scale_maps)),
             mock.patch.object(objective, "refined_label", self.timed("refinement", pseudo_label.refined_label)),
             mock.patch.object(losses, "dense_energy", self.timed("energy", losses.dense_energy)),
             self.stage("step"),
@@ -179,7 +180,7 @@ def gflop(call: Callable[[], object]) -> float:
 
 def forward_gflop(case: Case) -> float:
     with torch.no_grad():
-        return gflop(lambda: case.model.encoder(case.batch.images[:1]))
+        return gflop(lambda: case.model.encoder(case.batch["view1"][:1]))
 
 
 def _peak(out: Any, size: Size, compute: Mapping[str, Any], plainly: bool, threads: int) -> None:

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from mcc_core.experiment_files import PRESETS, preset_names
+from mcc_core.methods.base import Method
+from mcc_core.methods.registry import DEFAULT, METHODS
 from orchestrator import json_schema, settings
 
 ROOT = Path(__file__).parents[1]
@@ -69,10 +71,8 @@ def configuration() -> str:
     """Every field of experiment and sweep files, with type, default and meaning."""
     experiment, sweep = (json.loads(json_schema.shipped(name)) for name in ("experiment", "sweep"))
     out = [_INTRODUCTION, "## Experiment files", _EXPERIMENT]
-    sections = {k: v for k, v in experiment["properties"].items() if "$ref" in v}
-    single = {k: v for k, v in experiment["properties"].items() if k not in sections}
-    out.append(_table("", single, experiment))
-    out += [part for name, node in sections.items() for part in _section(name, node, experiment)]
+    for method in METHODS.values():
+        out += _experiment(method, experiment)
     out.append("### Schedules\n\n" + _SCHEDULES)
     for name in ("Constant", "Linear", "Cosine", "Step"):
         out.append(_model(name, experiment))
@@ -90,6 +90,20 @@ def configuration() -> str:
     table = (settings.__doc__ or "").split("\n\n", 1)[1]
     out += ["## Environment variables", table]
     return "\n\n".join(out) + "\n"
+
+
+def _experiment(method: Method, schema: dict[str, Any]) -> list[str]:
+    """The fields of a method's experiments: all of the default method's, of others those that are their own."""
+    own = f"{method.name}."
+    fields = schema["$defs"][f"{own}Experiment"]["properties"]
+    sections = {k: v for k, v in fields.items() if "$ref" in v}
+    out = []
+    if method.name == DEFAULT:
+        out.append(_table("", {k: v for k, v in fields.items() if k not in sections}, schema))
+    else:
+        sections = {k: v for k, v in sections.items() if f"/{own}" in v["$ref"]}
+        out.append(f"## Experiments of {method.title}\n\nWith `method: {method.name}`; other sections are as above.")
+    return out + [part for name, node in sections.items() for part in _section(name, node, schema)]
 
 
 _INTRODUCTION = """# Configuration

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mcc_core.config import Experiment
 from mcc_core.errors import UsageError
-from mcc_core.methods.mcc.network import MCCNet
-from mcc_core.validation import validate
+from mcc_core.methods.registry import experiment_of, random_network
+from mcc_core.networks.base import Network
 
 FORMAT = 1
 
@@ -32,10 +32,9 @@ class Checkpoint:
     metrics: dict[str, float]
     window: list[dict[str, Any]] | None = None  # of each rank: what a run stopped between two log records had summed up
 
-    def network(self) -> MCCNet:
-        """The network with the checkpoint's weights, on the CPU, in evaluation mode."""
-        config = self.experiment.model.model_copy(update={"weights": "random"})
-        network = MCCNet(config, len(self.classes))
+    def network(self) -> Network:
+        """The network with the checkpoint's weights, on the CPU, in evaluation mode, for float32."""
+        network = random_network(self.experiment, len(self.classes))
         network.load_state_dict(self.model)
         return network.eval()
 
@@ -77,7 +76,7 @@ def load(path: Path | io.BytesIO) -> Checkpoint:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UsageError(f"{path}: not an mcc checkpoint of format {FORMAT}")
     return Checkpoint(
-        experiment=validate(Experiment, content["experiment"], str(path)),
+        experiment=experiment_of(content["experiment"], str(path)),
         classes=tuple(content["classes"]),
         iteration=content["iteration"],
         seed=content["seed"],

@@ -1,7 +1,7 @@
-"""The experiment schema: everything that can change a trial's numbers, validated once, here.
+"""What the experiment schemas of all methods share: everything that can change a trial's numbers, validated once.
 
-Names of the paper are in the descriptions. Defaults are the published VOC recipe; presets under
-`mcc_core/presets` change what differs. Every model forbids unknown keys and is immutable.
+Defaults are the published VOC recipe of MCC; presets under `mcc_core/presets` change what differs. Every model forbids
+unknown keys and is immutable.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
 from mcc_core.schedules import Scheduled, extremes, value_at
 
@@ -20,7 +20,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
-def _bounded(low: float, high: float = float("inf"), *, open_high: bool = False) -> AfterValidator:
+def bounded(low: float, high: float = float("inf"), *, open_high: bool = False) -> AfterValidator:
     def check(value: Scheduled) -> Scheduled:
         for v in extremes(value):
             if not (low <= v < high if open_high else low <= v <= high):
@@ -31,8 +31,8 @@ def _bounded(low: float, high: float = float("inf"), *, open_high: bool = False)
     return AfterValidator(check)
 
 
-Weight = Annotated[Scheduled, _bounded(0.0)]
-Fraction = Annotated[Scheduled, _bounded(0.0, 1.0)]
+Weight = Annotated[Scheduled, bounded(0.0)]
+Fraction = Annotated[Scheduled, bounded(0.0, 1.0)]
 
 
 class DataConfig(Strict):
@@ -74,7 +74,7 @@ class ProjectorConfig(Strict):
 
 
 class ModelConfig(Strict):
-    """Encoder and heads."""
+    """The encoder. Methods add their heads."""
 
     backbone: str = Field("deit_base_patch16_224", description="a timm vision transformer")
     backbone_args: dict[str, Any] = Field(default_factory=dict, description="overrides for timm.create_model")
@@ -82,59 +82,30 @@ class ModelConfig(Strict):
         "timm",
         description="timm: its download; random; or a local file: .safetensors/.pth in timm naming, or a checkpoint",
     )
-    aux_block: int = Field(10, ge=1, description="block (1-based) whose output feeds the auxiliary classifier")
-    decoder_channels: int = Field(512, ge=1)
-    decoder_dilation: int = Field(5, ge=1)
-    projector: ProjectorConfig = ProjectorConfig()
 
 
 class ThresholdConfig(Strict):
-    """Thresholds on min-max normalised CAMs and on positiveness."""
+    """Thresholds on min-max normalised CAMs."""
 
     background: Fraction = Field(0.25, description="beta_bg of Eq. 8: at or below is background")
     foreground: Fraction = Field(0.70, description="beta_fg of Eq. 8: above is foreground")
-    foreground_inclusive: bool = Field(False, description="a value equal to beta_fg is foreground too, as in Eq. 8")
-    positiveness: Annotated[Scheduled, _bounded(0.0, 2.0)] = Field(0.2, description="mu of Eq. 6")
     score: Fraction = Field(0.50, description="background threshold when CAMs are scored as segmentations")
 
-
-class MaskConfig(Strict):
-    """Key masks of the local views (section 3.3, Figure 4)."""
-
-    ratio: Fraction = Field(0.95, description="probability p that a key is masked")
-    scale: Annotated[Scheduled, _bounded(1.0)] = Field(4, description="side, in tokens, of the squares masked together")
-    views: Annotated[Scheduled, _bounded(1.0)] = Field(8, description="local views per image")
-    drop_tokens: bool = Field(True, description="drop masked tokens (exact) instead of masking attention over all")
-
-
-class ContrastConfig(Strict):
-    """InfoNCE over global and local class tokens (Eq. 6 and 7)."""
-
-    queries: Literal["both", "first"] = Field("both", description="global views that are queries; the text has one")
-    global_keys: bool = Field(True, description="the global views are positive keys too; the text has local keys only")
-    positiveness_from: Literal["levels", "labels"] = Field(
-        "levels",
-        description="what Eq. 6 averages: 0, 1, 2 for background, between, foreground; or the labels of Eq. 8 as they "
-        "read (class number, 255 where uncertain)",
-    )
-    positiveness_resize: Literal["bicubic", "bilinear"] = Field("bicubic", description="of the CAM to the token grid")
-
-    temperature: Annotated[Scheduled, _bounded(1e-3)] = Field(0.5, description="tau")
-    momentum: Fraction = Field(0.9, description="m of the projector's moving average")
-    epsilon: float = Field(1e-4, gt=0)
-    empty_term: bool = Field(True, description="the published code's extra log(1 + negatives) term per query")
+    def check_order(self, iterations: int) -> None:
+        """Raises ValueError where background is not below foreground at some iteration."""
+        for i in range(0, iterations, max(1, iterations // 1000)):
+            low, high = value_at(self.background, i, iterations), value_at(self.foreground, i, iterations)
+            if not low < high:
+                raise ValueError(
+                    f"thresholds.background ({low:g}) must be below thresholds.foreground ({high:g})"
+                    + (f" at iteration {i}" if i else "")
+                )
 
 
 class CamConfig(Strict):
-    """Multi-scale class activation maps and which of them decides what (PAPER_NOTES rows 5, 16, 18)."""
+    """Multi-scale class activation maps."""
 
     scales: tuple[float, ...] = Field((1.0, 0.5, 1.5), min_length=1)
-    positiveness_aux_until: int | None = Field(
-        12_000, ge=0, description="positiveness reads the auxiliary CAM before this iteration (null: always)"
-    )
-    pseudo_label_aux_until: int | None = Field(
-        0, ge=0, description="the pseudo-label reads the auxiliary CAM before this iteration (null: always)"
-    )
 
 
 class ParConfig(Strict):
@@ -156,22 +127,35 @@ class EnergyConfig(Strict):
     weight: float = Field(1e-7, ge=0, description="applied before the loss weight")
 
 
-class LossConfig(Strict):
-    """Weights of Eq. 5."""
+class CrfConfig(Strict):
+    """Dense CRF settings; the defaults are the published ones (PAPER_NOTES row 25)."""
 
-    cls: Weight = 1.0
-    cls_aux: Weight = 1.0
-    aff: Weight = Field(0.2, description="lambda 1, affinity")
-    mcc: Weight = Field(0.5, description="lambda 2, masked collaborative contrast")
-    seg: Weight = Field(0.1, description="lambda 3, segmentation")
-    reg: Weight = Field(0.05, description="lambda 4, dense energy")
-    seg_start: int = Field(2000, ge=0, description="seg and reg count after this iteration")
-    aff_form: Literal["published", "equation"] = Field(
-        "published", description="published: half the mean absolute cosines; equation: Eq. 9 as printed"
+    iterations: int = Field(10, ge=1, description="mean-field steps")
+    gaussian_sxy: float = Field(1.0, gt=0, description="width of the smoothness kernel, in pixels")
+    gaussian_compat: float = Field(1.0, ge=0, description="weight of the smoothness kernel")
+    bilateral_sxy: float = Field(121.0, gt=0, description="width of the appearance kernel, in pixels")
+    bilateral_srgb: float = Field(5.0, gt=0, description="width of the appearance kernel, in grey levels")
+    bilateral_compat: float = Field(4.0, ge=0, description="weight of the appearance kernel")
+
+
+class EvaluationConfig(Strict):
+    """Parameters of the protocols. None of them changes a weight."""
+
+    style: Literal["voc", "coco"] = Field(
+        "voc", description="ms: voc sums flips and takes the maximum over scales, coco the other way round, on a square"
     )
-    seg_form: Literal["halves", "mean"] = Field(
-        "halves", description="halves: background and foreground pixels count half each; mean: over all labelled pixels"
-    )
+    scales: tuple[PositiveFloat, ...] = Field((1.0, 1.25, 1.5), min_length=1, description="of ms and ms_crf")
+    cam_scales: tuple[PositiveFloat, ...] = Field((1.0, 0.5, 1.5), min_length=1, description="of cam and aux_cam")
+    cam_threshold: Fraction = Field(0.5, description="CAM values at or below it are background")
+    crop: int = Field(448, ge=16, description="side of the square that cam, single and coco's ms squash images to")
+    background: Fraction = Field(0.3, description="refined: below it a CAM value is background")
+    foreground: Fraction = Field(0.7, description="refined: above it a CAM value is foreground; between, open")
+    par: ParConfig = Field(default_factory=ParConfig, description="refined: pixel-adaptive refinement")
+    crf: CrfConfig = CrfConfig()
+
+
+class LossConfig(Strict):
+    """Weights of the loss terms; each method has its own."""
 
 
 class OptimConfig(Strict):
@@ -231,23 +215,15 @@ class TrainConfig(Strict):
 
 
 class Experiment(Strict):
-    """One validated configuration. With a seed it is a trial."""
+    """What the experiments of all methods share. A method's own schema is a subclass; `method` says whose."""
+
+    bundles: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # values of `compat`, and the fields that each sets
 
     description: str = ""
-    compat: Literal["published", "paper"] = Field(
-        "published",
-        description="paper: where the published code differs from the text, follow the text (docs/method.md); applies "
-        "under the fields that are set beside it",
-    )
+    method: str = Field("mcc", description="what is trained: a method of the package, or module:NAME of one elsewhere")
+    compat: str = Field("published", description="whose recipe, where the published code differs from the text")
     data: DataConfig = DataConfig()
-    augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
-    thresholds: ThresholdConfig = ThresholdConfig()
-    mask: MaskConfig = MaskConfig()
-    contrast: ContrastConfig = ContrastConfig()
-    cam: CamConfig = CamConfig()
-    par: ParConfig = ParConfig()
-    energy: EnergyConfig = EnergyConfig()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     compute: ComputeConfig = ComputeConfig()
@@ -256,41 +232,16 @@ class Experiment(Strict):
     @model_validator(mode="before")
     @classmethod
     def _bundle(cls, fields: Any) -> Any:
-        if isinstance(fields, Mapping) and isinstance(bundle := BUNDLES.get(str(fields.get("compat"))), Mapping):
+        if isinstance(fields, Mapping) and isinstance(bundle := cls.bundles.get(str(fields.get("compat"))), Mapping):
             return _under(fields, bundle)
         return fields
 
     @model_validator(mode="after")
-    def _threshold_order(self) -> Experiment:
-        total = self.train.iterations
-        for i in range(0, total, max(1, total // 1000)):
-            low = value_at(self.thresholds.background, i, total)
-            high = value_at(self.thresholds.foreground, i, total)
-            if not low < high:
-                raise ValueError(
-                    f"thresholds.background ({low:g}) must be below thresholds.foreground ({high:g})"
-                    + (f" at iteration {i}" if i else "")
-                )
+    def _known_bundle(self) -> Experiment:
+        known = ("published", *self.bundles)
+        if self.compat not in known:
+            raise ValueError(f"compat: {self.compat!r}: expected {' or '.join(known)}")
         return self
-
-
-# What `compat` sets; docs/method.md has the row of PAPER_NOTES behind each.
-BUNDLES: dict[str, dict[str, Any]] = {
-    "paper": {
-        "model.projector.kind": "linear",
-        "thresholds.foreground_inclusive": True,
-        "contrast.queries": "first",
-        "contrast.global_keys": False,
-        "contrast.positiveness_from": "labels",
-        "contrast.positiveness_resize": "bilinear",
-        "contrast.empty_term": False,
-        "cam.positiveness_aux_until": None,
-        "loss.aff_form": "equation",
-        "loss.seg_form": "mean",
-        "loss.seg_start": 0,
-        "optim.warmup_start_is": "rate",
-    }
-}
 
 
 def _under(fields: Mapping[str, Any], bundle: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from mcc_core.config import BUNDLES, Experiment
+from mcc_core.config import Experiment
 from mcc_core.errors import UsageError
-from mcc_core.validation import validate
+from mcc_core.methods.registry import experiment_of, method_of_fields
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -56,7 +56,8 @@ def merge(base: Mapping[str, Any], overrides: Mapping[str, Any], source: str) ->
     Raises UsageError for a key below a non-section.
     """
     merged = copy.deepcopy(dict(base))
-    bundle = BUNDLES.get(str(overrides.get("compat")), {})
+    bundles = method_of_fields({**merged, **overrides}, source).experiment.bundles
+    bundle = bundles.get(str(overrides.get("compat")), {})
     for key, value in {**bundle, **overrides}.items():
         node = merged
         *sections, last = key.split(".")
@@ -71,4 +72,4 @@ def merge(base: Mapping[str, Any], overrides: Mapping[str, Any], source: str) ->
 def resolve(base: str | Path, overrides: Mapping[str, Any] | None = None, source: str = "--set") -> Experiment:
     """The validated experiment of a preset or file with dotted overrides. Raises UsageError, one line per mistake."""
     fields = merge(load_base(base), overrides or {}, source)
-    return validate(Experiment, fields, f"{base}" if not overrides else f"{base} with {source}")
+    return experiment_of(fields, f"{base}" if not overrides else f"{base} with {source}")

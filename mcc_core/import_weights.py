@@ -6,29 +6,20 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mcc_core.checkpoint import FORMAT, Checkpoint
-from mcc_core.config import ModelConfig
+from mcc_core.config import Experiment
 from mcc_core.data.coco import COCO_CLASSES
 from mcc_core.data.voc import VOC_CLASSES
 from mcc_core.errors import UsageError
 from mcc_core.experiment_files import resolve
-from mcc_core.methods.mcc.network import MCCNet, load_backbone_weights, read_state_dict
-
-# Published name prefixes and ours, the longer first.
-_PUBLISHED = (
-    ("proj_head_t.last_layer.weight_v", "momentum_projector.last.direction"),
-    ("proj_head_t.last_layer.weight_g", "momentum_projector.last.gain"),
-    ("proj_head_t.", "momentum_projector."),
-    ("proj_head.last_layer.weight_v", "projector.last.direction"),
-    ("proj_head.last_layer.weight_g", "projector.last.gain"),
-    ("proj_head.", "projector."),
-    ("encoder.", "encoder.vit."),
-)
-
+from mcc_core.methods.mcc.published import from_published
+from mcc_core.methods.registry import method_of
+from mcc_core.networks.backbones import load_backbone_weights, read_state_dict
 
 # (width, depth, patch side, register tokens): timm's name
 _BACKBONES = {
@@ -81,7 +72,7 @@ def _import_network(path: Path, state: dict[str, Tensor], base: str | None) -> I
     preset, classes = _PRESETS.get(count, ("voc", tuple(f"class{i + 1}" for i in range(count))))
     backbone = _backbone(path, {n.removeprefix("encoder."): t for n, t in state.items() if n.startswith("encoder.")})
     experiment = resolve(base or preset, {"model.backbone": backbone, "model.weights": "random"}, "--base")
-    network = _network(experiment.model, count)
+    network = _network(experiment, count)
     ours = from_published(state)
     own = network.state_dict()
     wrong = [n for n, t in ours.items() if n in own and t.shape != own[n].shape]
@@ -104,7 +95,7 @@ def _import_backbone(path: Path, state: dict[str, Tensor], base: str | None) -> 
     backbone = _backbone(path, state)
     experiment = resolve(base or "voc", {"model.backbone": backbone, "model.weights": "random"}, "--base")
     classes = COCO_CLASSES if base == "coco" else VOC_CLASSES
-    network = _network(experiment.model, len(classes))
+    network = _network(experiment, len(classes))
     load_backbone_weights(network.encoder.vit, path)
     weights = network.state_dict()
     unused = tuple(name for name in state if f"encoder.vit.{name}" not in weights)
@@ -112,10 +103,10 @@ def _import_backbone(path: Path, state: dict[str, Tensor], base: str | None) -> 
     return Imported(Checkpoint(experiment, classes, 0, 0, weights, None, {}), "backbone alone", unused, fresh)
 
 
-def _network(config: ModelConfig, classes: int) -> MCCNet:
+def _network(experiment: Experiment, classes: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return MCCNet(config, classes)
+        return method_of(experiment).network(experiment, classes)
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -147,24 +138,6 @@ def _backbone(path: Path, vit: Mapping[str, Tensor]) -> str:
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape))
-
-
-def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of an MCCNet from a published one, with or without `module.` before each name.
-
-    The ImageNet head, which MCC does not use, is left out.
-    """
-    ours: dict[str, Tensor] = {}
-    for published, tensor in state.items():
-        name = published.removeprefix("module.")
-        if name.startswith("encoder.head."):
-            continue
-        for old, new in _PUBLISHED:
-            if name.startswith(old):
-                name = new + name.removeprefix(old)
-                break
-        ours[name] = tensor
-    return ours
 
 
 def cached_backbone(backbone: str) -> Path | None:

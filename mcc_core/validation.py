@@ -39,6 +39,12 @@ def field_names(model: type[BaseModel], prefix: str = "") -> list[str]:
     return names
 
 
+def settable(model: type[BaseModel]) -> list[str]:
+    """Dotted names of the fields that hold values, not sections, without the description."""
+    names = field_names(model)
+    return [n for n in names if n != "description" and not any(other.startswith(f"{n}.") for other in names)]
+
+
 M = TypeVar("M", bound=BaseModel)
 
 

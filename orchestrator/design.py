@@ -7,12 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from mcc_core.config import LossConfig, Strict
+from mcc_core.config import Strict
 from mcc_core.errors import UsageError
+from mcc_core.methods.base import Method
+from mcc_core.methods.registry import method_of_fields
 
 FULL = "full"
 NONE = "none"
-WEIGHTS = tuple(f"loss.{name}" for name in LossConfig.model_fields if name not in ("seg_start", "aff_form", "seg_form"))
 Term = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,40}$")]
 
 
@@ -30,11 +31,10 @@ class Design(Strict):
 
     @field_validator("terms")
     @classmethod
-    def _weights(cls, terms: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    def _not_empty(cls, terms: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         for term, keys in terms.items():
-            wrong = [key for key in keys if key not in WEIGHTS]
-            if wrong or not keys:
-                raise ValueError(f"{term}: {wrong[0] if wrong else 'empty'}: expected some of {', '.join(WEIGHTS)}")
+            if not keys:
+                raise ValueError(f"{term}: empty: expected loss weights, such as loss.seg")
         return terms
 
     @property
@@ -49,9 +49,17 @@ class Design(Strict):
         return [NONE, *(f"with-{term}" for term in self.terms), FULL]
 
     def points(self, fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """Name to changed fields. Raises UsageError for a term that is off in `fields` (raw fields of the base)."""
+        """Name to changed fields.
+
+        Raises UsageError for what is no loss weight of the method of `fields` (raw fields of the base), and for a term
+        that is off there.
+        """
+        method = method_of_fields(fields)
+        known = weights(method)
         for term, keys in self.terms.items():
-            if all(_given(fields, key) == 0 for key in keys):
+            if wrong := [key for key in keys if key not in known]:
+                raise UsageError(f"design.terms.{term}: {wrong[0]}: expected some of {', '.join(known)}")
+            if all(_given(fields, method, key) == 0 for key in keys):
                 raise UsageError(f"design.terms.{term}: {', '.join(keys)} is 0 in the base, so it makes no difference")
         if self.kind == "leave-one-out":
             return {FULL: {}} | {f"without-{term}": dict.fromkeys(keys, 0) for term, keys in self.terms.items()}
@@ -60,6 +68,12 @@ class Design(Strict):
         return {NONE: dict.fromkeys(everything, 0)} | alone | {FULL: {}}
 
 
-def _given(fields: Mapping[str, Any], key: str) -> Any:
+def weights(method: Method) -> tuple[str, ...]:
+    """Dotted fields of a method's loss weights."""
+    return tuple(f"loss.{term}" for term in method.terms)
+
+
+def _given(fields: Mapping[str, Any], method: Method, key: str) -> Any:
     name = key.removeprefix("loss.")
-    return (fields.get("loss") or {}).get(name, LossConfig.model_fields[name].default)
+    schema: Any = method.experiment.model_fields["loss"].annotation
+    return (fields.get("loss") or {}).get(name, schema.model_fields[name].default)

@@ -45,9 +45,9 @@ def checkpoint_bytes(experiment: Experiment, classes: int) -> float:
     """Bytes of a checkpoint: the network's weights and the optimiser's moments of those that are trained."""
     import torch
 
-    from mcc_core.methods.mcc.network import MCCNet
+    from mcc_core.methods.registry import random_network
 
     with torch.device("meta"):
-        network = MCCNet(experiment.model.model_copy(update={"weights": "random"}), classes)
+        network = random_network(experiment, classes)
     weights = sum(t.numel() * t.element_size() for t in network.state_dict().values())
     return float(weights + _ADAM * sum(p.numel() for p in network.parameters() if p.requires_grad))

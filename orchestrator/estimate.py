@@ -11,6 +11,7 @@ from statistics import median
 
 from mcc_core.config import Experiment
 from mcc_core.data.index import DataIndex
+from mcc_core.methods.registry import method_of
 from orchestrator.storage import Storage
 
 TRIAL_OVERHEAD_S = 12.0  # start and end of a trial's processes
@@ -70,10 +71,11 @@ def estimate_sweep(
 def speed_profile(experiment: Experiment, cpus_per_worker: float, gpus_per_worker: float) -> str:
     """Name of what decides a trial's speed: network, crop, batch, views, and the processors given to it."""
     content = {
+        "method": experiment.method,
         "model": experiment.model.model_dump(mode="json", exclude={"weights"}),
         "train": [getattr(experiment.train, name) for name in ("crop", "batch_size", "accumulate", "workers")],
         "compute": experiment.compute.model_dump(mode="json"),
-        "views": [experiment.mask.views, experiment.mask.drop_tokens, list(experiment.cam.scales)],
+        "views": method_of(experiment).speed_fields(experiment),
         "processors": [cpus_per_worker, gpus_per_worker],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from mcc_core import checkpoint as checkpoints
-from mcc_core.config import Experiment
 from mcc_core.data.index_file import INDEX
 from mcc_core.errors import UsageError
 from mcc_core.evaluation.protocols import ProtocolName
 from mcc_core.experiment_files import load_base, merge, preset_names
-from mcc_core.validation import validate
+from mcc_core.methods.registry import experiment_of
 from orchestrator.evaluation_run import Request, protocol_settings
 
 PREFIX = "evaluation."
@@ -52,7 +51,7 @@ def evaluation_request(
     known = {key: value for key, value in changes.items() if not key.startswith(PREFIX)}
     if wrong := [key for key in known if not key.startswith("data.")]:
         raise UsageError(f"--set {wrong[0]}: an evaluation takes data.* and {PREFIX}* alone")
-    experiment = validate(Experiment, merge(fields, known, "--set"), f"{checkpoint} with --set")
+    experiment = experiment_of(merge(fields, known, "--set"), f"{checkpoint} with --set")
     special = {key.removeprefix(PREFIX): value for key, value in changes.items() if key.startswith(PREFIX)}
     settings = protocol_settings(saved, protocols, merge({}, special, "--set"), "--set evaluation")
     return Request(checkpoint, experiment.data, split, settings, limit, keep_masks, blind)

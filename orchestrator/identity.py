@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import inspect
 import json
 from collections.abc import Iterator
 from functools import lru_cache
@@ -18,6 +19,8 @@ from typing import Any
 import mcc_core
 from mcc_core.config import Experiment, ModelConfig
 from mcc_core.files import file_digest
+from mcc_core.methods.base import Method
+from mcc_core.methods.registry import METHODS, method_of
 
 # Fields whose value cannot change a recorded evaluation. The data's content is identified by its fingerprint.
 _WITHOUT: dict[str, tuple[str, ...]] = {
@@ -26,7 +29,8 @@ _WITHOUT: dict[str, tuple[str, ...]] = {
 }
 # Files that training does not run, or that say nothing but messages and pictures.
 _NOT_TRAINING = {
-    *("visualize.py", "inference.py", "crf.py", "errors.py", "protocols.py", "scoring.py", "published.py"),
+    *("visualize.py", "inference.py", "crf.py", "errors.py", "protocols.py", "scoring.py"),
+    *("published.py", "import_weights.py", "registry.py"),
     *("archives.py", "prepare.py", "prepare_voc.py", "prepare_coco.py", "prepare_folder.py"),
 }
 
@@ -43,7 +47,7 @@ def trial_identity(experiment: Experiment, seed: int, fingerprint: str) -> str:
     content = {
         "experiment": fields,
         "seed": seed,
-        "source": source_hash(Path(mcc_core.__file__).parent),
+        "source": method_source(method_of(experiment)),
         "weights": weights_identity(experiment.model),
         "data": fingerprint,
     }
@@ -61,13 +65,28 @@ def weights_identity(model: ModelConfig) -> str:
     return _file_hash(file, stat.st_size, stat.st_mtime_ns)
 
 
-@lru_cache(maxsize=8)
-def source_hash(package: Path) -> str:
-    """Hash of the Python code of the method, blind to comments, docstrings and layout."""
+def method_source(method: Method) -> str:
+    """Hash of the code that a method's training runs: what all methods share, and its own folder or module.
+
+    Adding or changing one method does not change the others'.
+    """
+    package = Path(mcc_core.__file__).parent
+    others = tuple(f"methods/{name}/" for name in METHODS if name != method.name)
+    shared = source_hash(package, others)
+    own = Path(inspect.getfile(type(method)))
+    if own.is_relative_to(package):
+        return shared
+    return shared + (source_hash(own.parent) if own.name == "__init__.py" else _sha256(_code(own.read_text()).encode()))
+
+
+@lru_cache(maxsize=32)
+def source_hash(package: Path, without: tuple[str, ...] = ()) -> str:
+    """Hash of a package's Python code without folders, blind to comments, docstrings and layout."""
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
-        if file.name not in _NOT_TRAINING:
-            digest.update(f"{file.relative_to(package).as_posix()}\0{_code(file.read_text('utf-8'))}\0".encode())
+        place = file.relative_to(package).as_posix()
+        if file.name not in _NOT_TRAINING and not place.startswith(without):
+            digest.update(f"{place}\0{_code(file.read_text('utf-8'))}\0".encode())
     return digest.hexdigest()
 
 

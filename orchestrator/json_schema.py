@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
 
-from mcc_core.config import Experiment
 from mcc_core.experiment_files import preset_names
-from mcc_core.validation import field_names
+from mcc_core.methods.registry import DEFAULT, METHODS
+from mcc_core.validation import settable
 
 FOLDER = Path(__file__).parent / "schemas"
 Json = dict[str, Any]
@@ -31,13 +31,46 @@ def shipped(name: str) -> str:
 
 
 def experiment_schema() -> Json:
-    """Schema of an experiment file, presets among them."""
-    schema = Experiment.model_json_schema()
-    for model, field, info in _fields(Experiment):
-        node = schema if model is Experiment else schema["$defs"][model.__name__]
+    """Schema of an experiment file, presets among them: that of its method, MCC's where it names none."""
+    definitions: Json = {}
+    ways: list[Json] = []
+    for name, method in METHODS.items():
+        definitions |= _definitions(method.experiment)
+        named: Json = {"properties": {"method": {"const": name}}}
+        if name != DEFAULT:
+            named["required"] = ["method"]
+        ways.append({"if": named, "then": {"$ref": f"#/$defs/{_definition(method.experiment)}"}})
+    return {"$schema": _DIALECT, "title": "mcc experiment", "type": "object", "allOf": ways, "$defs": definitions}
+
+
+def _definition(model: type[BaseModel]) -> str:
+    """Name of a model among the definitions: methods may have models of one name."""
+    *_, room, method, module = ("", "", *model.__module__.split("."))
+    return f"{method}.{model.__name__}" if (room, module) == ("methods", "config") else model.__name__
+
+
+def _definitions(model: type[BaseModel]) -> Json:
+    """Schemas of a model and of all models in it, by name."""
+    owners = {owner.__name__: owner for owner, _, _ in _fields(model)} | {model.__name__: model}
+    schema = model.model_json_schema()
+    found = schema.pop("$defs", {}) | {model.__name__: schema}
+    for owner, field, info in _fields(model):
         if bounds := _bounds(info):
-            node["properties"][field] |= _bounded(bounds)
-    return {"$schema": _DIALECT} | schema | {"title": "mcc experiment"}
+            found[owner.__name__]["properties"][field] |= _bounded(bounds)
+    names = {name: _definition(owners[name]) for name in found if name in owners}
+    return {names.get(name, name): _renamed(node, names) for name, node in found.items()}
+
+
+def _renamed(node: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(node, list):
+        return [_renamed(item, names) for item in node]
+    if not isinstance(node, dict):
+        return node
+    renamed = {key: _renamed(value, names) for key, value in node.items()}
+    if isinstance(target := node.get("$ref"), str):
+        name = target.removeprefix("#/$defs/")
+        renamed["$ref"] = f"#/$defs/{names.get(name, name)}"
+    return renamed
 
 
 def sweep_schema() -> Json:
@@ -127,21 +160,29 @@ def _bounded(bounds: Json) -> Json:
 
 def _settable(model: type[BaseModel]) -> dict[str, Json]:
     """Dotted field of a model to a reference to its value's schema."""
-    names = [name for name in field_names(model) if name != "description"]
     found: dict[str, Json] = {}
-    for name in names:
-        if not any(other.startswith(f"{name}.") for other in names):
-            owner: type[BaseModel] = model
-            *sections, last = name.split(".")
-            for section in sections:
-                owner = owner.model_fields[section].annotation  # type: ignore[assignment]
-            found[name] = {"$ref": f"#/$defs/{owner.__name__}/properties/{last}"}
+    for name in settable(model):
+        owner: type[BaseModel] = model
+        *sections, last = name.split(".")
+        for section in sections:
+            owner = owner.model_fields[section].annotation  # type: ignore[assignment]
+        found[name] = {"$ref": f"#/$defs/{_definition(owner)}/properties/{last}"}
     return found
 
 
+def _any_method() -> dict[str, Json]:
+    """Dotted field of any method's experiment to its value's schema: one of them, where methods differ."""
+    ways: dict[str, list[Json]] = {}
+    for method in METHODS.values():
+        for name, reference in _settable(method.experiment).items():
+            known = ways.setdefault(name, [])
+            if reference not in known:
+                known.append(reference)
+    return {name: known[0] if len(known) == 1 else {"anyOf": known} for name, known in ways.items()}
+
+
 def _experiment_definitions() -> Json:
-    schema = experiment_schema()
-    return schema.pop("$defs") | {"Experiment": {"properties": schema["properties"]}}
+    return dict(experiment_schema()["$defs"])
 
 
 def _object(properties: Json) -> Json:
@@ -158,7 +199,7 @@ def _base() -> Json:
 
 
 def _settings() -> Json:
-    return _object(_settable(Experiment))
+    return _object(_any_method())
 
 
 def _schedule() -> Json:
@@ -173,19 +214,22 @@ def _schedule() -> Json:
 def _varied() -> Json:
     """What `parameters` may hold: a list of values, a range, or a schedule in which something is drawn."""
     ways: Json = {}
-    for name, value in _settable(Experiment).items():
+    for name, value in _any_method().items():
         several = {"type": "array", "minItems": 1, "items": value}
         ways[name] = {"anyOf": [several, {"$ref": "#/$defs/Space"}]}
-    for model, field, info in _fields(Experiment):
-        if _bounds(info):
-            section = next(k for k, v in Experiment.model_fields.items() if v.annotation is model)
-            ways[f"{section}.{field}"]["anyOf"].append({"$ref": "#/$defs/DrawnSchedule"})
+    drawn = {"$ref": "#/$defs/DrawnSchedule"}
+    for schema in (method.experiment for method in METHODS.values()):
+        for model, field, info in _fields(schema):
+            if _bounds(info):
+                section = next(k for k, v in schema.model_fields.items() if v.annotation is model)
+                if drawn not in (known := ways[f"{section}.{field}"]["anyOf"]):
+                    known.append(drawn)
     return _object(ways)
 
 
 def _fill_sweep(definitions: Json) -> None:
     """Put names of fields, presets and loss weights where pydantic knows only texts."""
-    from orchestrator.design import WEIGHTS
+    from orchestrator.design import weights
     from orchestrator.search import KINDS, Space
 
     space = Space.model_json_schema()
@@ -194,7 +238,7 @@ def _fill_sweep(definitions: Json) -> None:
         space["properties"][kind] = node.pop("anyOf")[0] | {k: v for k, v in node.items() if k != "default"}
     definitions["Space"] = space | {"oneOf": [{"required": [kind]} for kind in KINDS]}
     definitions["Parameters"] = _varied()
-    arithmetic = {name: {"type": ["string", "number"]} for name in _settable(Experiment)}
+    arithmetic = {name: {"type": ["string", "number"]} for name in _any_method()}
     definitions["Derived"] = _object(arithmetic)
     for model in ("SweepFile", "Variant", "Point"):
         properties = definitions[model]["properties"]
@@ -205,14 +249,15 @@ def _fill_sweep(definitions: Json) -> None:
     sweep = definitions["SweepFile"]["properties"]
     sweep["base"] = {"description": sweep["base"]["description"], "$ref": "#/$defs/Base"}
     sweep["bases"]["propertyNames"] = {"$ref": "#/$defs/Base"}
+    known = list(dict.fromkeys(weight for method in METHODS.values() for weight in weights(method)))
     definitions["Design"]["properties"]["terms"] |= {
-        "additionalProperties": {"type": "array", "minItems": 1, "items": {"enum": list(WEIGHTS)}}
+        "additionalProperties": {"type": "array", "minItems": 1, "items": {"enum": known}}
     }
     definitions["Design"]["properties"]["terms"].pop("patternProperties", None)
 
 
 def _fill_posthoc(definitions: Json) -> None:
-    from mcc_core.evaluation.protocols import EvaluationConfig
+    from mcc_core.config import EvaluationConfig
 
     schema = EvaluationConfig.model_json_schema()
     definitions |= schema.pop("$defs") | {"EvaluationConfig": schema}

@@ -197,8 +197,10 @@ def _measurable(
 def check_metric(metric: str, source: str, experiment: Experiment) -> None:
     """Raise UsageError unless evaluation records a metric of this key."""
     from mcc_core.evaluation.in_training import STAGES
+    from mcc_core.methods.registry import method_of
 
-    known = {f"val/{stage}/{protocol}" for stage, protocol in STAGES.items()}
+    stages = (*method_of(experiment).map_stages, "seg")
+    known = {f"val/{stage}/{protocol}" for stage, protocol in STAGES.items() if stage in stages}
     head, _, name = metric.rpartition("/")
     per_class = head.endswith("/iou") and head.removesuffix("/iou") in known
     if metric == CLASS_SCORE or (head in known and name in {"miou", "pixel_accuracy"}) or per_class:
@@ -211,19 +213,19 @@ def check_models(trials: Sequence[Trial], indexes: Mapping[str, DataIndex], *, d
     """Raise UsageError for a model that cannot be built or weights that cannot be had, before any trial starts."""
     import torch
 
-    from mcc_core.methods.mcc.network import MCCNet, build_vit
+    from mcc_core.methods.registry import method_of, random_network
 
     seen: set[str] = set()
     for trial in trials:
         model = trial.experiment.model
-        key = model.model_dump_json()
+        key = trial.experiment.method + model.model_dump_json()
         if key in seen:
             continue
         seen.add(key)
         with torch.device("meta"):
-            MCCNet(model.model_copy(update={"weights": "random"}), len(indexes[trial.fingerprint].classes))
+            random_network(trial.experiment, len(indexes[trial.fingerprint].classes))
         if model.weights != "random" and (download or model.weights != "timm"):
-            build_vit(model)
+            method_of(trial.experiment).network(trial.experiment, 1)
 
 
 def _with_overrides(

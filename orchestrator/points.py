@@ -15,7 +15,7 @@ from mcc_core.config import DataConfig, Experiment
 from mcc_core.data.index import DataIndex, build_index
 from mcc_core.errors import UsageError
 from mcc_core.experiment_files import load_base, merge
-from mcc_core.validation import validate
+from mcc_core.methods.registry import experiment_of
 from orchestrator import search as spaces
 from orchestrator.identity import trial_identity
 from orchestrator.schedulers import Drawn, Pbt, first_values
@@ -63,9 +63,8 @@ class Maker:
     def candidate(self, values: Mapping[str, Any], name: str | None = None, number: int | None = None) -> Candidate:
         """The configuration with these fields changed, called `name` or by its values (after its `number`)."""
         where = f"{self.source}: {name or dict(values)}" if values else self.source
-        experiment = validate(
-            Experiment, with_derived(self.sweep, merge(self.fixed, values, self.source), self.source), where
-        )
+        fields = with_derived(self.sweep, merge(self.fixed, values, self.source), self.source)
+        experiment = experiment_of(fields, where)
         experiment = _absolute(experiment)
         varied = {key: text(_get(experiment, key)) for key in values}
         if name is None:

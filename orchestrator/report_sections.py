@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import yaml
 
-from mcc_core.config import Experiment
+from mcc_core.methods.registry import experiment_of
 from mcc_core.validation import flatten
 from orchestrator.comparison import by_seed, comparison, reference
 from orchestrator.document import Code, Grid, Part, Picture, Section, Text
@@ -234,7 +234,7 @@ def configurations(evidence: Evidence) -> Section:
     if evidence.posthoc:
         flat = {r.point: dict(r.varied) for r in evidence.results}
     else:
-        flat = {p: flatten(Experiment.model_validate(e)) for p, e in evidence.experiments.items()}
+        flat = {p: flatten(experiment_of(e, p)) for p, e in evidence.experiments.items()}
     keys = [
         k
         for k in dict.fromkeys(k for one in flat.values() for k in one)

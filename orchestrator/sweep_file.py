@@ -14,10 +14,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
-from mcc_core.config import Experiment, Strict
+from mcc_core.config import Strict
 from mcc_core.errors import UsageError
 from mcc_core.experiment_files import load_base, merge, read_yaml
-from mcc_core.validation import field_names, validate
+from mcc_core.methods.registry import METHODS, experiment_of, method_of_fields
+from mcc_core.validation import settable, validate
 from orchestrator import search as spaces
 from orchestrator.budget import Budget
 from orchestrator.design import Design
@@ -268,7 +269,7 @@ def _mistakes_of_parameter(
 def _wrong_alone(fields: Mapping[str, Any]) -> bool:
     """Whether a field of the experiment is wrong by itself, not only together with others."""
     try:
-        Experiment.model_validate(fields)
+        method_of_fields(fields).experiment.model_validate(fields)
     except ValidationError as error:
         return any(problem["loc"] for problem in error.errors())
     return False
@@ -289,9 +290,11 @@ def field_value(fields: Mapping[str, Any], name: str, source: str) -> Any:
     if wrong := unknown_field(source, name):
         raise UsageError(wrong)
     node: Any = fields
-    defaults: Any = Experiment
+    defaults: Any = method_of_fields(fields, source).experiment
     for part in name.split("."):
         node = node.get(part) if isinstance(node, Mapping) else None
+        if defaults is None or part not in defaults.model_fields:
+            raise UsageError(f"{source}: {name}: unknown field of {method_of_fields(fields, source).title}")
         annotation = defaults.model_fields[part]
         defaults = annotation.annotation if isinstance(annotation.annotation, type) else None
     return annotation.get_default(call_default_factory=True) if node is None else node
@@ -310,8 +313,8 @@ def unknown_field(source: str, key: str) -> str | None:
 
 
 def _settable() -> list[str]:
-    names = field_names(Experiment)
-    return [n for n in names if n != "description" and not any(other.startswith(f"{n}.") for other in names)]
+    """Fields of the experiments of every method; whether a sweep's own method has one is seen when it is read."""
+    return list(dict.fromkeys(n for method in METHODS.values() for n in settable(method.experiment)))
 
 
 def _first_in(section: str, known: list[str]) -> str:
@@ -329,7 +332,7 @@ def _keys(sweep: SweepFile) -> list[tuple[str, str]]:
 def _mistakes(fields: Mapping[str, Any], source: str, changed: Mapping[str, Any]) -> list[str]:
     """Lines about an experiment that is not valid. A line about the one changed field names it once."""
     try:
-        validate(Experiment, fields, source)
+        experiment_of(fields, source)
     except UsageError as error:
         lines = str(error).splitlines()
         if len(changed) == 1:

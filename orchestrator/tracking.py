@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from mcc_core.config import Experiment
 from mcc_core.errors import MCCError
+from mcc_core.methods.registry import experiment_of
 from mcc_core.validation import flatten
 from orchestrator import catalog, mlflow_files, report
 from orchestrator.cursor import Cursor
@@ -216,7 +216,7 @@ class _Child:
         from mlflow.entities import Param
 
         assert self.run is not None
-        flat = {"seed": str(self.trial["seed"])} | flatten(Experiment.model_validate(self.trial["experiment"]))
+        flat = {"seed": str(self.trial["seed"])} | flatten(experiment_of(self.trial["experiment"], "trial"))
         params = [Param(key, value) for key, value in (dict(self.trial["varied"]) | flat).items()]
         for start in range(0, len(params), _PARAMS):
             self.client.log_batch(self.run, params=params[start : start + _PARAMS])

@@ -20,11 +20,10 @@ from typing import Any
 
 import torch
 
-from mcc_core.config import Experiment
 from mcc_core.data.index import DataIndex, build_index
 from mcc_core.errors import DataError, MCCError
+from mcc_core.methods.registry import experiment_of
 from mcc_core.training.engine import Callbacks, train
-from mcc_core.validation import validate
 from orchestrator.assignment import Assignment
 from orchestrator.events import claim_attempt, newest_attempt, trial_state, write_end
 from orchestrator.outbox import Outbox, alone, send_leftovers
@@ -128,7 +127,7 @@ def _attempt(
     reporter: Reporter | None = None
     stop = _StopFlag(storage, task)
     try:
-        experiment = validate(Experiment, task.experiment, task.name)
+        experiment = experiment_of(task.experiment, task.name)
         callbacks: Callbacks
         if outbox is not None:
             saved = saved_checkpoints(storage, task.identity)

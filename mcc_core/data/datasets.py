@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.v2 import functional as TF
 
-from mcc_core.config import AugmentConfig
 from mcc_core.data.index import Item
-from mcc_core.data.transforms import Views, augment, normalise
+from mcc_core.data.transforms import normalise
 from mcc_core.data.voc import read_mask, read_rgb
 from mcc_core.errors import DataError
 
-Draw = tuple[int, int]  # (how manieth pass over the data, index)
+Augmentation = Callable[[Tensor, torch.Generator], dict[str, Tensor]]
+Draw = tuple[int, int]  # (number of the pass over the data, index)
 
 
 class TrainingSet(Dataset[dict[str, Any]]):
@@ -28,28 +28,21 @@ class TrainingSet(Dataset[dict[str, Any]]):
     naming an image that has become unreadable since the index was made.
     """
 
-    def __init__(self, items: Sequence[Item], num_classes: int, config: AugmentConfig, crop: int, seed: int) -> None:
-        self.items, self.num_classes, self.config, self.crop, self.seed = items, num_classes, config, crop, seed
+    def __init__(self, items: Sequence[Item], num_classes: int, augment: Augmentation, seed: int) -> None:
+        self.items, self.num_classes, self.augment, self.seed = items, num_classes, augment, seed
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, key: Draw) -> dict[str, Any]:
-        """`view1`, `view2`, `local`: 3,S,S; `labels`: C; `box`: top, bottom, left, right; `name`."""
+        """The augmentation's views and `box`; `labels`: C; `name`."""
         draw, index = key
         item = self.items[index]
         generator = torch.Generator().manual_seed(_seed(self.seed, draw, index))
-        views: Views = augment(_tensor(read_rgb(item.image)), self.config, self.crop, generator)
+        views = self.augment(_tensor(read_rgb(item.image)), generator)
         labels = torch.zeros(self.num_classes)
         labels[list(item.labels)] = 1
-        return {
-            "view1": views.view1,
-            "view2": views.view2,
-            "local": views.local,
-            "labels": labels,
-            "box": torch.tensor(views.box),
-            "name": item.name,
-        }
+        return views | {"labels": labels, "name": item.name}
 
 
 class EvaluationSet(Dataset[dict[str, Any]]):

@@ -27,6 +27,19 @@ class Views:
     box: Box
 
 
+@dataclass(frozen=True)
+class ThreeViews:
+    """The augmentation of methods that compare two global views and a local one."""
+
+    config: AugmentConfig
+    crop: int
+
+    def __call__(self, image: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """`view1`, `view2`, `local` 3,S,S and `box` of an image 3,H,W uint8."""
+        views = augment(image, self.config, self.crop, generator)
+        return {"view1": views.view1, "view2": views.view2, "local": views.local, "box": torch.tensor(views.box)}
+
+
 def normalise(image: Tensor) -> Tensor:
     """3,H,W uint8 to ImageNet-normalised float."""
     return TF.normalize(TF.to_dtype(image, torch.float32, scale=True), list(MEAN), list(STD))

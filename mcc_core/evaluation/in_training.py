@@ -15,17 +15,14 @@ from mcc_core.config import Experiment
 from mcc_core.data.datasets import EvaluationSet
 from mcc_core.data.index import DataIndex, Item
 from mcc_core.evaluation.metrics import ConfusionMatrix, Metric, Protocol, Stage, f1_counts, f1_score
+from mcc_core.evaluation.protocols import at_rest
 from mcc_core.evaluation.visualize import cam_panel
-from mcc_core.methods.mcc.network import MCCNet
-from mcc_core.pseudo_labels.cam import multi_scale_cams
+from mcc_core.methods.registry import method_of
+from mcc_core.networks.base import MapStage, Network
+from mcc_core.pseudo_labels.cam import multi_scale_maps
 from mcc_core.pseudo_labels.labels import cam_label, denormalise, refined_label
-from mcc_core.schedules import value_at
 
-STAGES: dict[Stage, Protocol] = {
-    "cam": "ms",
-    "aux_cam": "ms",
-    "seg": "single",
-}  # stage: protocol of in-training scores
+STAGES: dict[Stage, Protocol] = {"cam": "ms", "aux_cam": "ms", "seg": "single"}  # and the protocols of their scores
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class EvaluationRecord:
 
 @torch.no_grad()
 def evaluate(
-    model: MCCNet,
+    model: Network,
     index: DataIndex,
     experiment: Experiment,
     device: torch.device,
@@ -83,12 +80,19 @@ class _Scorer:
     """Confusion matrices of every stage over a growing set of images."""
 
     def __init__(
-        self, model: MCCNet, index: DataIndex, experiment: Experiment, device: torch.device, iteration: int, panels: int
+        self,
+        model: Network,
+        index: DataIndex,
+        experiment: Experiment,
+        device: torch.device,
+        iteration: int,
+        panels: int,
     ) -> None:
-        self.model, self.classes, self.device = model, index.classes, device
-        self.experiment, self.iteration, self.wanted = experiment, iteration, panels
+        self.model, self.classes, self.device, self.wanted = model, index.classes, device, panels
+        self.config = method_of(experiment).evaluation(experiment, len(index.classes), iteration)
         outputs = len(index.classes) + 1
-        self.matrices = {stage: ConfusionMatrix(outputs) for stage in (*STAGES, "all_background")}
+        self.stages: tuple[Stage, ...] = (*model.map_stages, "seg")
+        self.matrices = {stage: ConfusionMatrix(outputs) for stage in (*self.stages, "all_background")}
         self.f1 = torch.zeros(3, len(index.classes), dtype=torch.long)
         self.panels: list[tuple[str, Image.Image]] = []
 
@@ -97,8 +101,8 @@ class _Scorer:
         labels = torch.stack([s["labels"] for s in samples]).to(self.device)  # type: ignore[misc]
         output = self.model(images)
         present = labels[:, :, None, None]
-        cam, aux = multi_scale_cams(self.model, images, self.experiment.cam.scales, output.features)
-        cam, aux = cam * present, aux * present
+        found = multi_scale_maps(self.model, images, self.config.cam_scales, output)
+        maps = {stage: cam * present for stage, cam in found.items()}
         self.f1 += f1_counts(output.cls > 0, labels > 0).cpu()
         for i, sample in enumerate(samples):
             mask = sample["mask"]
@@ -106,12 +110,13 @@ class _Scorer:
             prediction = self._segmentation(output.seg[i : i + 1], images.shape[-2:] if truth is None else truth.shape)
             if truth is not None:
                 self.matrices["seg"].update(prediction, truth)
-                self.matrices["cam"].update(self._cam_label(cam[i : i + 1], truth.shape), truth)
-                self.matrices["aux_cam"].update(self._cam_label(aux[i : i + 1], truth.shape), truth)
+                for stage, cam in maps.items():
+                    self.matrices[stage].update(self._cam_label(cam[i : i + 1], truth.shape), truth)
                 self.matrices["all_background"].update(torch.zeros_like(truth), truth)
             if len(self.panels) < self.wanted:
                 one = slice(i, i + 1)
-                panel = self._panel(images[one], labels[one], cam[one], aux[one], prediction, truth)
+                here = {stage: cam[one] for stage, cam in maps.items()}
+                panel = self._panel(images[one], labels[one], here, prediction, truth)
                 self.panels.append((str(sample["name"]), panel))
 
     def sum_over_ranks(self) -> None:
@@ -130,8 +135,8 @@ class _Scorer:
             return [f1]
         found: list[Metric] = []
         names = ("background", *self.classes)
-        for stage, protocol in STAGES.items():
-            matrix = self.matrices[stage]
+        for stage in self.stages:
+            protocol, matrix = STAGES[stage], self.matrices[stage]
             found.append(Metric(split, stage, protocol, "miou", matrix.miou()))
             found.append(Metric(split, stage, protocol, "pixel_accuracy", matrix.pixel_accuracy()))
             per_class = zip(names, matrix.iou().tolist(), strict=True)
@@ -144,28 +149,22 @@ class _Scorer:
 
     def _cam_label(self, cam: Tensor, size: torch.Size) -> Tensor:
         resized = F.interpolate(cam, size=tuple(size), mode="bilinear", align_corners=False)
-        return cam_label(resized, self._threshold("score"))[0]
-
-    def _threshold(self, name: str) -> float:
-        """A threshold as it was at the last finished iteration."""
-        config = self.experiment
-        return value_at(getattr(config.thresholds, name), max(0, self.iteration - 1), config.train.iterations)
+        return cam_label(resized, at_rest(self.config.cam_threshold))[0]
 
     def _panel(
-        self, image: Tensor, labels: Tensor, cam: Tensor, aux: Tensor, prediction: Tensor, truth: Tensor | None
+        self, image: Tensor, labels: Tensor, maps: dict[MapStage, Tensor], prediction: Tensor, truth: Tensor | None
     ) -> Image.Image:
-        e, size = self.experiment, image.shape[-2:]
-        background, foreground = self._threshold("background"), self._threshold("foreground")
+        config, size = self.config, image.shape[-2:]
         box = torch.tensor([[0, size[0], 0, size[1]]], device=image.device)
-        pseudo = refined_label(image, cam, labels, box, background, foreground, e.par)[0]
+        background, foreground = at_rest(config.background), at_rest(config.foreground)
+        pseudo = refined_label(image, maps["cam"], labels, box, background, foreground, config.par)[0]
 
         def fit(label: Tensor) -> Tensor:
             return F.interpolate(label[None, None].float(), size=size, mode="nearest")[0, 0].to(torch.uint8).cpu()
 
         return cam_panel(
             denormalise(image, quantise=False)[0].clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy(),
-            cam[0].cpu().numpy(),
-            aux[0].cpu().numpy(),
+            {stage: cam[0].cpu().numpy() for stage, cam in maps.items()},
             pseudo.to(torch.uint8).cpu().numpy(),
             fit(prediction).numpy(),
             None if truth is None else fit(truth).numpy(),

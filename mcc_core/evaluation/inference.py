@@ -18,14 +18,14 @@ from mcc_core.config import Experiment
 from mcc_core.data.transforms import normalise
 from mcc_core.data.voc import IMAGE_SUFFIXES, palette_png, read_rgb
 from mcc_core.errors import DataError, UsageError
-from mcc_core.evaluation.protocols import EvaluationConfig, ProtocolName, label_map, needs_crf, segmentation_maps
+from mcc_core.evaluation.protocols import ProtocolName, at_rest, label_map, needs_crf, segmentation_maps
 from mcc_core.evaluation.visualize import cam_panel, overlay
 from mcc_core.files import whole
-from mcc_core.methods.mcc.network import MCCNet
-from mcc_core.pseudo_labels.cam import multi_scale_cams
+from mcc_core.methods.registry import method_of
+from mcc_core.networks.base import MapStage, Network
+from mcc_core.pseudo_labels.cam import multi_scale_maps
 from mcc_core.pseudo_labels.crf import require_crf
 from mcc_core.pseudo_labels.labels import refined_label
-from mcc_core.schedules import value_at
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class Prediction:
     image: np.ndarray  # H,W,3 uint8
     mask: np.ndarray  # H,W uint8, 0 background
     scores: Tensor  # C probabilities that the image has the class
-    cam: Tensor  # C,H,W
-    aux_cam: Tensor  # C,H,W
+    maps: dict[MapStage, Tensor]  # class maps C,H,W by stage
 
 
 def image_files(paths: Iterable[Path]) -> list[Path]:
@@ -67,21 +66,22 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
 
 @torch.no_grad()
 def predict(
-    model: MCCNet,
+    model: Network,
     experiment: Experiment,
     images: Sequence[np.ndarray],
     device: torch.device,
     protocol: ProtocolName = "ms",
 ) -> list[Prediction]:
     """Everything that is written of images H,W,3 uint8, all of one size. Masks are those that `protocol` scores."""
-    config = EvaluationConfig.of(experiment, model.num_classes)
+    config = method_of(experiment).evaluation(experiment, model.num_classes)
     tensor = to_tensor(images).to(device)
     output = model(tensor)
-    cam, aux = multi_scale_cams(model, tensor, experiment.cam.scales, output.features)
+    found = multi_scale_maps(model, tensor, config.cam_scales, output)
     maps = segmentation_maps(model, images, protocol, config, device)
     masks = [label_map(one, protocol, config, image) for one, image in zip(maps, images, strict=True)]
     scores = output.cls.sigmoid().cpu()
-    return [Prediction(*one) for one in zip(images, masks, scores, cam.cpu(), aux.cpu(), strict=True)]
+    class_maps = [{stage: cam[i].cpu() for stage, cam in found.items()} for i in range(len(images))]
+    return [Prediction(*one) for one in zip(images, masks, scores, class_maps, strict=True)]
 
 
 def to_tensor(images: Sequence[np.ndarray]) -> Tensor:
@@ -155,19 +155,15 @@ def panel(
         present[prediction.scores.argmax()] = True
     else:
         present = torch.tensor([bool((truth == number).any()) for number in range(1, len(classes) + 1)])
-    cam, aux = (x * present[:, None, None] for x in (prediction.cam, prediction.aux_cam))
+    shown = {stage: cam * present[:, None, None] for stage, cam in prediction.maps.items()}
     tensor = to_tensor([prediction.image])
-    last = experiment.train.iterations - 1
-    background, foreground = (
-        value_at(t, last, experiment.train.iterations)
-        for t in (experiment.thresholds.background, experiment.thresholds.foreground)
-    )
+    config = method_of(experiment).evaluation(experiment, len(classes))
+    background, foreground = at_rest(config.background), at_rest(config.foreground)
     box = torch.tensor([[0, tensor.shape[2], 0, tensor.shape[3]]])
-    pseudo = refined_label(tensor, cam[None], present[None], box, background, foreground, experiment.par)
+    pseudo = refined_label(tensor, shown["cam"][None], present[None], box, background, foreground, config.par)
     return cam_panel(
         prediction.image,
-        cam.numpy(),
-        aux.numpy(),
+        {stage: cam.numpy() for stage, cam in shown.items()},
         pseudo[0].to(torch.uint8).numpy(),
         prediction.mask,
         truth,

@@ -23,19 +23,18 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveFloat
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from mcc_core.config import Experiment, Fraction, ParConfig, Strict
+from mcc_core.config import EvaluationConfig
 from mcc_core.data.transforms import normalise
 from mcc_core.errors import UsageError
 from mcc_core.evaluation.metrics import Protocol, Stage
-from mcc_core.methods.mcc.network import MCCNet
-from mcc_core.pseudo_labels.cam import CamPair, combined_cams, raw_cams
-from mcc_core.pseudo_labels.crf import CrfConfig, dense_crf
+from mcc_core.networks.base import Network
+from mcc_core.pseudo_labels.cam import MapPair, combined_maps, raw_maps
+from mcc_core.pseudo_labels.crf import dense_crf
 from mcc_core.pseudo_labels.labels import cam_label, refined_label
-from mcc_core.schedules import value_at
+from mcc_core.schedules import Scheduled
 
 ProtocolName = Literal["cam", "aux_cam", "cam_crf", "refined", "single", "ms", "ms_crf"]
 SEGMENTATION: tuple[ProtocolName, ...] = ("single", "ms", "ms_crf")
@@ -50,40 +49,6 @@ PROTOCOLS: dict[ProtocolName, tuple[Stage, Protocol]] = {
 }
 _CAMS = ("cam", "aux_cam", "cam_crf", "refined")
 _MULTI = ("ms", "ms_crf")
-
-
-class EvaluationConfig(Strict):
-    """Parameters of the protocols. None of them changes a weight."""
-
-    style: Literal["voc", "coco"] = Field(
-        "voc", description="ms: voc sums flips and takes the maximum over scales, coco the other way round, on a square"
-    )
-    scales: tuple[PositiveFloat, ...] = Field((1.0, 1.25, 1.5), min_length=1, description="of ms and ms_crf")
-    cam_scales: tuple[PositiveFloat, ...] = Field((1.0, 0.5, 1.5), min_length=1, description="of cam and aux_cam")
-    cam_threshold: Fraction = Field(0.5, description="CAM values at or below it are background")
-    crop: int = Field(448, ge=16, description="side of the square that cam, single and coco's ms squash images to")
-    background: Fraction = Field(0.3, description="refined: below it a CAM value is background")
-    foreground: Fraction = Field(0.7, description="refined: above it a CAM value is foreground; between, open")
-    par: ParConfig = Field(default_factory=ParConfig, description="refined: pixel-adaptive refinement")
-    crf: CrfConfig = CrfConfig()
-
-    @classmethod
-    def of(cls, experiment: Experiment, num_classes: int) -> EvaluationConfig:
-        """The published protocol for a trained experiment: COCO's for 80 classes, VOC's for others."""
-        count = experiment.train.iterations
-        score, background, foreground = (
-            value_at(getattr(experiment.thresholds, name), count - 1, count)
-            for name in ("score", "background", "foreground")
-        )
-        return cls(
-            style="coco" if num_classes == 80 else "voc",
-            cam_scales=experiment.cam.scales,
-            cam_threshold=score,
-            background=background,
-            foreground=foreground,
-            par=experiment.par,
-            crop=experiment.train.crop,
-        )
 
 
 def network_config(configs: Sequence[EvaluationConfig]) -> EvaluationConfig:
@@ -110,9 +75,9 @@ class Maps:
     """What the network says of one image, at token resolution, on the CPU. Pairs are (image, flip), by scale."""
 
     single: Tensor | None = None  # 1,C+1,h,w
-    multi: dict[float, CamPair] = field(default_factory=dict)
-    cam: dict[float, CamPair] = field(default_factory=dict)  # of the classes `present`
-    aux_cam: dict[float, CamPair] = field(default_factory=dict)
+    multi: dict[float, MapPair] = field(default_factory=dict)
+    cam: dict[float, MapPair] = field(default_factory=dict)  # of the classes `present`
+    aux_cam: dict[float, MapPair] = field(default_factory=dict)
     present: tuple[int, ...] = ()  # 0-based class indices
 
     def arrays(self, dtype: str) -> dict[str, np.ndarray]:
@@ -140,7 +105,7 @@ class Maps:
 
 @torch.no_grad()
 def network_maps(
-    model: MCCNet,
+    model: Network,
     image: np.ndarray,
     labels: Sequence[int],
     protocols: Sequence[ProtocolName],
@@ -157,9 +122,8 @@ def network_maps(
         maps.single = output.seg.cpu()
         if wants_cam:
             classes = torch.tensor(list(labels), device=device)
-            final, aux = raw_cams(model, square, config.cam_scales, output.features, classes)
-            maps.cam = dict(zip(config.cam_scales, _on_cpu(final), strict=True))
-            maps.aux_cam = dict(zip(config.cam_scales, _on_cpu(aux), strict=True))
+            for stage, pairs in raw_maps(model, square, config.cam_scales, output, classes).items():
+                getattr(maps, stage).update(zip(config.cam_scales, _on_cpu(pairs), strict=True))
     if any(name in protocols for name in _MULTI):
         source = normalise(pixels)[None].to(device) if config.style == "voc" else square
         maps.multi = dict(zip(config.scales, _on_cpu(raw_logits(model, source, config.scales)), strict=True))
@@ -168,7 +132,7 @@ def network_maps(
 
 @torch.no_grad()
 def segmentation_maps(
-    model: MCCNet,
+    model: Network,
     images: Sequence[np.ndarray],
     protocol: ProtocolName,
     config: EvaluationConfig,
@@ -189,22 +153,22 @@ def segmentation_maps(
 
 
 @torch.no_grad()
-def raw_logits(model: MCCNet, images: Tensor, scales: Sequence[float]) -> list[CamPair]:
+def raw_logits(model: Network, images: Tensor, scales: Sequence[float]) -> list[MapPair]:
     """Segmentation logits B,C+1,h,w at token resolution for each scale: of the images and of their flips."""
     found = []
     for scale in scales:
-        target = [max(model.encoder.patch, round(side * scale)) for side in images.shape[-2:]]
+        target = [max(model.stride, round(side * scale)) for side in images.shape[-2:]]
         scaled = F.interpolate(images, size=target, mode="bilinear", align_corners=False)
         straight, flipped = model(torch.cat([scaled, scaled.flip(-1)])).seg.chunk(2)
         found.append((straight, flipped))
     return found
 
 
-def combined_logits(pairs: Sequence[CamPair], size: tuple[int, int], style: str) -> Tensor:
+def combined_logits(pairs: Sequence[MapPair], size: tuple[int, int], style: str) -> Tensor:
     """Logits B,C+1,H,W of `size` over scales and flips (PAPER_NOTES row 24)."""
     over_flips, over_scales = (torch.add, torch.maximum) if style == "voc" else (torch.maximum, torch.add)
 
-    def one_scale(pair: CamPair) -> Tensor:
+    def one_scale(pair: MapPair) -> Tensor:
         one, two = (F.interpolate(x, size=size, mode="bilinear", align_corners=False) for x in pair)
         return over_flips(one, two.flip(-1))
 
@@ -231,8 +195,20 @@ def label_map(maps: Maps, protocol: ProtocolName, config: EvaluationConfig, imag
 
 def squashed_cam(maps: Maps, which: str, config: EvaluationConfig) -> Tensor:
     """CAM 1,K,S,S of the present classes over the squashed image."""
-    pairs: dict[float, CamPair] = getattr(maps, which)
-    return combined_cams([pairs[scale] for scale in config.cam_scales], (config.crop, config.crop))
+    pairs: dict[float, MapPair] = getattr(maps, which)
+    return combined_maps([pairs[scale] for scale in config.cam_scales], (config.crop, config.crop))
+
+
+def at_rest(threshold: Scheduled) -> float:
+    """An evaluation's threshold, which does not change. Raises TypeError for a schedule."""
+    if isinstance(threshold, float | int):
+        return float(threshold)
+    raise TypeError(f"{threshold}: an evaluation's threshold is a number")
+
+
+def supported(map_stages: Sequence[str]) -> tuple[ProtocolName, ...]:
+    """The protocols that a network with these class maps can be scored by."""
+    return tuple(name for name, (stage, _) in PROTOCOLS.items() if stage != "aux_cam" or stage in map_stages)
 
 
 def needs_crf(protocol: ProtocolName) -> bool:
@@ -246,14 +222,13 @@ def _cam_label(maps: Maps, protocol: ProtocolName, config: EvaluationConfig, ima
         return np.zeros(size, np.uint8)
     squashed = squashed_cam(maps, "aux_cam" if protocol == "aux_cam" else "cam", config)
     cam = F.interpolate(squashed, size=size, mode="bilinear", align_corners=False)
-    assert isinstance(config.cam_threshold, float)
     if protocol == "cam_crf":
-        scores = torch.cat([torch.full_like(cam[:, :1], config.cam_threshold), cam], dim=1)[0]
+        scores = torch.cat([torch.full_like(cam[:, :1], at_rest(config.cam_threshold)), cam], dim=1)[0]
         label = dense_crf(image, (scores / scores.sum(0)).numpy(), config.crf).argmax(0)
     elif protocol == "refined":
         return _refined(squashed, maps.present, config, image)
     else:
-        label = cam_label(cam, config.cam_threshold)[0].numpy()
+        label = cam_label(cam, at_rest(config.cam_threshold))[0].numpy()
     return np.array([0, *(index + 1 for index in maps.present)], np.uint8)[label]
 
 
@@ -261,14 +236,15 @@ def _refined(cam: Tensor, present: Sequence[int], config: EvaluationConfig, imag
     """The pseudo-label of the squashed image, as training makes it, at the image's own size."""
     pixels = TF.resize(torch.from_numpy(image).permute(2, 0, 1), list(cam.shape[-2:]), antialias=False)
     box = torch.tensor([[0, cam.shape[-2], 0, cam.shape[-1]]])
-    assert isinstance(config.background, float) and isinstance(config.foreground, float)
     here = torch.ones(1, cam.shape[1])
-    label = refined_label(normalise(pixels)[None], cam, here, box, config.background, config.foreground, config.par)
+    label = refined_label(
+        normalise(pixels)[None], cam, here, box, at_rest(config.background), at_rest(config.foreground), config.par
+    )
     numbers = np.zeros(256, np.uint8)
     numbers[[0, *range(1, len(present) + 1), 255]] = [0, *(index + 1 for index in present), 255]
     whole = F.interpolate(label[None].float(), size=image.shape[:2], mode="nearest")[0, 0]
     return numbers[whole.to(torch.uint8).numpy()]
 
 
-def _on_cpu(pairs: Sequence[CamPair]) -> list[CamPair]:
+def _on_cpu(pairs: Sequence[MapPair]) -> list[MapPair]:
     return [(a.cpu(), b.cpu()) for a, b in pairs]

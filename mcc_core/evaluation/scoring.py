@@ -25,7 +25,7 @@ from mcc_core.evaluation.protocols import (
     network_config,
     network_maps,
 )
-from mcc_core.methods.mcc.network import MCCNet
+from mcc_core.networks.base import Network
 from mcc_core.pseudo_labels.crf import require_crf
 from mcc_core.pseudo_labels.labels import IGNORE
 
@@ -82,7 +82,7 @@ class Scorer:
 
     def __init__(
         self,
-        model: MCCNet,
+        model: Network,
         settings: Sequence[Setting],
         masks: Mapping[str, Path],
         device: torch.device,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from mcc_core.data.voc import palette
 
 _COLOURS = np.array(palette(), dtype=np.uint8).reshape(256, 3)
+_CAPTIONS = {"cam": "CAM", "aux_cam": "auxiliary CAM"}
 _TILE, _CAPTION, _GAP = 192, 18, 4
 
 
@@ -34,23 +35,21 @@ def heat(image: np.ndarray, cam: np.ndarray) -> Image.Image:
 
 def cam_panel(
     image: np.ndarray,
-    cam: np.ndarray,
-    aux_cam: np.ndarray,
+    maps: Mapping[str, np.ndarray],
     pseudo_label: np.ndarray,
     prediction: np.ndarray,
     ground_truth: np.ndarray | None,
     present: Sequence[str],
 ) -> Image.Image:
-    """One labelled row: image, CAM, auxiliary CAM, pseudo-label, prediction, ground truth.
+    """One labelled row: image, class maps, pseudo-label, prediction, ground truth.
 
     Args:
-        image: H,W,3 uint8; cam, aux_cam: C,H,W in [0, 1], zero for absent classes; label maps: H,W uint8.
+        image: H,W,3 uint8; maps: by stage, C,H,W in [0, 1], zero for absent classes; label maps: H,W uint8.
         present: class names for the caption of the image.
     """
     tiles = [
         (", ".join(present) or "no class", Image.fromarray(image)),
-        ("CAM", heat(image, cam.max(0))),
-        ("auxiliary CAM", heat(image, aux_cam.max(0))),
+        *((_CAPTIONS.get(stage, stage), heat(image, cam.max(0))) for stage, cam in maps.items()),
         ("pseudo-label", Image.fromarray(colorize(pseudo_label))),
         ("prediction", Image.fromarray(colorize(prediction))),
     ]
@@ -61,7 +60,7 @@ def cam_panel(
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for column, (caption, tile) in enumerate(tiles):
         x = column * (_TILE + _GAP)
-        smooth = Image.Resampling.BILINEAR if column < 3 else Image.Resampling.NEAREST
+        smooth = Image.Resampling.BILINEAR if column <= len(maps) else Image.Resampling.NEAREST
         sheet.paste(tile.resize((_TILE, height), smooth), (x, _CAPTION))
         draw.text((x + 2, 2), _fitted(caption, font), fill="black", font=font)
     return sheet

@@ -1,4 +1,4 @@
-"""Multi-scale class activation maps (Eq. 4, PAPER_NOTES row 18)."""
+"""Multi-scale class activation maps (Eq. 4) of any network."""
 
 from __future__ import annotations
 
@@ -8,61 +8,59 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mcc_core.methods.mcc.network import MCCNet
-from mcc_core.networks.encoder import Features
+from mcc_core.networks.base import MapStage, Network, Output
 
-CamPair = tuple[Tensor, Tensor]
+MapPair = tuple[Tensor, Tensor]  # of an image and of its flip
 
 
 @torch.no_grad()
-def multi_scale_cams(
-    model: MCCNet,
+def multi_scale_maps(
+    network: Network,
     images: Tensor,
     scales: Sequence[float],
-    known: Features | None = None,
+    known: Output | None = None,
     classes: Tensor | None = None,
-) -> CamPair:
-    """Final and auxiliary CAMs, each B,K,H,W in [0, 1], of images B,3,H,W.
+) -> dict[MapStage, Tensor]:
+    """The network's class maps, each B,K,H,W in [0, 1], of images B,3,H,W.
 
     Per scale: maximum over the image and its flip, ReLU; then the sum over scales, min-max normalised per class.
 
     Args:
-        known: features of `images` already computed, which saves the unflipped forward at scale 1.
+        known: an output of `images` already computed, which saves the unflipped forward at scale 1.
         classes: K class indices to compute; default all C. Maps of classes do not depend on each other.
     """
-    final, aux = raw_cams(model, images, scales, known, classes)
     size = (images.shape[-2], images.shape[-1])
-    return combined_cams(final, size), combined_cams(aux, size)
+    raw = raw_maps(network, images, scales, known, classes)
+    return {stage: combined_maps(pairs, size) for stage, pairs in raw.items()}
 
 
 @torch.no_grad()
-def raw_cams(
-    model: MCCNet,
+def raw_maps(
+    network: Network,
     images: Tensor,
     scales: Sequence[float],
-    known: Features | None = None,
+    known: Output | None = None,
     classes: Tensor | None = None,
-) -> tuple[list[CamPair], list[CamPair]]:
-    """Class activations at token resolution, final and auxiliary: for each scale those of the image and of its flip."""
-    weights = _weights(model, classes)
-    size = images.shape[-2:]
-    found: tuple[list[CamPair], list[CamPair]] = ([], [])
+) -> dict[MapStage, list[MapPair]]:
+    """Class activations at the network's resolution: by stage, for each scale those of the image and of its flip."""
+    found: dict[MapStage, list[MapPair]] = {stage: [] for stage in network.map_stages}
     for scale in scales:
         if scale == 1.0 and known is not None:
-            flipped = model.encoder(images.flip(-1))
-            both = [(known.patches, flipped.patches), (known.aux, flipped.aux)]
+            straight = network.class_maps(images, known, classes)
+            flipped = network.class_maps(images.flip(-1), None, classes)
+            pairs = {stage: (straight[stage], flipped[stage]) for stage in found}
         else:
-            target = [int(scale * side) for side in size]
+            target = [int(scale * side) for side in images.shape[-2:]]
             scaled = F.interpolate(images, size=target, mode="bilinear", align_corners=False)
-            features = model.encoder(torch.cat([scaled, scaled.flip(-1)]))
-            both = [features.patches.chunk(2), features.aux.chunk(2)]
-        for pairs, weight, (a, b) in zip(found, weights, both, strict=True):
-            pairs.append((F.conv2d(a, weight), F.conv2d(b, weight)))
+            both = network.class_maps(torch.cat([scaled, scaled.flip(-1)]), None, classes)
+            pairs = {stage: (both[stage].chunk(2)[0], both[stage].chunk(2)[1]) for stage in found}
+        for stage, pair in pairs.items():
+            found[stage].append(pair)
     return found
 
 
-def combined_cams(pairs: Sequence[CamPair], size: tuple[int, int]) -> Tensor:
-    """CAMs B,K,H,W of `size` from the activations of `raw_cams`."""
+def combined_maps(pairs: Sequence[MapPair], size: tuple[int, int]) -> Tensor:
+    """Maps B,K,H,W of `size` from the activations of `raw_maps`."""
     total: Tensor | float = 0.0
     for straight, flipped in pairs:
         one = F.interpolate(straight, size=size, mode="bilinear", align_corners=False)
@@ -70,11 +68,6 @@ def combined_cams(pairs: Sequence[CamPair], size: tuple[int, int]) -> Tensor:
         total = total + F.relu(torch.maximum(one, two))
     assert isinstance(total, Tensor)
     return normalise(total)
-
-
-def _weights(model: MCCNet, classes: Tensor | None) -> tuple[Tensor, Tensor]:
-    pair = (model.classifier.weight, model.aux_classifier.weight)
-    return pair if classes is None else (pair[0][classes], pair[1][classes])
 
 
 def normalise(cam: Tensor) -> Tensor:

@@ -14,26 +14,14 @@ from functools import partial
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
-from mcc_core.config import Strict
+from mcc_core.config import CrfConfig
 from mcc_core.errors import UsageError
 
 Image = npt.NDArray[np.uint8]  # H,W,3
 Probabilities = npt.NDArray[np.float32]  # C,H,W
 
 _LEAST = 1e-5  # probabilities are raised to this before the logarithm
-
-
-class CrfConfig(Strict):
-    """Dense CRF settings; the defaults are the published ones (PAPER_NOTES row 25)."""
-
-    iterations: int = Field(10, ge=1, description="mean-field steps")
-    gaussian_sxy: float = Field(1.0, gt=0, description="width of the smoothness kernel, in pixels")
-    gaussian_compat: float = Field(1.0, ge=0, description="weight of the smoothness kernel")
-    bilateral_sxy: float = Field(121.0, gt=0, description="width of the appearance kernel, in pixels")
-    bilateral_srgb: float = Field(5.0, gt=0, description="width of the appearance kernel, in grey levels")
-    bilateral_compat: float = Field(4.0, ge=0, description="weight of the appearance kernel")
 
 
 PUBLISHED = CrfConfig()

@@ -27,12 +27,10 @@ from mcc_core.data.datasets import Draw, TrainingBatches, TrainingSet
 from mcc_core.data.index import DataIndex, supervision_certificate
 from mcc_core.errors import TrainingFault
 from mcc_core.evaluation.in_training import EvaluationRecord, evaluate
-from mcc_core.methods.mcc.masking import sample_masks
-from mcc_core.methods.mcc.network import MCCNet
-from mcc_core.methods.mcc.objective import Batch, Objective, Step
-from mcc_core.schedules import value_at
+from mcc_core.methods.base import Step
+from mcc_core.methods.registry import method_of
 from mcc_core.training.optim import build_optimizer, set_learning_rate
-from mcc_core.training.running_means import Window
+from mcc_core.training.running_means import RunningMeans
 
 
 @dataclass(frozen=True)
@@ -103,14 +101,14 @@ def train(
 
 
 def probe(experiment: Experiment, index: DataIndex, device: torch.device, steps: int = 3) -> float:
-    """Seconds per iteration with every loss on, measured over a few steps after a warm-up step."""
-    busy = experiment.model_copy(update={"loss": experiment.loss.model_copy(update={"seg_start": 0})})
-    run = _Run(busy, 0, index, device, Path("."), Callbacks())
-    batches = iter(run.batches(1, steps + 2))
-    run.step(1, next(batches))
+    """Seconds per iteration at the end of training, where every loss is on, over a few steps after a warm-up step."""
+    run = _Run(experiment, 0, index, device, Path("."), Callbacks())
+    last = experiment.train.iterations - 1
+    batches = iter(run.batches(0, steps + 1))
+    run.step(last, next(batches))
     start = time.perf_counter()
-    for iteration, batch in enumerate(batches, start=2):
-        run.step(iteration, batch)[-1].total.item()
+    for batch in batches:
+        run.step(last, batch)[-1].total.item()
     return (time.perf_counter() - start) / steps
 
 
@@ -128,19 +126,20 @@ class _Run:
     ) -> None:
         self.experiment, self.seed, self.index = experiment, seed, index
         self.device, self.workdir, self.callbacks = device, workdir, callbacks
+        self.method = method_of(experiment)
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.model = MCCNet(experiment.model, len(index.classes), experiment.compute).to(device)
+            self.model = self.method.network(experiment, len(index.classes)).to(device)
         self.optimizer = build_optimizer(self.model, experiment.optim)
-        self.objective = Objective(self.model, experiment)
+        self.objective = self.method.objective(self.model, experiment)
         self.parallel: torch.nn.Module = self.objective
         if self.world > 1:
             self.parallel = DistributedDataParallel(self.objective)
         self.done = 0
         self.metrics: dict[str, float] = {}
-        self.window = Window()
+        self.window = RunningMeans()
         self.ask_every = 1  # iterations between questions whether to stop, the same on all ranks
 
     def restore(self, saved: Checkpoint) -> None:
@@ -179,9 +178,8 @@ class _Run:
         """For each iteration `start` to `end`, this rank's collated batches: one for each pass."""
         config = self.experiment.train
         passes = config.accumulate
-        dataset = TrainingSet(
-            self.index.train, len(self.index.classes), self.experiment.augment, config.crop, self.seed
-        )
+        augment = self.method.augment(self.experiment)
+        dataset = TrainingSet(self.index.train, len(self.index.classes), augment, self.seed)
         turns = [
             TrainingBatches(
                 len(dataset),
@@ -217,49 +215,35 @@ class _Run:
         for turn, collated in enumerate(batches):
             parallel = self.parallel
             more = turn + 1 < len(batches) and isinstance(parallel, DistributedDataParallel)
+            batch, draws = self._inputs(iteration, turn, collated)
             with parallel.no_sync() if more else nullcontext():  # type: ignore[operator]
-                step: Step = parallel(*self._inputs(iteration, turn, collated), iteration, first=turn == 0)
+                step: Step = parallel(batch, draws, iteration, first=turn == 0)
                 (step.total / len(batches)).backward()
             steps.append(step)
         self.optimizer.step()
+        self.objective.after_step(iteration)
         return steps
 
-    def _inputs(self, iteration: int, turn: int, collated: dict[str, Any]) -> tuple[Batch, Tensor]:
-        """The batch on the device, and its masks."""
-        e, total = self.experiment, self.experiment.train.iterations
-        batch = Batch(
-            images=self._moved(collated["view1"]),
-            view2=self._moved(collated["view2"]),
-            local=self._moved(collated["local"]),
-            labels=self._moved(collated["labels"]),
-            boxes=self._moved(collated["box"]),
-        )
-        place = 0 if e.train.same_masks else self.rank * e.train.accumulate + turn
-        masks = sample_masks(
-            len(batch.images),
-            round(value_at(e.mask.views, iteration, total)),
-            self.model.encoder.grid(*batch.images.shape[-2:]),
-            value_at(e.mask.ratio, iteration, total),
-            round(value_at(e.mask.scale, iteration, total)),
-            torch.Generator().manual_seed(_mix(self.seed, place, iteration)),
-        )
-        return batch, self._moved(masks)
+    def _inputs(
+        self, iteration: int, turn: int, collated: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The batch on the device, and the method's random draws. Dropout draws from torch's generator, seeded here."""
+        batch = {name: self._moved(value) for name, value in collated.items() if isinstance(value, Tensor)}
+        place = 0 if self.experiment.train.same_masks else self.rank * self.experiment.train.accumulate + turn
+        seed = _mix(self.seed, place, iteration)
+        torch.manual_seed(seed)
+        crop = self.experiment.train.crop
+        generator = torch.Generator().manual_seed(seed)
+        draws = self.method.draws(self.experiment, self.model, len(batch["labels"]), (crop, crop), iteration, generator)
+        return batch, {name: self._moved(value) for name, value in draws.items()}
 
     def _moved(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)
 
     def _state(self, iteration: int, step: Step) -> dict[str, float | Tensor]:
-        """What is worth a curve beside the losses: the learning rate, scheduled values, positive local views."""
-        e, total = self.experiment, self.experiment.train.iterations
-        state: dict[str, float | Tensor] = {
-            "lr": self.rate,
-            "mask/ratio": value_at(e.mask.ratio, iteration, total),
-            "mask/scale": value_at(e.mask.scale, iteration, total),
-        }
-        state |= {f"weight/{name}": weight for name, weight in self.objective.weights(iteration).items()}
-        if step.contrast is not None:
-            state["mask/positive_views"] = step.contrast.flags[:, 2 * e.contrast.global_keys :].mean()
-        return state
+        """What is worth a curve beside the losses: the learning rate, weights, and what the method adds."""
+        weights = {f"weight/{name}": weight for name, weight in self.objective.weights(iteration).items()}
+        return {"lr": self.rate} | step.state | weights
 
     def _log(self) -> None:
         """Close the window of iterations. The mean is over ranks too, so that every rank sees the same fault."""
@@ -366,6 +350,6 @@ class _Turns(Sampler[list[Draw]]):
 
 
 def _mix(seed: int, rank: int, iteration: int) -> int:
-    """One 63-bit generator seed of three numbers; every rank draws its own masks (PAPER_NOTES row 22)."""
+    """One 63-bit generator seed of three numbers; every rank has its own draws."""
     mixed = (seed * 1_000_003 + rank) * 1_000_003 + iteration
     return (mixed * 0x9E3779B97F4A7C15) % (1 << 63)

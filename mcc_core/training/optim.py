@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from mcc_core.config import OptimConfig
-from mcc_core.methods.mcc.network import MCCNet
+from mcc_core.networks.base import Network
 
 
 def learning_rate(config: OptimConfig, iteration: int, total: int) -> float:
@@ -16,17 +16,16 @@ def learning_rate(config: OptimConfig, iteration: int, total: int) -> float:
     return config.lr * (1 - iteration / total) ** config.power
 
 
-def build_optimizer(model: MCCNet, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the encoder at the base rate and everything else at `head_lr_scale` times it.
-
-    Freezes the position table when `config.freeze_pos_embed`. Call `set_learning_rate` before each step.
-    """
-    if config.freeze_pos_embed and model.encoder.vit.pos_embed is not None:
-        model.encoder.vit.pos_embed.requires_grad_(False)
-    encoder = [p for p in model.encoder.parameters() if p.requires_grad]
-    known = {id(p) for p in model.encoder.parameters()}
-    heads = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
-    groups = [{"params": encoder, "lr_scale": 1.0}, {"params": heads, "lr_scale": config.head_lr_scale}]
+def build_optimizer(network: Network, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW over the network's parameter groups. Call `set_learning_rate` before each step."""
+    groups = [
+        {
+            "params": list(group.parameters),
+            "lr_scale": group.lr_scale,
+            "weight_decay": config.weight_decay * group.decay_scale,
+        }
+        for group in network.parameter_groups(config)
+    ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
 
 

@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mcc_core.methods.mcc.objective import Step
+from mcc_core.methods.base import Step
 
 
-class Window:
+class RunningMeans:
     """Sums of one rank since the last log record, kept as tensors so that a GPU is not waited for at each step."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Window:
         for name, value in (losses | {"loss/total": step.total.detach()} | state).items():
             self.sums[name] = self.sums[name] + value
             self.counts[name] += 1
-        self.images += len(step.output.cls)
+        self.images += step.images
 
     def close(self, device: torch.device, world: int) -> dict[str, float]:
         """Means over steps and ranks, the same on every rank, and images per second of all ranks."""

@@ -16,12 +16,11 @@ def experiments(incomplete: str) -> list[str]:
 
 def fields(incomplete: str) -> list[str]:
     """Fields of an experiment, for `--set`."""
-    from mcc_core.config import Experiment
-    from mcc_core.validation import field_names
+    from mcc_core.methods.registry import METHODS
+    from mcc_core.validation import settable
 
-    names = [name for name in field_names(Experiment) if name != "description"]
-    single = [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
-    return _begun([f"{name}=" for name in single], incomplete)
+    names = dict.fromkeys(name for method in METHODS.values() for name in settable(method.experiment))
+    return _begun([f"{name}=" for name in names], incomplete)
 
 
 def tables(incomplete: str) -> list[str]:

@@ -27,7 +27,7 @@ def import_weights(
     target = out or file.with_suffix(".mcc.pt")
     save(saved, target)
     print(f"{file}: {found.kind}")
-    print(f"  backbone  {saved.experiment.model.backbone}, auxiliary block {saved.experiment.model.aux_block}")
+    print(f"  backbone  {saved.experiment.model.backbone}")
     print(f"  classes   {len(saved.classes)}: {', '.join(saved.classes[:5])}, ...")
     print(f"  used      {len(saved.model) - len(found.fresh)} tensors")
     print(f"  not used  {_short(found.unused)}")

@@ -63,7 +63,7 @@ def test_every_module_says_what_it_is() -> None:
 
 
 def test_the_reference_has_every_field_and_command() -> None:
-    from mcc_core.config import Experiment
+    from mcc_core.methods.mcc.config import Experiment
     from mcc_core.validation import field_names
 
     text = (ROOT / "docs/reference/configuration.md").read_text()

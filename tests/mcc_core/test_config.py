@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcc_core.config import Experiment
 from mcc_core.errors import UsageError
 from mcc_core.experiment_files import preset_names, resolve
+from mcc_core.methods.mcc.config import Experiment
 from mcc_core.schedules import value_at
 from mcc_core.validation import field_names, flatten
 

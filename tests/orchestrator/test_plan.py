@@ -129,25 +129,29 @@ def test_comments_and_order_of_a_sweep_file_do_not_matter(settings: Settings, tm
 
 
 def test_the_source_hash_sees_code_and_not_comments(tmp_path: Path) -> None:
-    def hashed(name: str, old: str = "", new: str = "", file: str = "losses.py") -> str:
+    def hashed(name: str, old: str = "", new: str = "", file: str = "losses/terms.py") -> str:
         package = tmp_path / name
         shutil.copytree(Path(mcc_core.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
         text = (package / file).read_text()
         assert old in text
         (package / file).write_text(text.replace(old, new, 1))
-        return source_hash(package)
+        return source_hash(package, ("methods/other/",))
 
     base = hashed("base")
     assert hashed("comment", "from __future__", "# a comment\n\nfrom __future__") == base
     assert hashed("docstring", '"""', '"""Changed. ') == base
     assert hashed("code", "import torch\n", "import torch\nX = 1\n") != base
-    assert hashed("picture", "import", "import sys\nimport", "visualize.py") == base
+    (tmp_path / "base/methods/other").mkdir()
+    (tmp_path / "base/methods/other/objective.py").write_text("X = 1")
+    source_hash.cache_clear()
+    assert source_hash(tmp_path / "base", ("methods/other/",)) == base != source_hash(tmp_path / "base")
+    assert hashed("picture", "import", "import sys\nimport", "evaluation/visualize.py") == base
 
 
 def test_weights_are_known_by_content(settings: Settings, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    from mcc_core.methods.mcc.network import build_vit
+    from mcc_core.networks.backbones import build_vit
 
     (trial,) = plan(settings).trials
     state = {name: tensor.contiguous() for name, tensor in build_vit(trial.experiment.model).state_dict().items()}

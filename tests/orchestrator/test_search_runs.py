@@ -13,8 +13,8 @@ import torch
 from tiny import settings_in, tiny_sweep
 
 from mcc_core.checkpoint import load
-from mcc_core.config import Experiment
 from mcc_core.experiment_files import merge
+from mcc_core.methods.mcc.config import Experiment
 from mcc_core.training import engine
 from orchestrator.budget import sweep_state
 from orchestrator.cluster import cluster

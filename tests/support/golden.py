@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mcc_core.config import Experiment
 from mcc_core.experiment_files import merge
-from mcc_core.import_weights import from_published
+from mcc_core.methods.mcc.config import Experiment
 from mcc_core.methods.mcc.network import MCCNet
-from mcc_core.methods.mcc.objective import Batch, Objective, Step
+from mcc_core.methods.mcc.objective import MCCObjective, MCCStep
+from mcc_core.methods.mcc.published import from_published
 from mcc_core.validation import validate
 
 LOSS_TOLERANCE = 1e-4  # relative
@@ -60,7 +60,7 @@ def method_of(path: Path) -> str:
     with np.load(path) as archive:
         named = json.loads(str(archive["meta"])).get("method")
         found = [method for array, method in _TELLTALE.items() if array in archive.files]
-    return named or found[0]
+    return (named or found[0]).lower()
 
 
 def compare(path: Path) -> list[Row]:
@@ -146,7 +146,7 @@ def recorded_experiment(meta: dict[str, Any], width: int, overrides: dict[str, A
     return validate(Experiment, merge(fields, overrides or {}, "recording"), "recording")
 
 
-def run_recorded(path: Path, overrides: dict[str, Any] | None = None) -> tuple[dict[str, Any], Step, MCCNet]:
+def run_recorded(path: Path, overrides: dict[str, Any] | None = None) -> tuple[dict[str, Any], MCCStep, MCCNet]:
     """Repeat a recording's step, backward included. Returns its arrays, our step and the network with gradients."""
     with np.load(path) as archive:
         arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
@@ -156,15 +156,10 @@ def run_recorded(path: Path, overrides: dict[str, Any] | None = None) -> tuple[d
     model = MCCNet(experiment.model, meta["num_classes"] - 1)
     model.load_state_dict(from_published(recorded_weights(published_layout(width, meta["num_classes"]))))
     model.encoder.vit.pos_embed.requires_grad_(False)
-    batch = Batch(
-        images=torch.from_numpy(arrays["images"]),
-        view2=torch.from_numpy(arrays["view2"]),
-        local=torch.from_numpy(arrays["local"]),
-        labels=torch.from_numpy(arrays["labels"]),
-        boxes=torch.from_numpy(arrays["boxes"]),
-    )
-    objective = Objective(model, experiment)
-    step = objective(batch, torch.from_numpy(arrays["masks"]), meta["n_iter"], all_classes=True)
+    named = {"view1": "images", "view2": "view2", "local": "local", "labels": "labels", "box": "boxes"}
+    batch = {name: torch.from_numpy(arrays[recorded]) for name, recorded in named.items()}
+    masks = {"masks": torch.from_numpy(arrays["masks"])}
+    step = MCCObjective(model, experiment)(batch, masks, meta["n_iter"], all_classes=True)
     step.total.backward()
     return arrays, step, model
 
@@ -203,7 +198,7 @@ def gradient_rows(
         yield Row(f"gradient {name}", value, ours, abs(ours - value) / max(abs(value), 1e-12), GRADIENT_TOLERANCE)
 
 
-def _array_rows(arrays: dict[str, Any], step: Step) -> Iterable[Row]:
+def _array_rows(arrays: dict[str, Any], step: MCCStep) -> Iterable[Row]:
     size = arrays["images"].shape[-2:]
     seg = F.interpolate(step.output.seg, size=size, mode="bilinear", align_corners=False)[..., ::4, ::4]
     contrast, labels = step.contrast, {"refined": step.refined, "aux_label": step.affinity_label}

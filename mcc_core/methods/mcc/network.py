@@ -3,102 +3,31 @@
 from __future__ import annotations
 
 import copy
-import logging
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
-from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from mcc_core.config import ComputeConfig, ModelConfig, ProjectorConfig
-from mcc_core.errors import UsageError
+from mcc_core.config import ComputeConfig, OptimConfig
+from mcc_core.methods.mcc.config import ModelConfig
+from mcc_core.networks import base
+from mcc_core.networks.backbones import build_vit
+from mcc_core.networks.base import MapStage, Network, ParameterGroup
 from mcc_core.networks.encoder import Encoder, Features
-
-
-class Decoder(nn.Module):
-    """LargeFOV head: two dilated 3x3 convolutions and a 1x1 classifier, all without bias."""
-
-    def __init__(self, width: int, channels: int, outputs: int, dilation: int) -> None:
-        super().__init__()
-        self.conv6 = nn.Conv2d(width, channels, 3, padding=dilation, dilation=dilation, bias=False)
-        self.conv7 = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, bias=False)
-        self.conv8 = nn.Conv2d(channels, outputs, 1, bias=False)
-        for conv in (self.conv6, self.conv7, self.conv8):
-            nn.init.kaiming_normal_(conv.weight, a=1)
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """B,D,h,w patch features to B,C+1,h,w logits, background first."""
-        return self.conv8(F.relu(self.conv7(F.relu(self.conv6(patches)))))
-
-
-class UnitLinear(nn.Module):
-    """Weight-normalised linear layer whose gain is frozen (PAPER_NOTES row 10): rows of unit length times `gain`."""
-
-    gain: Tensor
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.direction = nn.Parameter(torch.empty(outputs, inputs))
-        nn.init.trunc_normal_(self.direction, std=0.02)
-        self.register_buffer("gain", torch.ones(outputs, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.gain * F.normalize(self.direction, dim=1))
-
-
-class Projector(nn.Module):
-    """Class token D to the contrast space: three-layer MLP with GELU, L2 normalisation, UnitLinear.
-
-    The text has one linear layer (`kind: linear`, PAPER_NOTES row 10).
-    """
-
-    mlp: nn.Sequential | None
-    last: nn.Module
-
-    def __init__(self, width: int, config: ProjectorConfig) -> None:
-        super().__init__()
-        if config.kind == "linear":
-            self.mlp, self.last = None, nn.Linear(width, config.out)
-            _init(self.last, config.init_std)
-            return
-        self.mlp = nn.Sequential(
-            nn.Linear(width, config.hidden),
-            nn.GELU(),
-            nn.Linear(config.hidden, config.hidden),
-            nn.GELU(),
-            nn.Linear(config.hidden, config.bottleneck),
-        )
-        for layer in self.mlp:
-            if isinstance(layer, nn.Linear):
-                _init(layer, config.init_std)
-        self.last = UnitLinear(config.bottleneck, config.out)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.last(tokens if self.mlp is None else F.normalize(self.mlp(tokens), dim=-1))
-
-
-def _init(layer: nn.Linear, std: float) -> None:
-    nn.init.trunc_normal_(layer.weight, std=std)
-    nn.init.zeros_(layer.bias)
+from mcc_core.networks.heads import Decoder, Projector, pooled_logits
 
 
 @dataclass(frozen=True)
-class Output:
+class MCCOutput(base.Output):
     """One forward pass of images B,3,H,W."""
 
     features: Features
-    cls: Tensor  # B,C image-level logits
     cls_aux: Tensor  # B,C
-    seg: Tensor  # B,C+1,h,w
     other_cls: Tensor | None = None  # O,D class tokens of the other images of the pass
 
 
-class MCCNet(nn.Module):
+class MCCNet(Network):
     """Everything that has weights.
 
     Args:
@@ -107,10 +36,13 @@ class MCCNet(nn.Module):
         compute: precision, compilation and memory of a pass.
     """
 
+    map_stages: tuple[MapStage, ...] = ("cam", "aux_cam")
+
     def __init__(self, config: ModelConfig, num_classes: int, compute: ComputeConfig | None = None) -> None:
         super().__init__()
         compute = compute or ComputeConfig()
         self.encoder = Encoder(build_vit(config), config.aux_block)
+        self.stride = self.encoder.patch
         width = self.encoder.width
         self.num_classes = num_classes
         self.classifier = nn.Conv2d(width, num_classes, 1, bias=False)
@@ -125,95 +57,41 @@ class MCCNet(nn.Module):
         if compute.compile:
             self.encoder.compile_blocks()
 
-    def forward(self, images: Tensor, others: Tensor | None = None) -> Output:
+    def forward(self, images: Tensor, others: Tensor | None = None) -> MCCOutput:
         """Logits of `images` with the features behind them, and the class tokens alone of `others` O,3,H,W."""
         features, other_cls = self.encoder.features_and_cls(images, others)
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.use_bfloat16):
             seg = self.decoder(features.patches)
-        return Output(
-            features,
-            cls=_pooled_logits(features.patches, self.classifier),
-            cls_aux=_pooled_logits(features.aux, self.aux_classifier),
+        return MCCOutput(
+            cls=pooled_logits(features.patches, self.classifier),
+            cls_aux=pooled_logits(features.aux, self.aux_classifier),
             seg=seg.to(images.dtype),
+            features=features,
             other_cls=other_cls,
         )
+
+    def class_maps(
+        self, images: Tensor, known: base.Output | None = None, classes: Tensor | None = None
+    ) -> dict[MapStage, Tensor]:
+        """Final and auxiliary class activations (Eq. 4): B,K,h,w of images B,3,H,W."""
+        features: Features = self.encoder(images) if known is None else known.features
+        final, aux = self.classifier.weight, self.aux_classifier.weight
+        if classes is not None:
+            final, aux = final[classes], aux[classes]
+        return {"cam": F.conv2d(features.patches, final), "aux_cam": F.conv2d(features.aux, aux)}
+
+    def parameter_groups(self, optim: OptimConfig) -> list[ParameterGroup]:
+        """The encoder at the base rate and everything else at `head_lr_scale` times it."""
+        position_table = self.encoder.vit.pos_embed
+        if optim.freeze_pos_embed and position_table is not None:
+            position_table.requires_grad_(False)
+        encoder = tuple(p for p in self.encoder.parameters() if p.requires_grad)
+        known = {id(p) for p in self.encoder.parameters()}
+        heads = tuple(p for p in self.parameters() if p.requires_grad and id(p) not in known)
+        return [ParameterGroup(encoder), ParameterGroup(heads, lr_scale=optim.head_lr_scale)]
 
     @torch.no_grad()
     def update_momentum_projector(self, momentum: float) -> None:
         """theta_g <- m theta_g + (1 - m) theta_l (section 3.3)."""
         for slow, fast in zip(self.momentum_projector.parameters(), self.projector.parameters(), strict=True):
             slow.lerp_(fast, 1 - momentum)
-
-
-def _pooled_logits(features: Tensor, classifier: nn.Conv2d) -> Tensor:
-    """Global max pooling, then the classifier: B,D,h,w to B,C."""
-    return classifier(F.adaptive_max_pool2d(features, 1)).flatten(1)
-
-
-def build_vit(config: ModelConfig) -> Any:
-    """The timm backbone with the weights that `config.weights` names. Raises UsageError when it cannot be had."""
-    if config.weights == "timm":
-        return _create(config, pretrained=True)
-    vit = _create(config, pretrained=False)
-    if config.weights != "random":
-        load_backbone_weights(vit, Path(config.weights))
-    return vit
-
-
-def _create(config: ModelConfig, *, pretrained: bool) -> Any:
-    if not timm.is_model(config.backbone):
-        close = timm.list_models(f"*{config.backbone.split('_')[0]}*patch*")[:5]
-        raise UsageError(f"model.backbone: {config.backbone!r} is not a timm model; such as {', '.join(close)}")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for each of its own tries, which we sum up
-    try:
-        return timm.create_model(config.backbone, pretrained=pretrained, num_classes=0, **config.backbone_args)
-    except (TypeError, AssertionError) as error:
-        raise UsageError(f"model.backbone_args: {config.backbone_args}: {error}") from None
-    except Exception as error:
-        if not pretrained:
-            raise
-        raise UsageError(
-            f"model.weights: timm could not download {config.backbone} ({type(error).__name__}); give a local file "
-            "(--set model.weights=FILE, .safetensors or .pth) or --set model.weights=random"
-        ) from None
-
-
-def load_backbone_weights(vit: Any, path: Path) -> None:
-    """Load a local file in timm or DeiT naming, or the encoder of a checkpoint of ours, into `vit`.
-
-    Position tables are resized to the model's grid.
-
-    Raises UsageError when the file is missing, unreadable, or lacks or misshapes a tensor of the backbone.
-    """
-    state = read_state_dict(path)
-    state = state.get("model", state.get("state_dict", state))
-    state = {
-        name.removeprefix("module.").removeprefix("encoder.").removeprefix("vit."): t.float()
-        for name, t in state.items()
-    }
-    state = {name: t for name, t in state.items() if not name.startswith(("head.", "head_dist."))}
-    try:
-        missing, _ = vit.load_state_dict(checkpoint_filter_fn(state, vit), strict=False)
-    except (RuntimeError, KeyError, AttributeError) as error:
-        raise UsageError(f"model.weights: {path}: does not fit {type(vit).__name__}: {_first_line(error)}") from None
-    if missing:
-        raise UsageError(f"model.weights: {path}: lacks {len(missing)} tensors of the backbone, such as {missing[0]}")
-
-
-def read_state_dict(path: Path) -> dict[str, Any]:
-    """Tensors of a `.safetensors`, `.pth` or `.pt` file, never unpickling code. Raises UsageError."""
-    if not path.is_file():
-        raise UsageError(f"model.weights: {path}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:
-        raise UsageError(f"model.weights: {path}: cannot be read as weights: {_first_line(error)}") from None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[1] if len(lines) > 1 and lines[0].startswith("Error(s)") else lines[0] if lines else repr(error))[
-        :200
-    ]

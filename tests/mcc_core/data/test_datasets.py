@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from mcc_core.config import AugmentConfig
 from mcc_core.data.datasets import EvaluationSet, TrainingBatches, TrainingSet
 from mcc_core.data.index import DataIndex, build_index
+from mcc_core.data.transforms import ThreeViews
 from mcc_core.errors import DataError
 
 
@@ -33,7 +34,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> DataIndex:
 
 
 def _training_set(index: DataIndex, seed: int = 0) -> TrainingSet:
-    return TrainingSet(index.train, len(index.classes), AugmentConfig(), 32, seed)
+    return TrainingSet(index.train, len(index.classes), ThreeViews(AugmentConfig(), 32), seed)
 
 
 def _equal(a: dict[str, Any], b: dict[str, Any]) -> bool:

@@ -18,7 +18,6 @@ from mcc_core.data.voc import read_rgb
 from mcc_core.errors import DataError, UsageError
 from mcc_core.evaluation.inference import image_files, predict_files, to_tensor
 from mcc_core.evaluation.protocols import (
-    EvaluationConfig,
     ProtocolName,
     combined_logits,
     label_map,
@@ -27,6 +26,7 @@ from mcc_core.evaluation.protocols import (
 )
 from mcc_core.experiment_files import resolve
 from mcc_core.methods.mcc.network import MCCNet
+from mcc_core.methods.registry import method_of
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_flipping_the_image_flips_the_segmentation(checkpoint: Path) -> None:
 def test_masks_are_those_that_the_protocol_scores(checkpoint: Path, tmp_path: Path, protocol: ProtocolName) -> None:
     """One by one as the evaluation does it, against batches that end at another size."""
     saved = checkpoints.load(checkpoint)
-    config = EvaluationConfig.of(saved.experiment, 3)
+    config = method_of(saved.experiment).evaluation(saved.experiment, 3)
     sizes = [(40, 30), (40, 30), (40, 30), (30, 40), (40, 30)]
     files = [photo(tmp_path / f"{i}.png", *size) for i, size in enumerate(sizes)]
     written = predict_files(checkpoint, files, tmp_path / "out", device="cpu", protocol=protocol, batch=2)

@@ -15,10 +15,11 @@ from mcc_core.data.index import DataIndex, build_index
 from mcc_core.data.transforms import normalise
 from mcc_core.data.voc import read_mask, read_rgb
 from mcc_core.evaluation.in_training import evaluate
-from mcc_core.evaluation.protocols import EvaluationConfig, Maps, combined_logits, label_map, network_maps, squashed_cam
+from mcc_core.evaluation.protocols import Maps, combined_logits, label_map, network_maps, squashed_cam
 from mcc_core.evaluation.scoring import Scorer, Setting, metrics, totals
 from mcc_core.experiment_files import resolve
 from mcc_core.methods.mcc.network import MCCNet
+from mcc_core.methods.registry import method_of
 from mcc_core.pseudo_labels.labels import IGNORE, refined_label
 
 CPU = torch.device("cpu")
@@ -42,7 +43,7 @@ def model(index: DataIndex) -> MCCNet:
 
 
 def settings(index: DataIndex) -> list[Setting]:
-    config = EvaluationConfig.of(EXPERIMENT, len(index.classes))
+    config = method_of(EXPERIMENT).evaluation(EXPERIMENT, len(index.classes))
     return [Setting(name, name, config) for name in NAMES]  # type: ignore[arg-type]
 
 
@@ -94,7 +95,7 @@ def test_multi_scale_as_written_out(style: str) -> None:
 
 def test_maps_survive_a_file(model: MCCNet, index: DataIndex, tmp_path: Path) -> None:
     item = next(i for i in index.val if i.labels)
-    image, config = read_rgb(item.image), EvaluationConfig.of(EXPERIMENT, len(index.classes))
+    image, config = read_rgb(item.image), method_of(EXPERIMENT).evaluation(EXPERIMENT, len(index.classes))
     maps = network_maps(model, image, item.labels, NAMES, config, CPU)  # type: ignore[arg-type]
     np.savez(tmp_path / "maps.npz", **maps.arrays("float32"))
     with np.load(tmp_path / "maps.npz") as archive:
@@ -107,8 +108,10 @@ def test_refined_is_what_trains_the_segmentation(model: MCCNet, index: DataIndex
     """At the crop's own size: the label that the objective makes of the same CAM."""
     item = next(i for i in index.val if i.labels)
     image = read_rgb(item.image)
-    config = EvaluationConfig.of(EXPERIMENT, len(index.classes)).model_copy(
-        update={"crop": image.shape[0], "background": 0.4, "foreground": 0.6}
+    config = (
+        method_of(EXPERIMENT)
+        .evaluation(EXPERIMENT, len(index.classes))
+        .model_copy(update={"crop": image.shape[0], "background": 0.4, "foreground": 0.6})
     )
     assert image.shape[0] == image.shape[1]
     maps = network_maps(model, image, item.labels, ["refined"], config, CPU)

@@ -22,8 +22,7 @@ def _panel(**changes: object) -> Image.Image:
     left[1, :, : SIZE // 2] = 1
     fields: dict[str, object] = {
         "image": np.full((SIZE, SIZE, 3), 200, np.uint8),
-        "cam": left,
-        "aux_cam": left[:, :, ::-1],
+        "maps": {"cam": left, "aux_cam": left[:, :, ::-1]},
         "pseudo_label": np.full((SIZE, SIZE), 255, np.uint8),
         "prediction": np.full((SIZE, SIZE), 1, np.uint8),
         "ground_truth": np.full((SIZE, SIZE), 2, np.uint8),
@@ -74,8 +73,7 @@ def test_panel_keeps_the_shape_of_the_image() -> None:
     shape = (30, 60)
     panel = _panel(
         image=np.zeros((*shape, 3), np.uint8),
-        cam=np.zeros((2, *shape), np.float32),
-        aux_cam=np.zeros((2, *shape), np.float32),
+        maps=dict.fromkeys(("cam", "aux_cam"), np.zeros((2, *shape), np.float32)),
         pseudo_label=np.zeros(shape, np.uint8),
         prediction=np.zeros(shape, np.uint8),
         ground_truth=None,

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from batches import three_views
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcc_core.config import Experiment
 from mcc_core.errors import UsageError
+from mcc_core.methods.mcc.config import Experiment
 from mcc_core.methods.mcc.masking import sample_masks
 from mcc_core.methods.mcc.network import MCCNet
-from mcc_core.methods.mcc.objective import Batch, Objective
+from mcc_core.methods.mcc.objective import MCCObjective
 from mcc_core.networks.encoder import Encoder
 
 BACKBONES = {
@@ -91,7 +92,9 @@ def test_every_backbone_makes_a_step(name: str) -> None:
     images = torch.randn(3, 2, 3, side, side, generator=torch.Generator().manual_seed(0))
     labels, boxes = torch.tensor([[1.0, 0, 1], [0, 1, 0]]), torch.tensor([[0, side, 0, side]] * 2)
     masks = sample_masks(2, 3, (4, 4), 0.5, 2, torch.Generator().manual_seed(1))
-    step = Objective(model, experiment)(Batch(images[0], images[1], images[2], labels, boxes), masks, 1)
+    step = MCCObjective(model, experiment)(
+        three_views(images[0], images[1], images[2], labels, boxes), {"masks": masks}, 1
+    )
     step.total.backward()
     assert len(step.terms) == 6 and step.total.isfinite()
     encoder = dict(model.encoder.named_parameters())

@@ -14,11 +14,11 @@ from small import SMALL
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mcc_core import checkpoint as checkpoints
-from mcc_core.config import Experiment
 from mcc_core.data.index import DataIndex, build_index
 from mcc_core.errors import DataError, TrainingFault
 from mcc_core.evaluation.in_training import EvaluationRecord, evaluate
 from mcc_core.experiment_files import resolve
+from mcc_core.methods.mcc.config import Experiment
 from mcc_core.training.engine import Callbacks, Outcome, StepRecord, probe, train
 
 CPU = torch.device("cpu")

@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from batches import three_views
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcc_core.config import Experiment, OptimConfig, ParConfig
+from mcc_core.config import OptimConfig, ParConfig
 from mcc_core.experiment_files import resolve
+from mcc_core.methods.mcc.config import Experiment
 from mcc_core.methods.mcc.masking import activation_levels, positiveness, sample_masks
 from mcc_core.methods.mcc.network import MCCNet
-from mcc_core.methods.mcc.objective import Batch, Objective
-from mcc_core.pseudo_labels.cam import multi_scale_cams
+from mcc_core.methods.mcc.objective import Batch, MCCObjective
+from mcc_core.pseudo_labels.cam import multi_scale_maps
 from mcc_core.pseudo_labels.labels import IGNORE, cam_label, refined_label
 from mcc_core.schedules import Cosine, Linear, Step, value_at
 from mcc_core.training.optim import build_optimizer, learning_rate, set_learning_rate
@@ -41,7 +43,7 @@ def random_batch(labels: list[list[int]], size: int = 32) -> Batch:
     generator = torch.Generator().manual_seed(5)
     images = torch.randn(3, len(labels), 3, size, size, generator=generator)
     box = torch.tensor([[0, size, 0, size]] * len(labels))
-    return Batch(images[0], images[1], images[2], torch.tensor(labels).float(), box)
+    return three_views(images[0], images[1], images[2], torch.tensor(labels).float(), box)
 
 
 # --- masks ---
@@ -82,17 +84,18 @@ def test_positiveness_follows_the_kept_tokens() -> None:
 def test_shared_forward_and_class_subset_change_nothing() -> None:
     model, experiment = tiny()
     images = torch.randn(2, 3, 32, 32)
-    plain = multi_scale_cams(model, images, experiment.cam.scales)
-    shared = multi_scale_cams(model, images, experiment.cam.scales, model(images).features, torch.tensor([1, 3]))
-    for a, b in zip(plain, shared, strict=True):
-        torch.testing.assert_close(a[:, [1, 3]], b)
-        assert a.min() == 0 and 0.99 < a.amax((2, 3)).min() <= 1
+    plain = multi_scale_maps(model, images, experiment.cam.scales)
+    shared = multi_scale_maps(model, images, experiment.cam.scales, model(images), torch.tensor([1, 3]))
+    assert set(plain) == set(shared) == {"cam", "aux_cam"}
+    for stage, maps in plain.items():
+        torch.testing.assert_close(maps[:, [1, 3]], shared[stage])
+        assert maps.min() == 0 and 0.99 < maps.amax((2, 3)).min() <= 1
 
 
 def test_cam_of_a_flipped_image_is_the_flipped_cam() -> None:
     model, _ = tiny()
     images = torch.randn(1, 3, 32, 32)
-    a, b = (multi_scale_cams(model, i, (1.0, 0.5))[0] for i in (images, images.flip(-1)))
+    a, b = (multi_scale_maps(model, i, (1.0, 0.5))["cam"] for i in (images, images.flip(-1)))
     torch.testing.assert_close(a.flip(-1), b, rtol=1e-4, atol=1e-5)
 
 
@@ -120,9 +123,9 @@ def test_refinement_keeps_the_box_and_present_classes(label: list[list[int]]) ->
 
 
 def total(model: MCCNet, experiment: Experiment, batch: Batch, iteration: int = 500, **kwargs: Any) -> torch.Tensor:
-    grid = model.encoder.grid(*batch.images.shape[-2:])
-    masks = sample_masks(len(batch.images), 8, grid, 0.6, 2, torch.Generator().manual_seed(0))
-    return Objective(model, experiment)(batch, masks, iteration, **kwargs).total
+    grid = model.encoder.grid(*batch["view1"].shape[-2:])
+    masks = sample_masks(len(batch["view1"]), 8, grid, 0.6, 2, torch.Generator().manual_seed(0))
+    return MCCObjective(model, experiment)(batch, {"masks": masks}, iteration, **kwargs).total
 
 
 def test_maps_of_absent_classes_do_not_matter() -> None:
@@ -140,9 +143,7 @@ def test_dropping_tokens_changes_no_loss() -> None:
             total(
                 model.double(),
                 experiment,
-                random_batch([[1, 0, 0, 1]]).__class__(
-                    *(t.double() for t in vars(random_batch([[1, 0, 0, 1]])).values())
-                ),
+                {name: tensor.double() for name, tensor in random_batch([[1, 0, 0, 1]]).items()},
             )
         )
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-10, atol=1e-10)
@@ -158,7 +159,7 @@ def test_image_without_any_label_gives_finite_losses() -> None:
 
 def test_unused_terms_leave_zero_gradients_so_that_decay_applies() -> None:
     model, experiment = tiny(**{"loss.seg_start": 1000})
-    objective = Objective(model, experiment)
+    objective = MCCObjective(model, experiment)
     assert objective.weights(1000)["seg"] == 0 and objective.weights(1001)["seg"] == 0.1
     total(model, experiment, random_batch([[1, 0, 0, 0]])).backward()
     assert model.decoder.conv6.weight.grad is not None and model.decoder.conv6.weight.grad.abs().sum() == 0
@@ -169,7 +170,7 @@ def test_unused_terms_leave_zero_gradients_so_that_decay_applies() -> None:
 def test_baseline_has_no_contrast_and_no_trained_projector() -> None:
     model, experiment = tiny(**{"loss.mcc": 0})
     batch, masks = random_batch([[1, 0, 0, 0]]), torch.zeros(1, 8, 4, 4, dtype=torch.uint8)
-    step = Objective(model, experiment)(batch, masks, 500)
+    step = MCCObjective(model, experiment)(batch, {"masks": masks}, 500)
     assert step.contrast is None and set(step.terms) == {"cls", "cls_aux", "aff", "seg", "reg"}
     assert not any(p.requires_grad for p in model.projector.parameters())
 

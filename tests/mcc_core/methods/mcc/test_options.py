@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from batches import three_views
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcc_core.config import BUNDLES, Experiment
 from mcc_core.errors import UsageError
 from mcc_core.experiment_files import merge, resolve
 from mcc_core.losses import terms as losses
+from mcc_core.methods.mcc.config import BUNDLES, Experiment
 from mcc_core.methods.mcc.masking import activation_levels, positiveness
 from mcc_core.methods.mcc.network import MCCNet
-from mcc_core.methods.mcc.objective import Batch, Objective
+from mcc_core.methods.mcc.objective import MCCObjective
 from mcc_core.pseudo_labels.labels import IGNORE, cam_label, token_label
 from mcc_core.validation import flatten, validate
 
@@ -114,10 +115,10 @@ def test_paper_bundle_changes_the_step_as_it_says() -> None:
     assert isinstance(model.projector.last, torch.nn.Linear) and model.projector.mlp is None
     images = torch.randn(3, 2, 3, 32, 32, generator=seeded(0))
     labels = torch.tensor([[1.0, 0, 0, 0], [0, 1, 1, 0]])
-    batch = Batch(images[0], images[1], images[2], labels, torch.tensor([[0, 32, 0, 32]] * 2))
+    batch = three_views(images[0], images[1], images[2], labels, torch.tensor([[0, 32, 0, 32]] * 2))
     masks = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     masks[:, 0, :2] = 1
-    step = Objective(model, experiment)(batch, masks, 1)
+    step = MCCObjective(model, experiment)(batch, {"masks": masks}, 1)
     assert step.contrast is not None and step.output.other_cls is None
     assert [len(step.contrast.queries), len(step.contrast.keys)] == [2, 6]
     assert step.contrast.flags.shape == (2, 3)

@@ -9,14 +9,16 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
+from batches import three_views
 from plain import PlainObjective, explicit_attention, refine_separately
 from torch import Tensor
 
-from mcc_core.config import ComputeConfig, Experiment
+from mcc_core.config import ComputeConfig
 from mcc_core.experiment_files import resolve
 from mcc_core.methods.mcc import objective as objective_module
+from mcc_core.methods.mcc.config import Experiment
 from mcc_core.methods.mcc.network import MCCNet
-from mcc_core.methods.mcc.objective import Batch, Objective, Step
+from mcc_core.methods.mcc.objective import Batch, MCCObjective, MCCStep
 from mcc_core.pseudo_labels import labels as pseudo_label
 
 SIZE = 48
@@ -53,10 +55,12 @@ def batch_of(classes: int, first: int) -> tuple[Batch, Tensor]:
     masks = (torch.rand(3, 4, 6, 6, generator=generator) < 0.7).to(torch.uint8)  # uneven token counts
     masks[0, 1] = 1  # keeps nothing but the class token
     masks[2, 3] = 0  # keeps everything
-    return Batch(images[0], images[1], images[2], labels, boxes), masks
+    return three_views(images[0], images[1], images[2], labels, boxes), masks
 
 
-def stepped(kind: type[Objective], name: str, compute: ComputeConfig | None = None) -> tuple[Step, dict[str, Tensor]]:
+def stepped(
+    kind: type[MCCObjective], name: str, compute: ComputeConfig | None = None
+) -> tuple[MCCStep, dict[str, Tensor]]:
     experiment, classes, first, iteration = settings(name)
     torch.manual_seed(1)
     model = MCCNet(experiment.model, classes, compute or ComputeConfig())
@@ -67,14 +71,14 @@ def stepped(kind: type[Objective], name: str, compute: ComputeConfig | None = No
     model.double()
     batch, masks = batch_of(classes, first)
     with explicit_attention() if kind is PlainObjective else nullcontext():
-        result = kind(model, experiment)(batch, masks, iteration)
+        result = kind(model, experiment)(batch, {"masks": masks}, iteration)
     result.total.backward()
     return result, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("name", ["voc", "coco"])
 def test_the_step_is_the_plain_step(name: str) -> None:
-    ours, gradients = stepped(Objective, name)
+    ours, gradients = stepped(MCCObjective, name)
     with (
         mock.patch.object(pseudo_label, "refine", refine_separately),
         mock.patch.object(objective_module, "settled", lambda function, x: function(x)),
@@ -97,8 +101,8 @@ def test_the_step_is_the_plain_step(name: str) -> None:
     ids=["nothing", "blocks", "channels_last"],
 )
 def test_memory_options_change_only_rounding(compute: ComputeConfig) -> None:
-    default, expected = stepped(Objective, "voc")
-    other, gradients = stepped(Objective, "voc", compute)
+    default, expected = stepped(MCCObjective, "voc")
+    other, gradients = stepped(MCCObjective, "voc", compute)
     torch.testing.assert_close(other.total, default.total, rtol=1e-12, atol=0)
     for parameter, gradient in expected.items():
         torch.testing.assert_close(gradients[parameter], gradient, rtol=1e-9, atol=1e-11, msg=parameter)
@@ -109,8 +113,8 @@ def _float_step(compute: ComputeConfig) -> dict[str, float]:
     torch.manual_seed(1)
     model = MCCNet(experiment.model, classes, compute)
     batch, masks = batch_of(classes, first)
-    batch = Batch(*(t.float() for t in (batch.images, batch.view2, batch.local, batch.labels)), batch.boxes)
-    step = Objective(model, experiment)(batch, masks, iteration)
+    batch = {name: tensor if name == "box" else tensor.float() for name, tensor in batch.items()}
+    step = MCCObjective(model, experiment)(batch, {"masks": masks}, iteration)
     step.total.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     assert all(p.dtype == torch.float32 for p in model.parameters())

@@ -1,0 +1,100 @@
+"""What a method is: its schema, network, augmentation, random draws of a step, and losses.
+
+Only methods know the mathematics. Training, evaluation and the orchestrator know what stands here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mcc_core.config import EvaluationConfig, Experiment
+from mcc_core.schedules import value_at
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from mcc_core.methods.objective import Objective
+    from mcc_core.networks.base import Network
+
+Augmentation = Callable[["Tensor", "torch.Generator"], dict[str, "Tensor"]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """The losses of a pass. A method may add what they were computed from."""
+
+    total: Tensor
+    terms: dict[str, Tensor]  # unweighted; a term whose weight is 0 at this iteration is absent
+    images: int
+    state: dict[str, float | Tensor] = field(default_factory=dict, kw_only=True)  # further curves, such as mask/ratio
+
+
+class Method:
+    """One method of the field. Adding one adds a folder with a subclass and an entry in the registry.
+
+    Heavy imports belong into the functions: a schema is read where nothing is trained.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]  # as a table prints it
+    experiment: ClassVar[type[Experiment]]
+    terms: ClassVar[tuple[str, ...]]  # loss terms, fields of `loss`, in display order
+    map_stages: ClassVar[tuple[str, ...]]  # class maps of its network
+
+    def network(self, experiment: Any, num_classes: int) -> Network:
+        """The network with its initial weights. Raises UsageError when they cannot be had."""
+        raise TypeError(f"{self.name} has no network")
+
+    def objective(self, network: Any, experiment: Any) -> Objective:
+        """The losses of a network."""
+        raise TypeError(f"{self.name} has no objective")
+
+    def augment(self, experiment: Any) -> Augmentation:
+        """Views of an image 3,H,W uint8 by name, each 3,S,S, and `box`, its valid area: top, bottom, left, right.
+
+        Loader processes get it pickled. All randomness comes from the generator.
+        """
+        raise TypeError(f"{self.name} has no augmentation")
+
+    def draws(
+        self, experiment: Any, network: Any, batch_size: int, size: tuple[int, int], iteration: int, generator: Any
+    ) -> dict[str, Tensor]:
+        """The random draws of a step at a 0-based iteration, on the CPU, for images of `size` H,W."""
+        return {}
+
+    def evaluation(self, experiment: Any, num_classes: int, iteration: int | None = None) -> EvaluationConfig:
+        """Parameters of the evaluation protocols as its authors used them, after `iteration` finished iterations."""
+        raise TypeError(f"{self.name} has no evaluation")
+
+    def from_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The network's tensors from those of a checkpoint of the published code; what it lacks is left out."""
+        return {}
+
+    def speed_fields(self, experiment: Any) -> Any:
+        """What beside network, crop, batch and processors decides the time of a step; JSON."""
+        return None
+
+
+def cam_evaluation(experiment: Any, num_classes: int, iteration: int | None = None) -> EvaluationConfig:
+    """ToCo's protocol, which others of its family kept: COCO's form for 80 classes, VOC's for others.
+
+    Thresholds are those of the last of `iteration` finished iterations (default: all), of an experiment with the
+    sections `thresholds`, `cam` and `par`.
+    """
+    total = experiment.train.iterations
+    last = max(0, (total if iteration is None else iteration) - 1)
+    score, background, foreground = (
+        value_at(getattr(experiment.thresholds, name), last, total) for name in ("score", "background", "foreground")
+    )
+    return EvaluationConfig(
+        style="coco" if num_classes == 80 else "voc",
+        cam_scales=experiment.cam.scales,
+        cam_threshold=score,
+        background=background,
+        foreground=foreground,
+        par=experiment.par,
+        crop=experiment.train.crop,
+    )

@@ -1,0 +1,98 @@
+"""The losses of a method's step, as the training loop calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mcc_core.config import Experiment
+from mcc_core.methods.base import Step
+from mcc_core.schedules import value_at
+
+
+class Objective(nn.Module):
+    """Batch, random draws and iteration in; named losses out. Draws nothing itself.
+
+    DistributedDataParallel wraps it. It holds no state beside the network's. A term whose weight is 0 at an iteration
+    is not computed: it would add exact zeros to every gradient. Parameters that only such a term reaches must keep a
+    gradient of zero, so that weight decay applies.
+    """
+
+    terms: tuple[str, ...]
+
+    def __init__(self, experiment: Experiment) -> None:
+        super().__init__()
+        self.experiment: Any = experiment
+
+    @property
+    def total_iterations(self) -> int:
+        """Length of the whole run."""
+        return self.experiment.train.iterations
+
+    def at(self, value: Any, iteration: int) -> float:
+        """A number or schedule of the experiment at a 0-based iteration."""
+        return value_at(value, iteration, self.total_iterations)
+
+    def weights(self, iteration: int) -> dict[str, float]:
+        """Weight of each term at a 0-based iteration."""
+        return {term: self.at(getattr(self.experiment.loss, term), iteration) for term in self.terms}
+
+    def forward(
+        self, batch: Mapping[str, Tensor], draws: Mapping[str, Tensor], iteration: int, *, first: bool = True
+    ) -> Step:
+        """Losses of one pass.
+
+        Args:
+            batch: views by name B,3,S,S, `labels` B,C 0/1, `box` B,4 valid area: top, bottom, left, right.
+            draws: the method's random draws.
+            iteration: 0-based.
+            first: the first pass of an optimiser step.
+        """
+        raise TypeError(f"{type(self).__name__} has no losses")
+
+    def after_step(self, iteration: int) -> None:
+        """After the optimiser's step of a 0-based iteration; moving averages of the network belong here."""
+
+
+class _Settled(torch.autograd.Function):
+    """A value whose gradient is already known."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return grad * gradient, None, None
+
+
+def settled(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The scalar `function(x)`, whose gradient in `x` is computed at once.
+
+    What the function keeps for its backward pass is gone before the next term is computed: maps of all classes at
+    full resolution, or all pairs of tokens.
+    """
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return function(x)
+    leaf = x.detach().requires_grad_()
+    value = function(leaf)
+    (gradient,) = torch.autograd.grad(value, leaf)
+    return _Settled.apply(x, value.detach(), gradient)
+
+
+def present_classes(labels: Tensor) -> Tensor:
+    """Indices of the classes that any image of a batch has, of labels B,C; class 0 stands in when there is none."""
+    present = labels.any(0).nonzero()[:, 0]
+    return present if len(present) else present.new_zeros(1)
+
+
+def class_ids(label: Tensor, classes: Tensor) -> Tensor:
+    """Labels that count 1..K within `classes` as labels 1..C; 0 and IGNORE stay."""
+    table = torch.arange(256, device=label.device)
+    table[1 : len(classes) + 1] = classes + 1
+    return table[label]

@@ -1,0 +1,64 @@
+"""The list of methods, and experiments read by the schema of their method."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from mcc_core.config import ComputeConfig, Experiment
+from mcc_core.errors import UsageError
+from mcc_core.methods.base import Method
+from mcc_core.methods.mcc import MCC
+from mcc_core.validation import validate
+
+if TYPE_CHECKING:
+    from mcc_core.networks.base import Network
+
+METHODS: dict[str, Method] = {method.name: method for method in (MCC(),)}
+DEFAULT = MCC.name
+
+
+def method_named(name: str, source: str = "method") -> Method:
+    """The method of a name, or of `module:NAME` outside the package. Raises UsageError when there is none."""
+    if name in METHODS:
+        return METHODS[name]
+    known = ", ".join(METHODS)
+    if ":" not in name:
+        raise UsageError(f"{source}: method: {name!r}: expected {known}, or module:NAME of a method elsewhere")
+    return _elsewhere(name, source)
+
+
+@lru_cache(maxsize=16)
+def _elsewhere(name: str, source: str) -> Method:
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"{source}: method: {name!r}: {error}") from None
+    if not isinstance(found, Method):
+        raise UsageError(f"{source}: method: {name!r}: is no Method but {type(found).__name__}")
+    return found
+
+
+def method_of(experiment: Experiment) -> Method:
+    """The method of an experiment."""
+    return method_named(experiment.method)
+
+
+def method_of_fields(fields: Mapping[str, Any], source: str = "method") -> Method:
+    """The method that raw fields name, MCC where they name none."""
+    return method_named(str(fields.get("method", DEFAULT)), source)
+
+
+def experiment_of(fields: Mapping[str, Any], source: str) -> Experiment:
+    """Raw fields as an experiment of their method. Raises UsageError, one line per mistake."""
+    return validate(method_of_fields(fields, source).experiment, fields, source)
+
+
+def random_network(experiment: Experiment, num_classes: int) -> Network:
+    """The network of an experiment with random weights, for float32 and not compiled, to load weights into."""
+    model = experiment.model.model_copy(update={"weights": "random"})
+    plain = experiment.model_copy(update={"model": model, "compute": ComputeConfig()})
+    return method_of(plain).network(plain, num_classes)

@@ -1,0 +1,66 @@
+"""What evaluation, prediction and training may know of any method's network.
+
+Shapes: B images, C foreground classes, K of them asked for, h,w the coarse grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from mcc_core.config import OptimConfig
+
+MapStage = Literal["cam", "aux_cam"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """One forward pass of images B,3,H,W. A method may add fields."""
+
+    cls: Tensor  # B,C image-level logits
+    seg: Tensor  # B,C+1,h,w logits, background first
+    features: Any  # of the network's own kind: what `class_maps` can use again
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that are optimised alike."""
+
+    parameters: tuple[nn.Parameter, ...]
+    lr_scale: float = 1.0  # times the base learning rate
+    decay_scale: float = 1.0  # times the weight decay
+
+
+class Network(nn.Module):
+    """A network that classifies images, segments them, and says where it sees a class.
+
+    Attributes:
+        num_classes: foreground classes C.
+        stride: pixels per cell of the coarsest grid, and the smallest side of an image.
+        map_stages: names of the class maps that `class_maps` gives.
+    """
+
+    num_classes: int
+    stride: int
+    map_stages: tuple[MapStage, ...] = ("cam",)
+
+    def forward(self, images: Tensor) -> Output:
+        """Logits of images B,3,H,W with the features behind them."""
+        raise TypeError(f"{type(self).__name__} has no forward pass")
+
+    def class_maps(
+        self, images: Tensor, known: Output | None = None, classes: Tensor | None = None
+    ) -> dict[MapStage, Tensor]:
+        """Class activations B,K,h,w of images B,3,H,W for each of `map_stages`, not normalised.
+
+        Args:
+            known: an output of these images, which saves the pass.
+            classes: K class indices; default all C. Maps of classes do not depend on each other.
+        """
+        raise TypeError(f"{type(self).__name__} has no class maps")
+
+    def parameter_groups(self, optim: OptimConfig) -> list[ParameterGroup]:
+        """Parameters to optimise. What is frozen gets `requires_grad` off here."""
+        raise TypeError(f"{type(self).__name__} has no parameter groups")
