@@ -178,7 +178,7 @@ def loss_rows(recorded: Mapping[str, float], step: Any) -> Iterable[Row]:
     """Recorded losses by term, `total` among them, against those of a step."""
     ours = {name: term.item() for name, term in step.terms.items()} | {"total": step.total.item()}
     for name, value in recorded.items():
-        yield Row(f"loss {name}", value, ours[name], abs(ours[name] - value) / abs(value), LOSS_TOLERANCE)
+        yield Row(f"loss {name}", value, ours[name], abs(ours[name] - value) / max(abs(value), 1e-12), LOSS_TOLERANCE)
 
 
 def gradient_rows(
@@ -186,7 +186,7 @@ def gradient_rows(
 ) -> Iterable[Row]:
     """Recorded gradient norms by published parameter name, -1 for none, against those of the model's parameters.
 
-    A name that `from_published` leaves out is not compared.
+    No gradient counts as one of 0. A name that `from_published` leaves out is not compared.
     """
     names = from_published({name: torch.tensor(i) for i, name in enumerate(recorded)})
     gradients = {name: p.grad for name, p in model.named_parameters()}
@@ -195,7 +195,13 @@ def gradient_rows(
         value = values[int(position)]
         gradient = gradients.get(name)
         ours = -1.0 if gradient is None else gradient.norm().item()
-        yield Row(f"gradient {name}", value, ours, abs(ours - value) / max(abs(value), 1e-12), GRADIENT_TOLERANCE)
+        yield Row(
+            f"gradient {name}",
+            value,
+            ours,
+            abs(max(ours, 0.0) - max(value, 0.0)) / max(value, 1e-12),
+            GRADIENT_TOLERANCE,
+        )
 
 
 def _array_rows(arrays: dict[str, Any], step: MCCStep) -> Iterable[Row]:
