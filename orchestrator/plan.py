@@ -22,7 +22,7 @@ from orchestrator.schedulers import PRUNING
 from orchestrator.search import Tpe, parse
 from orchestrator.settings import Settings
 from orchestrator.storage import Storage
-from orchestrator.sweep_file import SweepFile, check_fields, load_sweep, unknown_field
+from orchestrator.sweep_file import SweepFile, check_fields, known_fields, load_sweep, unknown_field
 from orchestrator.usage import size_text
 
 CLASS_SCORE = "val/cls/single/f1"  # needs no masks
@@ -240,9 +240,10 @@ def _with_overrides(
         if workers < 1:
             raise UsageError(f"--workers: {workers}: must be at least 1")
         changes["train.workers"] = workers
+    known = known_fields(chosen, source) if changes else []
     for key in changes:
         option = "--workers" if key == "train.workers" and workers is not None else "--set"
-        if wrong := unknown_field(option, key):
+        if wrong := unknown_field(option, key, known):
             raise UsageError(wrong)
         if key in chosen.parameters:
             raise UsageError(f"{option}: {key}: {source} varies it; remove one of the two")

@@ -14,13 +14,13 @@ from typing import Any
 from mcc_core.config import DataConfig, Experiment
 from mcc_core.data.index import DataIndex, build_index
 from mcc_core.errors import UsageError
-from mcc_core.experiment_files import load_base, merge
+from mcc_core.experiment_files import merge
 from mcc_core.methods.registry import experiment_of
 from orchestrator import search as spaces
 from orchestrator.identity import trial_identity
 from orchestrator.schedulers import Drawn, Pbt, first_values
 from orchestrator.search import Proposal, Random, Tpe, TpeSearch
-from orchestrator.sweep_file import SweepFile, field_value, with_derived
+from orchestrator.sweep_file import SweepFile, field_value, fixed_fields, with_derived
 
 MAX_TRIALS = 10_000
 
@@ -52,7 +52,7 @@ class Maker:
 
     def __init__(self, sweep: SweepFile, source: str) -> None:
         self.sweep, self.source = sweep, source
-        self.fixed = merge(load_base(sweep.base), sweep.set, source)
+        self.fixed = fixed_fields(sweep, None, source)
         self.parameters = spaces.parse(sweep.parameters)
         self._short = _short_names(sweep.parameters)
 
@@ -60,13 +60,24 @@ class Maker:
         """A field's value before anything is varied."""
         return field_value(self.fixed, name, self.source)
 
-    def candidate(self, values: Mapping[str, Any], name: str | None = None, number: int | None = None) -> Candidate:
-        """The configuration with these fields changed, called `name` or by its values (after its `number`)."""
+    def candidate(
+        self,
+        values: Mapping[str, Any],
+        name: str | None = None,
+        number: int | None = None,
+        base: str | None = None,
+    ) -> Candidate:
+        """The configuration with these fields changed, called `name` or by its values (after its `number`).
+
+        Args:
+            base: what it starts from, where that is not the sweep's base.
+        """
+        fixed = self.fixed if base is None else fixed_fields(self.sweep, base, self.source)
         where = f"{self.source}: {name or dict(values)}" if values else self.source
-        fields = with_derived(self.sweep, merge(self.fixed, values, self.source), self.source)
+        fields = with_derived(self.sweep, merge(fixed, values, self.source), self.source)
         experiment = experiment_of(fields, where)
         experiment = _absolute(experiment)
-        varied = {key: text(_get(experiment, key)) for key in values}
+        varied = {key: text(_get(experiment, key)) for key in ("method", *values) if key in values or base}
         if name is None:
             brief = text if number is None else _rounded
             shown = [f"{self._short[k]}={brief(_get(experiment, k))}" for k in values]
@@ -91,7 +102,7 @@ class Maker:
             # Without parameters the grid is the base itself, which the points would stand beside.
             self._check_size(len(points))
             found += [self.candidate(values) for values in spaces.grid(self.parameters, self.base)]
-        found += [self.candidate(point.set, point.name) for point in points]
+        found += [self.candidate(point.set, point.name, base=point.base) for point in points]
         return found, left_out
 
     def member(self, number: int) -> Drawn:

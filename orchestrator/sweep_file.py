@@ -43,6 +43,9 @@ class Point(Strict):
     """A named configuration beside the grid."""
 
     name: Slug
+    base: str | None = Field(
+        None, description="preset or experiment file to start from, of another method perhaps; default: the sweep's"
+    )
     set: dict[str, Any] = Field(default_factory=dict, description="dotted fields and their values")
 
 
@@ -224,7 +227,8 @@ def with_run_options(sweep: SweepFile, seeds: tuple[int, ...] | None, max_concur
 
 def check_keys(sweep: SweepFile, source: str) -> None:
     """Raise UsageError unless every dotted key of the sweep is a field of the experiment schema."""
-    wrong = [message for where, key in _keys(sweep) if (message := unknown_field(f"{source}: {where}", key))]
+    known = known_fields(sweep, source)
+    wrong = [message for where, key in _keys(sweep) if (message := unknown_field(f"{source}: {where}", key, known))]
     if wrong:
         raise UsageError("\n".join(wrong))
 
@@ -232,13 +236,12 @@ def check_keys(sweep: SweepFile, source: str) -> None:
 def check_fields(sweep: SweepFile, source: str) -> None:
     """Raise UsageError unless every key and every single value fits the experiment schema on the sweep's base."""
     check_keys(sweep, source)
-    base = load_base(sweep.base)
-    fixed = merge(base, sweep.set, f"{source}: set")
+    fixed = fixed_fields(sweep, None, source)
     mistakes = _mistakes(fixed, f"{source}: set", sweep.set)
     if not mistakes:
         mistakes = [m for p in spaces.parse(sweep.parameters) for m in _mistakes_of_parameter(sweep, p, fixed, source)]
         for i, point in enumerate(sweep.points):
-            merged = merge(fixed, point.set, f"{source}: points[{i}].set")
+            merged = merge(fixed_fields(sweep, point.base, source), point.set, f"{source}: points[{i}].set")
             mistakes += _mistakes(merged, f"{source}: points[{i}].set", point.set)
     if not mistakes:
         with_derived(sweep, fixed, source)
@@ -287,22 +290,36 @@ def with_derived(sweep: SweepFile, fields: Mapping[str, Any], source: str) -> di
 
 def field_value(fields: Mapping[str, Any], name: str, source: str) -> Any:
     """Value of a dotted field of raw experiment fields, its default where it is not given. Raises UsageError."""
-    if wrong := unknown_field(source, name):
-        raise UsageError(wrong)
     node: Any = fields
     defaults: Any = method_of_fields(fields, source).experiment
+    if wrong := unknown_field(source, name, settable(defaults)):
+        raise UsageError(wrong)
     for part in name.split("."):
         node = node.get(part) if isinstance(node, Mapping) else None
-        if defaults is None or part not in defaults.model_fields:
-            raise UsageError(f"{source}: {name}: unknown field of {method_of_fields(fields, source).title}")
         annotation = defaults.model_fields[part]
         defaults = annotation.annotation if isinstance(annotation.annotation, type) else None
     return annotation.get_default(call_default_factory=True) if node is None else node
 
 
-def unknown_field(source: str, key: str) -> str | None:
-    """A line that says what is wrong with a dotted key, or None when it names a field that can be set."""
-    known = _settable()
+def known_fields(sweep: SweepFile, source: str) -> list[str]:
+    """Fields that a sweep's keys may name: of every method of the package, and of its own.
+
+    Whether its own method has one is seen when its experiments are read. Raises UsageError for a base that cannot be
+    read.
+    """
+    bases = dict.fromkeys((sweep.base, *(point.base for point in sweep.points if point.base)))
+    own = [method_of_fields(fixed_fields(sweep, base, source), source) for base in bases]
+    methods = dict.fromkeys((*own, *METHODS.values()))
+    return list(dict.fromkeys(name for method in methods for name in settable(method.experiment)))
+
+
+def fixed_fields(sweep: SweepFile, base: str | None, source: str) -> dict[str, Any]:
+    """Raw fields of a base (default: the sweep's own) with what the sweep sets in every trial. Raises UsageError."""
+    return merge(load_base(base or sweep.base), sweep.set, f"{source}: set")
+
+
+def unknown_field(source: str, key: str, known: list[str]) -> str | None:
+    """A line that says what is wrong with a dotted key, or None when it names one of the known fields."""
     if key in known or key.startswith("model.backbone_args."):
         return None
     sections = {name.rsplit(".", 1)[0] for name in known if "." in name}
@@ -310,11 +327,6 @@ def unknown_field(source: str, key: str) -> str | None:
         return f"{source}: {key}: is a section; name one of its fields, such as {_first_in(key, known)}"
     close = difflib.get_close_matches(key, known, n=1) or [k for k in known if k.rsplit(".", 1)[-1] == key][:1]
     return f"{source}: {key}: unknown field" + (f", did you mean {close[0]}?" if close else "")
-
-
-def _settable() -> list[str]:
-    """Fields of the experiments of every method; whether a sweep's own method has one is seen when it is read."""
-    return list(dict.fromkeys(n for method in METHODS.values() for n in settable(method.experiment)))
 
 
 def _first_in(section: str, known: list[str]) -> str:
