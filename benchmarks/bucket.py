@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from orchestrator.events import trial_state, trial_states, write_attempt
-from orchestrator.storage import Storage
+from orchestrator.records.events import trial_state, trial_states, write_attempt
+from orchestrator.storage.store import Storage
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 

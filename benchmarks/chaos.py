@@ -162,7 +162,7 @@ def disk_full(folder: Path, reference: Lab) -> Verdict:
 
 def nan_loss(folder: Path, reference: Lab) -> Verdict:
     """A loss weight that makes the loss infinite at an iteration after the first checkpoint."""
-    from orchestrator.events import trial_state
+    from orchestrator.records.events import trial_state
 
     lab = Lab(folder)
     wild = {"schedule": "step", "values": [0.1, 1e39], "at_iterations": [EVAL_EVERY + 20]}
@@ -181,7 +181,7 @@ def nan_loss(folder: Path, reference: Lab) -> Verdict:
 
 def checkpoint_cut(folder: Path, reference: Lab) -> Verdict:
     """Driver killed, the newest checkpoint cut short, submitted again."""
-    from orchestrator.trial_files import saved_checkpoints
+    from orchestrator.records.checkpoints import saved_checkpoints
 
     lab = Lab(folder)
     process = lab.submit()

@@ -25,13 +25,16 @@ from rich.progress import track
 from rich.table import Table
 
 from mcc_core.errors import UsageError
-from orchestrator import catalog, mlflow_results, report, tracking
-from orchestrator.events import EventLog, trial_state
-from orchestrator.outbox import Outbox
-from orchestrator.plan import Plan, plan_document, plan_sweep
+from orchestrator.analysis import figures as report
+from orchestrator.planning.plan import Plan, plan_document, plan_sweep
+from orchestrator.records import sweeps as catalog
+from orchestrator.records.events import EventLog, trial_state
 from orchestrator.settings import Settings
-from orchestrator.storage import Storage
-from orchestrator.sweep_file import SweepFile
+from orchestrator.spec.sweep_file import SweepFile
+from orchestrator.storage.outbox import Outbox
+from orchestrator.storage.store import Storage
+from orchestrator.tracking import queries as mlflow_results
+from orchestrator.tracking import sync as tracking
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 

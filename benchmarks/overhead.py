@@ -68,9 +68,9 @@ def run_one(kind: str, trials: int, concurrent: int) -> dict[str, float]:
     """Run the trials one way: seconds of a slot, and of the loop where it is measured."""
     from tiny import settings_in, tiny_sweep
 
-    from orchestrator.cluster import cluster
-    from orchestrator.plan import plan_sweep
-    from orchestrator.runner import run
+    from orchestrator.cluster.session import cluster
+    from orchestrator.execution.runner import run
+    from orchestrator.planning.plan import plan_sweep
 
     with tempfile.TemporaryDirectory() as folder:
         settings, times = settings_in(Path(folder)), Path(folder) / "times"

@@ -19,7 +19,8 @@ from typing import Any
 from mcc_core.experiment_files import PRESETS, preset_names
 from mcc_core.methods.base import Method
 from mcc_core.methods.registry import DEFAULT, METHODS
-from orchestrator import json_schema, settings
+from orchestrator import settings
+from orchestrator.spec import json_schema
 
 ROOT = Path(__file__).parents[1]
 PAGES = Path(__file__).parent / "reference"

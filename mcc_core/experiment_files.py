@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from mcc_core.config import Experiment
 from mcc_core.errors import UsageError
 from mcc_core.methods.registry import experiment_of, method_of_fields
+from mcc_core.structured_files import read_yaml
+from mcc_core.validation import field_names
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -19,25 +20,6 @@ PRESETS = Path(__file__).parent / "presets"
 def preset_names() -> list[str]:
     """Names of the experiments that ship with the package."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping from a file. Raises UsageError when it cannot be read, parsed, or is not a mapping."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UsageError(f"{path}:{where} not valid YAML: {getattr(error, 'problem', None) or error}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: expected a mapping of fields, found {type(content).__name__}")
-    return content
 
 
 def load_base(base: str | Path) -> dict[str, Any]:
@@ -53,12 +35,13 @@ def load_base(base: str | Path) -> dict[str, Any]:
 def merge(base: Mapping[str, Any], overrides: Mapping[str, Any], source: str) -> dict[str, Any]:
     """A copy of nested `base` with dotted `overrides` put in; the bundle of `compat` comes before the others.
 
-    Raises UsageError for a key below a non-section.
+    A section as a mapping replaces only the fields that it names. Raises UsageError for a key below a non-section, and
+    for a field that is given twice, by itself and in its section.
     """
     merged = copy.deepcopy(dict(base))
-    bundles = method_of_fields({**merged, **overrides}, source).experiment.bundles
-    bundle = bundles.get(str(overrides.get("compat")), {})
-    for key, value in {**bundle, **overrides}.items():
+    schema = method_of_fields({**merged, **overrides}, source).experiment
+    bundle = schema.bundles.get(str(overrides.get("compat")), {})
+    for key, value in {**bundle, **_dotted(overrides, schema, source)}.items():
         node = merged
         *sections, last = key.split(".")
         for section in sections:
@@ -67,6 +50,26 @@ def merge(base: Mapping[str, Any], overrides: Mapping[str, Any], source: str) ->
                 raise UsageError(f"{source}: {key}: {section} is not a section")
         node[last] = value
     return merged
+
+
+def _dotted(overrides: Mapping[str, Any], schema: type[Experiment], source: str) -> dict[str, Any]:
+    """Overrides with sections taken apart into their fields. A field whose value is a mapping is one value."""
+    found: dict[str, Any] = {}
+    for key, value in overrides.items():
+        fields = {key: value}
+        if isinstance(value, dict) and value and key not in _values(schema):
+            fields = _dotted({f"{key}.{name}": one for name, one in value.items()}, schema, source)
+        if twice := next((name for name in fields if name in found), None):
+            raise UsageError(f"{source}: {twice}: given twice, by itself and in its section; take one out")
+        found |= fields
+    return found
+
+
+@cache
+def _values(schema: type[Experiment]) -> frozenset[str]:
+    """Dotted names of a schema's fields that are no sections; some take a mapping, such as a schedule."""
+    names = field_names(schema)
+    return frozenset(names) - {name.rpartition(".")[0] for name in names}
 
 
 def resolve(base: str | Path, overrides: Mapping[str, Any] | None = None, source: str = "--set") -> Experiment:

@@ -29,3 +29,13 @@ def file_digest(file: Path) -> str:
     """SHA-256 of a file, 64 hexadecimal digits. Raises OSError."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def file_stamp(file: Path) -> str:
+    """What tells whether a file was touched: its path, size, times and number on the disk. Raises OSError.
+
+    Writing, replacing and copying over a file set the time of its change, which, unlike the time of its content,
+    no copy with times kept (`cp -p`, `rsync -t`) sets back.
+    """
+    stat = file.stat()
+    return f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import glob
 import gzip
 import shutil
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from mcc_core.errors import DataError
-from mcc_core.files import whole
+from mcc_core.files import file_digest, file_stamp, whole
 
 SUFFIXES = (".tar", ".tgz", ".tar.gz", ".zip")
+_DONE = ".unpacked"  # in a whole folder: the stamps of its archive, a line for each place it was found at
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, EOFError)
 
 
@@ -22,37 +24,63 @@ def is_archive(path: Path) -> bool:
     return path.is_file() and path.name.lower().endswith(SUFFIXES)
 
 
-def unpack(archive: Path, folder: Path) -> Path:
-    """Unpack into `folder/<archive's name>/`; what is there whole already is not written again.
+def opened(sources: Sequence[Path], folder: Path, progress: Callable[[str, int, int], None]) -> list[Path]:
+    """Folders as they are, archives unpacked below `folder`. Raises DataError for what is neither."""
+    found = []
+    for number, source in enumerate(sources):
+        progress("unpacking", number, len(sources))
+        if not source.exists():
+            raise DataError(f"{source}: no such file or folder")
+        if source.is_file() and not is_archive(source):
+            raise DataError(f"{source}: neither a folder nor an archive ({', '.join(SUFFIXES)})")
+        found.append(unpack(source, folder) if is_archive(source) else source)
+    return found
 
-    Raises DataError for an archive that is cut short, damaged, or would write outside the folder.
+
+def unpack(archive: Path, folder: Path) -> Path:
+    """Unpack into `folder/<archive's name>-<digest of its content>/`; what is whole there is not written again.
+
+    The digest keeps two archives of one name apart. An archive that has not been touched since is not read for it.
+    Raises DataError for an archive that is cut short, damaged, holds a file twice, or would write outside the folder.
     """
-    target = folder / archive.name.split(".")[0]
-    done = target / ".unpacked"
-    stamp = _stamp(archive)
-    if done.is_file():
-        if (before := done.read_text()) == stamp:
-            return target
-        if (other := before.split("\n")[0]) != stamp.split("\n")[0] and Path(other).is_file():
-            raise DataError(f"{archive}: {target} holds {other}; rename one of the two, or give another --out")
-    target.mkdir(parents=True, exist_ok=True)
+    name, stamp = archive.name.split(".")[0], file_stamp(archive)
+    for done in folder.glob(f"{glob.escape(name)}-*/{_DONE}"):
+        if stamp in done.read_text(encoding="utf-8").splitlines():
+            return done.parent
+    target = folder / f"{name}-{file_digest(archive)[:12]}"
+    done = target / _DONE
+    if not done.is_file():
+        target.mkdir(parents=True, exist_ok=True)
+        _unpack(archive, target)
+    with done.open("a", encoding="utf-8") as stream:
+        stream.write(f"{stamp}\n")
+    return target
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    name, files = "", set[Path]()
     try:
         for name, size, copy in _members(archive):
             file = (target / name).resolve()
             if not file.is_relative_to(target.resolve()):
                 raise DataError(f"{archive}: {name}: would be written outside the folder; not a dataset's archive")
-            if not (file.is_file() and file.stat().st_size == size):
+            if file in files:
+                raise DataError(f"{archive}: {name}: is in it twice; give its unpacked folder instead")
+            files.add(file)
+            if not (file.is_file() and file.stat().st_size == size):  # of this very archive, by the target's name
                 with whole(file) as partial:
                     copy(partial)
                     if partial.stat().st_size != size:
                         raise EOFError(f"{name} ends early")
     except _DAMAGED as error:
-        reason = str(error).splitlines()[0].rstrip(":") if str(error) else type(error).__name__
+        reason = "it ends early" if isinstance(error, EOFError) else f"after {name}" if name else "no such archive"
         raise DataError(f"{archive}: damaged or cut short ({reason}); fetch it again") from None
-    except (RuntimeError, NotImplementedError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-        raise DataError(f"{archive}: cannot be unpacked: {error}") from None  # encrypted; a file where a folder is
-    done.write_text(stamp)
-    return target
+    except (FileExistsError, NotADirectoryError, IsADirectoryError):
+        raise DataError(f"{archive}: {name}: is a file and a folder in it; give its unpacked folder instead") from None
+    except NotImplementedError:
+        raise DataError(f"{archive}: {name}: packed in a way that is not known; give its unpacked folder") from None
+    except RuntimeError:  # what zipfile raises for a password
+        raise DataError(f"{archive}: {name}: is encrypted; give its unpacked folder") from None
 
 
 def _members(archive: Path) -> Iterator[tuple[str, int, Callable[[Path], None]]]:
@@ -65,6 +93,8 @@ def _members(archive: Path) -> Iterator[tuple[str, int, Callable[[Path], None]]]
         return
     with tarfile.open(archive) as tape:
         for member in tape:
+            if member.issym() or member.islnk():
+                raise DataError(f"{archive}: {member.name}: is a link; give its unpacked folder instead")
             if member.isfile():
                 yield member.name, member.size, lambda file, m=member: _copy(tape.extractfile(m), file)  # type: ignore[misc]
         assert tape.fileobj is not None
@@ -76,8 +106,3 @@ def _members(archive: Path) -> Iterator[tuple[str, int, Callable[[Path], None]]]
 def _copy(source: object, file: Path) -> None:
     with source as stream, file.open("wb") as copy:  # type: ignore[attr-defined]
         shutil.copyfileobj(stream, copy, 1 << 20)
-
-
-def _stamp(archive: Path) -> str:
-    stat = archive.stat()
-    return f"{archive.resolve()}\n{stat.st_size} {stat.st_mtime_ns}\n"

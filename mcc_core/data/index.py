@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from mcc_core.config import DataConfig
 from mcc_core.data import shapes
 from mcc_core.data.index_file import INDEX, read_index
 from mcc_core.data.voc import (
+    READING,
     VOC_CLASSES,
     image_size,
     read_class_file,
@@ -29,7 +31,7 @@ from mcc_core.data.voc import (
     valid_classes,
 )
 from mcc_core.errors import DataError
-from mcc_core.files import file_digest, whole
+from mcc_core.files import file_digest, file_stamp, whole
 from mcc_core.parallel import each
 
 _PROGRESS_FROM = 2000  # files to check before a progress bar is worth its line
@@ -65,10 +67,10 @@ def build_index(config: DataConfig, home: Path, *, blind: bool = False) -> DataI
     """Check a dataset and list it; shapes are generated first where they are not there yet.
 
     Every image, and every mask of the val split, is decoded once; the result is remembered in `home/index` by path,
-    size and time of change. Images without any label are kept. Raises DataError for what is missing, broken, or in
-    both splits; with `on_corrupt: skip` a missing or broken image (of either split) is left out instead. Of val all
-    or none have a mask. A `blind` val split, such as VOC's test, may lack some, and annotations; images without an
-    annotation get no labels.
+    size, times and number on the disk. Images without any label are kept. Raises DataError for what is missing,
+    broken, or in both splits; with `on_corrupt: skip` a missing or broken image (of either split) is left out instead.
+    Of val all or none have a mask. A `blind` val split, such as VOC's test, may lack some, and annotations; images
+    without an annotation get no labels.
     """
     root = shapes.ensure(config, home) if config.name == "shapes" else config.root
     if root is None:
@@ -78,7 +80,7 @@ def build_index(config: DataConfig, home: Path, *, blind: bool = False) -> DataI
     if not root.is_dir():
         raise DataError(f"data.root: {root}: no such folder")
     if (root / INDEX).is_file():
-        return _prepared(config, root, blind=blind)
+        return _prepared(config, root, home, blind=blind)
     classes = _classes(config)
     train_names, val_names = read_split(root, config.train_split), read_split(root, config.val_split)
     _check_disjoint(root, config, train_names, val_names)
@@ -123,8 +125,8 @@ def build_index(config: DataConfig, home: Path, *, blind: bool = False) -> DataI
     return DataIndex(classes, train, val, masks, broken, _fingerprint(classes, train, val, masks, digests))
 
 
-def _prepared(config: DataConfig, root: Path, *, blind: bool) -> DataIndex:
-    """A dataset by the index that `mcc data prepare` wrote: files are not read again, but must be of the same size."""
+def _prepared(config: DataConfig, root: Path, home: Path, *, blind: bool) -> DataIndex:
+    """A dataset by the index that `mcc data prepare` wrote: of its files, only those touched since are read again."""
     file = read_index(root)
     for split in (config.train_split, config.val_split):
         if split not in file.splits:
@@ -133,6 +135,7 @@ def _prepared(config: DataConfig, root: Path, *, blind: bool) -> DataIndex:
         raise DataError(f"data.classes: not the classes of {root / INDEX}; leave it out")
     names = {split: file.splits[split] for split in (config.train_split, config.val_split)}
     _check_disjoint(root, config, names[config.train_split], names[config.val_split])
+    expected: dict[Path, str] = {}
     for name in (*names[config.train_split], *names[config.val_split]):
         path = root / file.images[name].image
         try:
@@ -141,6 +144,7 @@ def _prepared(config: DataConfig, root: Path, *, blind: bool) -> DataIndex:
             raise DataError(f"{path}: {error.strerror or error}; mcc data check {root} names all such files") from None
         if size != file.images[name].bytes:
             raise DataError(f"{path}: has changed since the index was made; mcc data prepare again")
+        expected[path] = file.images[name].digest
     train, val = (
         tuple(Item(name, root / file.images[name].image, file.images[name].labels) for name in names[split])
         for split in (config.train_split, config.val_split)
@@ -148,10 +152,29 @@ def _prepared(config: DataConfig, root: Path, *, blind: bool) -> DataIndex:
     masks = {i.name: root / mask for i in (*train, *val) if (mask := file.images[i.name].mask) is not None}
     if missing := _unscored(val, masks, blind=blind):
         raise DataError(f"{root / INDEX}: {missing} has no mask; others of {config.val_split} have one")
-    digests = {item.image: file.images[item.name].digest for item in (*train, *val)}
-    _check_content(train, val, digests)
-    digests |= {masks[i.name]: file.images[i.name].mask_digest for i in val if i.name in masks}
+    if not any(item.labels for item in train):
+        raise DataError(f"{root / INDEX}: no image of {config.train_split} has a class: nothing to learn")
+    _check_content(train, val, expected)
+    digests = expected | {masks[i.name]: file.images[i.name].mask_digest for i in (*train, *val) if i.name in masks}
+    _check_touched(root / INDEX, digests, home)
     return DataIndex(file.classes, train, val, masks, (), _fingerprint(file.classes, train, val, masks, digests))
+
+
+def _check_touched(index: Path, digests: Mapping[Path, str], home: Path) -> None:
+    """Raise DataError where a file that was touched after the index was written has another content."""
+    since = index.stat().st_mtime_ns
+    touched: dict[Path, list[Path]] = defaultdict(list)
+    for path in digests:
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror or error}; mcc data check names all such files") from None
+        if max(stat.st_mtime_ns, stat.st_ctime_ns) >= since:
+            touched[path.parent].append(path)
+    for paths in touched.values():
+        for path, found in _checked(paths, home, "content", os.fspath).items():
+            if found.problem or found.digest != digests[path]:
+                raise DataError(f"{path}: its content has changed since the index was made; mcc data prepare again")
 
 
 def _unscored(val: Sequence[Item], masks: Mapping[str, Path], *, blind: bool) -> str | None:
@@ -230,17 +253,16 @@ def _checked(paths: Sequence[Path], home: Path, kind: str, check: Callable[[Path
     if not paths:
         return {}
     folder = os.fspath(paths[0].parent.resolve())
-    cache_file = home / "index" / f"{hashlib.sha256(f'{kind}:{folder}'.encode()).hexdigest()[:16]}.json"
+    cache_file = home / "index" / f"{hashlib.sha256(f'{READING} {kind}:{folder}'.encode()).hexdigest()[:16]}.json"
     cache = _remembered(cache_file)
     found: dict[Path, _Found] = {}
     fresh: dict[Path, str] = {}
     for path in paths:
         try:
-            stat = path.stat()
+            key = file_stamp(path)
         except OSError as error:
             found[path] = _Found("", f"{path}: {error.strerror or error}")
             continue
-        key = f"{path.name} {stat.st_size} {stat.st_mtime_ns}"
         if key in cache:
             digest, reason = cache[key]
             found[path] = _Found(digest, f"{path}: {reason}" if reason else "")

@@ -15,6 +15,7 @@ from mcc_core.files import whole
 
 INDEX = "index.json"
 FORMAT = 1
+HELD = ("val", "test")  # splits that are evaluated on
 _PATH = r"^[^\x00]+$"
 
 
@@ -51,6 +52,8 @@ def write_index(index: IndexFile, folder: Path) -> Path:
 def read_index(folder: Path) -> IndexFile:
     """Read and check `folder/index.json`. Raises DataError, one line."""
     file = folder / INDEX
+    if not file.is_file():
+        raise DataError(f"{file}: no such file; mcc data prepare writes it")
     try:
         index = IndexFile.model_validate_json(file.read_bytes())
     except OSError as error:
@@ -72,3 +75,26 @@ def read_index(folder: Path) -> IndexFile:
                 f"{file}: images.{name}: labels {list(entry.labels)}: there are {len(index.classes)} classes"
             )
     return index
+
+
+def faults(index: IndexFile) -> list[tuple[str, str, str]]:
+    """(split, image, what is wrong) of images that training or evaluation would refuse: those of a held-back split that
+    are in another as well, by name or by content, and those without a mask where others of val have one."""
+    found = []
+    held = {split: index.splits[split] for split in HELD if split in index.splits}
+    for other, evaluated in held.items():
+        names, contents = set(evaluated), {index.images[name].digest: name for name in evaluated}
+        for split in (split for split in index.splits if split not in HELD):
+            for name in index.splits[split]:
+                file = index.images[name].image
+                if name in names:
+                    found.append((split, name, f"{name}: in {split} and in {other}: {file}"))
+                elif (same := contents.get(index.images[name].digest)) is not None:
+                    files = f"{file} and {index.images[same].image}"
+                    found.append((split, name, f"{name} and {same}: the same picture in {split} and {other}: {files}"))
+    masked = [index.images[name].mask is not None for name in held.get("val", ())]
+    if any(masked):
+        for name, has in zip(held["val"], masked, strict=True):
+            if not has:
+                found.append(("val", name, f"{name}: has no mask; others of val have one: {index.images[name].image}"))
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,10 +12,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from mcc_core.data.index_file import IndexedImage, IndexFile, write_index
-from mcc_core.data.voc import image_size, read_mask
+from mcc_core.data.index_file import HELD, INDEX, IndexedImage, IndexFile, faults, read_index, write_index
+from mcc_core.data.voc import READING, image_size, read_mask
 from mcc_core.errors import DataError
-from mcc_core.files import file_digest
+from mcc_core.files import file_digest, file_stamp
 from mcc_core.parallel import each
 
 Progress = Callable[[str, int, int], None]  # what is done, how many, of how many
@@ -58,7 +58,7 @@ def finish(draft: Draft, out: Path, *, skip_broken: bool = False, progress: Prog
 
     Raises DataError naming every missing or broken file, unless they are to be left out, and when nothing is left.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     problems = list(draft.problems)
     entries = [draft.entries[name] for name in dict.fromkeys(n for names in draft.splits.values() for n in names)]
     with closing(_Journal(out / ".examined.jsonl", len(draft.classes))) as journal:
@@ -77,13 +77,52 @@ def finish(draft: Draft, out: Path, *, skip_broken: bool = False, progress: Prog
         if (image := known[entry.name]) is not None:
             paths = {"image": _relative(entry.image, out), "mask": entry.mask and _relative(entry.mask, out)}
             found[entry.name] = image.model_copy(update={**paths, "labels": entry.labels})
-    if problems and not skip_broken:
-        raise DataError("\n".join([*problems[:20], *_rest(problems)]))
     splits = {split: tuple(name for name in names if name in found) for split, names in draft.splits.items()}
+    refused = faults(IndexFile(source=draft.source, classes=draft.classes, splits=splits, images=found))
+    problems += [line for _, _, line in refused]
+    if not skip_broken:
+        refuse(problems)
+    for split, name, _ in refused:
+        splits[split] = tuple(other for other in splits[split] if other != name)
     if empty := [split for split, names in splits.items() if not names]:
-        raise DataError(f"{draft.source}: no readable image is left in {empty[0]}")
-    index = IndexFile(source=draft.source, classes=draft.classes, splits=splits, images=found)
-    return Prepared(index, write_index(index, out), tuple(problems), tuple(draft.notes))
+        raise DataError("\n".join([*_shown(problems), f"{draft.source}: no readable image is left in {empty[0]}"]))
+    for split in (split for split in splits if split not in HELD):
+        if not any(found[name].labels for name in splits[split]):
+            raise DataError(f"{draft.source}: no image of {split} has a class: nothing to learn")
+    used = {name for names in splits.values() for name in names}
+    images = {name: image for name, image in found.items() if name in used}
+    index = IndexFile(source=draft.source, classes=draft.classes, splits=splits, images=images)
+    notes = [*draft.notes, *_replaced(index, out)]
+    return Prepared(index, write_index(index, out), tuple(problems), tuple(notes))
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder for what is prepared. Raises DataError where there cannot be one."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "is a file" if out.is_file() else error.strerror or error
+        raise DataError(f"--out {out}: {reason}; expected a folder that can be written to") from None
+    if not os.access(out, os.W_OK):
+        raise DataError(f"--out {out}: not yours to write to; expected a folder that can be written to")
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise DataError where there are problems."""
+    if problems:
+        raise DataError("\n".join(_shown(problems)) + "; --skip-broken leaves such images out")
+
+
+def _replaced(index: IndexFile, out: Path) -> list[str]:
+    """A note where the folder holds the index of another dataset."""
+    try:
+        before = read_index(out)
+    except DataError:
+        return []  # none, or none that can be read
+    if (before.source, before.classes, set(before.images)) == (index.source, index.classes, set(index.images)):
+        return []
+    size = f"{len(before.images)} images, {len(before.classes)} classes"
+    return [f"{out / INDEX}: replaces one of {before.source} with {size}"]
 
 
 def changed_files(index: IndexFile, folder: Path, progress: Progress = lambda *_: None) -> list[str]:
@@ -108,12 +147,6 @@ def _changes(folder: Path, entry: IndexedImage) -> list[str]:
             except OSError as error:
                 lines.append(f"{file}: {error.strerror or error}")
     return lines
-
-
-def same_content(index: IndexFile, first: str, second: str) -> list[tuple[str, str]]:
-    """Pairs of images, of one split and the other, whose files are equal under different names."""
-    known = {index.images[name].digest: name for name in index.splits[first]}
-    return [(known[digest], name) for name in index.splits[second] if (digest := index.images[name].digest) in known]
 
 
 def fingerprint(file: Path) -> str:
@@ -151,7 +184,8 @@ class _Journal:
         self._stream.close()
 
     def _key(self, entry: Entry) -> str:
-        return " ".join([str(self._classes), *(_stamp(path) for path in (entry.image, entry.mask) if path is not None)])
+        files = (file_stamp(path) for path in (entry.image, entry.mask) if path is not None)
+        return " ".join([str(READING), str(self._classes), *files])
 
 
 def _examined(entry: Entry, classes: int) -> IndexedImage | str:
@@ -176,10 +210,5 @@ def _relative(path: Path, out: Path) -> str:
     return str(resolved.relative_to(base)) if resolved.is_relative_to(base) else str(resolved)
 
 
-def _stamp(path: Path) -> str:
-    stat = os.stat(path)
-    return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-
-
-def _rest(problems: Sequence[str]) -> Iterable[str]:
-    return [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
+def _shown(problems: Sequence[str]) -> list[str]:
+    return [*problems[:20], *([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])]

@@ -4,95 +4,67 @@
 - Category ids 1 to 90 become the 80 classes in the order of their ids.
 - Where objects overlap the smaller one is on top, as what is in front of something is mostly smaller. Crowds belong to
   their class. Both are decided here: the paper does not say.
+- An image is called as its file is; where two files share a name but for folder, split or suffix, these belong to it.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import hashlib
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
 
-import numpy as np
-from pydantic import BaseModel, PositiveInt, ValidationError
-
-from mcc_core.data.archives import is_archive, unpack
-from mcc_core.data.prepare import Draft, Entry, Progress
-from mcc_core.data.prepare_voc import is_current, write_mask
+from mcc_core.data.archives import is_archive, opened
+from mcc_core.data.coco_instances import Annotation, Instances, Picture, read_instances
+from mcc_core.data.coco_outlines import EXPECTED, OutlineError, label_map, read_outline
+from mcc_core.data.prepare import Draft, Entry, Progress, make_folder, refuse
+from mcc_core.data.prepare_voc import write_mask
+from mcc_core.data.voc import IMAGE_SUFFIXES
 from mcc_core.errors import DataError, UsageError
+from mcc_core.files import file_digest
 from mcc_core.parallel import each
 
 OFFICIAL = {"train": 82_081, "val": 40_137}
 YEAR = 2014
+_DRAWING = 1  # a change to how masks are drawn of the same annotations changes this
 
 
-class _Image(BaseModel):
-    id: int
-    file_name: str
-    width: PositiveInt
-    height: PositiveInt
+def draft_coco(
+    sources: Sequence[Path], out: Path, progress: Progress = lambda *_: None, *, skip_broken: bool = False
+) -> Draft:
+    """Describe COCO 2014 from archives and folders in any order.
 
-
-class _Object(BaseModel):
-    id: int
-    image_id: int
-    category_id: int
-    area: float
-
-
-class _Category(BaseModel):
-    id: int
-    name: str
-
-
-class _Instances(BaseModel):
-    """What is read of an instances file; the segmentations are pycocotools' own business."""
-
-    images: list[_Image]
-    annotations: list[_Object]
-    categories: list[_Category]
-
-
-def draft_coco(sources: Sequence[Path], out: Path, progress: Progress = lambda *_: None) -> Draft:
-    """Describe COCO 2014 from archives and folders in any order. Raises DataError naming what is missing, UsageError
-    where pycocotools is not installed."""
-    folders = []
-    for number, source in enumerate(sources):
-        progress("unpacking", number, len(sources))
-        if not source.exists():
-            raise DataError(f"{source}: no such file or folder")
-        inside = [p for p in sorted(source.iterdir()) if is_archive(p)] if source.is_dir() else []
-        folders += [unpack(archive, out / "unpacked") for archive in (inside if source.is_dir() else [source])]
-        folders += [source] if source.is_dir() else []
-    draft: Draft | None = None
-    for split in ("train", "val"):
-        file, coco = _annotations(folders, split)
-        images = _folder(folders, f"{split}{YEAR}")
-        categories = sorted(coco.getCatIds())
-        classes = tuple(category["name"] for category in coco.loadCats(categories))
-        if draft is None:
-            draft = Draft("coco", classes, {}, {})
-        elif classes != draft.classes:
-            raise DataError(f"instances_{split}{YEAR}.json: other categories than instances_train{YEAR}.json")
-        numbers = {category: i for i, category in enumerate(categories)}
-        _add(draft, split, file, coco, images, numbers, out / "masks" / split, progress)
-        if len(draft.splits[split]) != OFFICIAL[split]:
-            draft.notes.append(f"{split}: {len(draft.splits[split])} images; the official data has {OFFICIAL[split]}")
-    assert draft is not None
+    Raises DataError naming what is missing, and what is broken before any mask is drawn unless it is to be left out;
+    UsageError where pycocotools is not installed.
+    """
+    try:
+        import pycocotools.mask  # noqa: F401
+    except ImportError:
+        raise UsageError("COCO's masks need pycocotools, which is not installed: pip install 'mcc[coco]'") from None
+    make_folder(out)
+    within = [file for source in sources if source.is_dir() for file in sorted(source.iterdir()) if is_archive(file)]
+    folders = opened([*within, *sources], out / "unpacked", progress)
+    splits = {}
+    for number, split in enumerate(OFFICIAL):
+        progress("reading annotations", number, len(OFFICIAL))
+        splits[split] = read_instances(_annotations(folders, split))
+    train, val = splits.values()
+    if train.classes != val.classes:
+        raise DataError(f"{val.file}: categories: other names, or in another order, than in {train.file}")
+    draft = Draft("coco", train.classes, {}, {})
+    files: dict[str, dict[int, Path]] = {}
+    for split, instances in splits.items():
+        draft.problems += instances.problems
+        draft.notes += instances.notes
+        files[split] = _located(draft, split, instances, folders)
+    if not skip_broken:
+        refuse(draft.problems)
+    shared = Counter(path.stem for found in files.values() for path in found.values())
+    for split, instances in splits.items():
+        _add(draft, split, instances, files[split], shared, out / "masks" / split, progress)
     return draft
-
-
-def label_map(image: Mapping[str, Any], annotations: Sequence[Any], numbers: Mapping[int, int]) -> np.ndarray:
-    """Labels H,W uint8 of an image, 0 background, the smallest object on top."""
-    from pycocotools.coco import COCO
-
-    coco = COCO()
-    coco.imgs = {image["id"]: image}
-    label = np.zeros((image["height"], image["width"]), np.uint8)
-    for annotation in sorted(annotations, key=lambda a: (-a["area"], a["id"])):
-        label[coco.annToMask(annotation).astype(bool)] = numbers[annotation["category_id"]] + 1
-    return label
 
 
 @dataclass(frozen=True)
@@ -100,96 +72,146 @@ class _Drawing:
     """What is needed to draw the mask of an image, and where."""
 
     annotated: Path  # the instances file
-    image: Mapping[str, Any]
-    annotations: Sequence[Any]
+    name: str
+    image: Picture
+    objects: Sequence[Annotation]
     numbers: Mapping[int, int]
-    mask: Path
+    folder: Path
 
 
-def _draw(work: _Drawing) -> str:
-    """Write a mask unless it is there and no older than its annotations. What is wrong, or nothing."""
-    if is_current(work.mask, work.annotated):
-        return ""
-    try:
-        label = label_map(work.image, work.annotations, work.numbers)
-    except Exception as error:  # pycocotools raises bare Exception for a segmentation that it cannot draw
-        reason = str(error) or type(error).__name__
-        return f"{work.annotated.name}: image {work.image['id']}: its objects cannot be drawn: {reason}"
-    write_mask(label, work.mask)
-    return ""
+@dataclass(frozen=True)
+class _Drawn:
+    """A mask, or what is wrong with its annotations."""
+
+    mask: Path | None = None
+    problems: tuple[str, ...] = ()
+    slivers: int = 0
+
+
+def _draw(work: _Drawing) -> _Drawn:
+    """Write a mask unless it is there. Its name has a digest of everything that decides it."""
+    height, width = work.image.height, work.image.width
+    outlines, problems = [], []
+    for one in sorted(work.objects, key=lambda one: (-one.area, one.id)):
+        try:
+            outlines.append((work.numbers[one.category_id] + 1, read_outline(one.segmentation, height, width)))
+        except OutlineError as error:
+            problems.append(f"{work.annotated}: annotation {one.id}: segmentation: {error}; expected {EXPECTED}")
+    if problems:
+        return _Drawn(problems=tuple(problems))
+    decisive = [_DRAWING, height, width, [(label, outline.polygons, outline.counts) for label, outline in outlines]]
+    digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
+    mask = work.folder / f"{work.name}-{digest}.png"
+    if not mask.is_file():
+        write_mask(label_map(outlines, height, width), mask)
+    return _Drawn(mask, slivers=sum(outline.slivers for _, outline in outlines))
 
 
 def _add(
     draft: Draft,
     split: str,
-    annotated: Path,
-    coco: Any,
-    images: Path,
-    numbers: Mapping[int, int],
+    instances: Instances,
+    files: Mapping[int, Path],
+    shared: Mapping[str, int],
     masks: Path,
     progress: Progress,
 ) -> None:
-    by_image = defaultdict(list)
-    for annotation in coco.dataset.get("annotations", []):
-        by_image[annotation["image_id"]].append(annotation)
-    names, listed = [], [image for image in coco.dataset["images"] if by_image[image["id"]]]
-    drawings: list[_Drawing] = []
-    for image in listed:
-        file = images / Path(image["file_name"]).name
-        if file.is_file():
-            drawings.append(_Drawing(annotated, image, by_image[image["id"]], numbers, masks / f"{file.stem}.png"))
+    """Draw the masks of a split and enter its images."""
+    drawings: dict[str, _Drawing] = {}
+    for image in instances.images:
+        if (file := files.get(image.id)) is None:
+            continue
+        name = file.stem if shared[file.stem] == 1 else f"{split}-{_plain(image.file_name)}"
+        if taken := drawings.get(name):
+            other = files[taken.image.id]
+            draft.problems.append(f"{file}: and {other}: both would be called {name}; give one another name")
         else:
-            draft.problems.append(f"{file}: no such file")
-    for done, (work, problem) in enumerate(zip(drawings, each(_draw, drawings), strict=True), start=1):
-        name = work.mask.stem
-        if problem:
-            draft.problems.append(problem)
-        else:
-            labels = tuple(sorted({numbers[a["category_id"]] for a in work.annotations}))
-            draft.entries[name] = Entry(name, images / Path(work.image["file_name"]).name, labels, work.mask)
-            names.append(name)
+            objects = instances.objects[image.id]
+            drawings[name] = _Drawing(instances.file, name, image, objects, instances.numbers, masks)
+    names, slivers = [], 0
+    drawn = each(_draw, list(drawings.values()))
+    for done, (work, result) in enumerate(zip(drawings.values(), drawn, strict=True), start=1):
         progress(f"masks of {split}", done, len(drawings))
+        draft.problems += result.problems
+        slivers += result.slivers
+        if result.mask is not None:
+            labels = tuple(sorted({instances.numbers[one.category_id] for one in work.objects}))
+            draft.entries[work.name] = Entry(work.name, files[work.image.id], labels, result.mask)
+            names.append(work.name)
     draft.splits[split] = names
+    if slivers:
+        draft.notes.append(f"{split}: {slivers} parts of outlines have fewer than three points and are not drawn")
+    if len(names) != OFFICIAL[split]:
+        draft.notes.append(f"{split}: {len(names)} images; the official data has {OFFICIAL[split]}")
 
 
-def _annotations(folders: Sequence[Path], split: str) -> tuple[Path, Any]:
-    """The instances file of a split and what pycocotools reads of it."""
-    try:
-        from pycocotools.coco import COCO
-    except ImportError:
-        raise UsageError("COCO's masks need pycocotools, which is not installed: pip install 'mcc[coco]'") from None
-    import contextlib
-    import io
-
-    name = f"instances_{split}{YEAR}.json"
-    file = next(
-        (f for folder in folders for p in ("", "annotations/", "*/annotations/") for f in folder.glob(p + name)), None
-    )
-    if file is None:
-        raise DataError(
-            f"{name}: not found in {', '.join(map(str, folders))}: give annotations_trainval{YEAR}.zip or its folder"
+def _located(draft: Draft, split: str, instances: Instances, folders: Sequence[Path]) -> dict[int, Path]:
+    """Files by image id of the images with an object. What is missing, double or not listed is said in the draft."""
+    folder = _folder(draft, folders, f"{split}{YEAR}")
+    found: dict[int, Path] = {}
+    owner: dict[Path, int] = {}
+    without = []
+    for image in instances.images:
+        file = _file(folder, image.file_name)
+        if not instances.objects.get(image.id):
+            without.append(image.file_name)
+        elif not file.is_file():
+            draft.problems.append(f"{file}: no such file: image {image.id} of {instances.file}")
+        elif file in owner:
+            draft.problems.append(f"{instances.file}: images {owner[file]} and {image.id} are both {file}")
+        else:
+            found[image.id] = file
+        owner.setdefault(file, image.id)
+    if without:
+        draft.notes.append(f"{split}: left out {len(without)} images without an object, such as {without[0]}")
+    if len(without) == len(instances.images) and not instances.problems:
+        raise DataError(f"{instances.file}: no image has an object with an outline: nothing to learn")
+    images = (file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != ".")
+    if unlisted := sorted(file for file in images if file not in owner):
+        draft.notes.append(
+            f"{split}: left out {len(unlisted)} files that {instances.file} lacks, such as {unlisted[0]}"
         )
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            coco = COCO(str(file))
-        _Instances.model_validate(coco.dataset)
-        known = {category["id"] for category in coco.dataset["categories"]}
-        if unknown := next((a for a in coco.dataset["annotations"] if a["category_id"] not in known), None):
-            raise DataError(f"{file}: annotation {unknown['id']}: no category {unknown['category_id']}")
-        return file, coco
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise DataError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except DataError:
-        raise
-    except (ValueError, KeyError, AssertionError, TypeError) as error:
-        raise DataError(f"{file}: not an instances file of COCO: {error or type(error).__name__}") from None
+    return found
 
 
-def _folder(folders: Sequence[Path], name: str) -> Path:
-    for folder in folders:
-        for found in (folder, folder / name, folder / "images" / name):
-            if found.name == name and found.is_dir():
-                inside = found / name
-                return inside if inside.is_dir() else found
-    raise DataError(f"{name}: no such folder in {', '.join(map(str, folders))}: give {name}.zip or its folder")
+def _plain(file_name: str) -> str:
+    """A file's path as a name: folders and the suffix in it."""
+    return file_name.replace("\\", "/").strip("/").replace("/", "-").replace(".", "-")
+
+
+def _file(folder: Path, file_name: str) -> Path:
+    """The file of an image: its path below the folder of its split or beside it, or else its name there."""
+    path = PurePosixPath(file_name.replace("\\", "/"))
+    if not path.is_absolute() and ".." not in path.parts:
+        for file in (folder / path, folder.parent / path):
+            if file.is_file():
+                return file
+    return folder / path.name
+
+
+def _annotations(folders: Sequence[Path], split: str) -> Path:
+    """The instances file of a split."""
+    name = f"instances_{split}{YEAR}.json"
+    places = [
+        file for folder in folders for p in ("", "annotations/", "*/annotations/") for file in folder.glob(p + name)
+    ]
+    if not places:
+        others = sorted({file.name for folder in folders for file in folder.glob("**/instances_*.json")})
+        there = f" (there: {', '.join(others[:3])})" if others else ""
+        where = ", ".join(map(str, folders))
+        raise DataError(f"{name}: not found in {where}{there}: give annotations_trainval{YEAR}.zip or its folder")
+    if other := next((file for file in places[1:] if file_digest(file) != file_digest(places[0])), None):
+        raise DataError(f"{places[0]}: and {other}: two {name} that differ; give one of them")
+    return places[0]
+
+
+def _folder(draft: Draft, folders: Sequence[Path], name: str) -> Path:
+    """The folder of a split's images."""
+    places = [p for f in folders for p in (f, f / name, f / "images" / name) if p.name == name and p.is_dir()]
+    if not places:
+        raise DataError(f"{name}: no such folder in {', '.join(map(str, folders))}: give {name}.zip or its folder")
+    inside = [p / name if (p / name).is_dir() else p for p in places]
+    different = list(dict.fromkeys(p.resolve() for p in inside))
+    if len(different) > 1:
+        draft.notes.append(f"{name}: images are those of {inside[0]}, not of {different[1]}")
+    return inside[0]

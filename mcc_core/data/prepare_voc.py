@@ -10,14 +10,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from mcc_core.data.archives import is_archive, unpack
-from mcc_core.data.prepare import Draft, Entry, Progress
+from mcc_core.data.archives import opened
+from mcc_core.data.prepare import Draft, Entry, Progress, make_folder
 from mcc_core.data.voc import VOC_CLASSES, palette_png, read_labels, read_split
 from mcc_core.errors import DataError
 from mcc_core.files import whole
@@ -28,18 +30,15 @@ OFFICIAL = {"train_aug": 10_582, "train": 1_464, "val": 1_449, "test": 1_456}
 
 def draft_voc(sources: Sequence[Path], out: Path, progress: Progress = lambda *_: None) -> Draft:
     """Describe VOC 2012 from archives and folders in any order. Raises DataError naming what is missing."""
-    folders = []
-    for number, source in enumerate(sources):
-        progress("unpacking", number, len(sources))
-        if not source.exists():
-            raise DataError(f"{source}: no such file or folder")
-        if source.is_file() and not is_archive(source):
-            raise DataError(f"{source}: neither a folder nor an archive (.tar, .tgz, .tar.gz, .zip)")
-        folders.append(unpack(source, out / "unpacked") if is_archive(source) else source)
+    make_folder(out)
+    folders = opened(sources, out / "unpacked", progress)
     devkits = _holding(folders, "JPEGImages")
     if not devkits:
         raise DataError(f"{sources[0]}: no JPEGImages in it: give VOCtrainval_11-May-2012.tar or its VOCdevkit/VOC2012")
-    root = next((kit for kit in devkits if (kit / "ImageSets" / "Segmentation" / "train.txt").is_file()), devkits[0])
+    trained = [kit for kit in devkits if (kit / "ImageSets" / "Segmentation" / "train.txt").is_file()]
+    if len(trained) > 1:
+        raise DataError(f"{trained[0]}: and {trained[1]}: two training sets; give the folder of one, such as VOC2012")
+    root = trained[0] if trained else devkits[0]
     tests = [kit for kit in devkits if kit != root]
     splits = {name: read_split(root, name) for name in ("train", "val")}
     masks = {
@@ -47,7 +46,8 @@ def draft_voc(sources: Sequence[Path], out: Path, progress: Progress = lambda *_
         for folder in _holding(folders, "SegmentationClassAug")
         for p in _pngs(folder / "SegmentationClassAug")
     }
-    masks |= _sbd_masks(folders, out / "masks", progress)
+    made, problems = _sbd_masks(folders, out / "masks", progress)
+    masks |= made
     masks |= {p.stem: p for p in _pngs(root / "SegmentationClass")}
     held = set(splits["val"])
     splits["train_aug"] = sorted(name for name in masks if name not in held)
@@ -55,7 +55,7 @@ def draft_voc(sources: Sequence[Path], out: Path, progress: Progress = lambda *_
         if (folder / "ImageSets" / "Segmentation" / "test.txt").is_file():
             splits["test"] = read_split(folder, "test")
             masks = {name: path for name, path in masks.items() if name not in set(splits["test"])}
-    draft = Draft("voc", VOC_CLASSES, splits, {})
+    draft = Draft("voc", VOC_CLASSES, splits, {}, problems)
     tried: set[str] = set()
     for split, names in splits.items():
         expected = OFFICIAL[split]
@@ -67,6 +67,9 @@ def draft_voc(sources: Sequence[Path], out: Path, progress: Progress = lambda *_
                 _add(draft, name, [root, *tests], masks.get(name), labelled=split != "test")
     # The counts above are of the lists; what could not be read of them is among the problems.
     draft.splits = {split: [name for name in names if name in draft.entries] for split, names in splits.items()}
+    inside = {file.stem for kit in (root, *tests) for file in (kit / "JPEGImages").glob("[!.]*.jpg")}
+    if unlisted := sorted(inside.difference(*splits.values())):
+        draft.notes.append(f"JPEGImages: left out {len(unlisted)} images of no split, such as {unlisted[0]}")
     if len(splits["train_aug"]) == len(splits["train"]):
         draft.notes.append("train_aug is train alone: give SBD's benchmark.tgz or SegmentationClassAug as well")
     return draft
@@ -85,33 +88,39 @@ def _add(draft: Draft, name: str, roots: Sequence[Path], mask: Path | None, *, l
     draft.entries[name] = Entry(name, image, labels, mask)
 
 
-def _sbd_masks(folders: Sequence[Path], out: Path, progress: Progress) -> dict[str, Path]:
-    """SBD's masks as PNGs; those that are there already and no older than their source are kept."""
+def _sbd_masks(folders: Sequence[Path], out: Path, progress: Progress) -> tuple[dict[str, Path], list[str]]:
+    """SBD's masks as PNGs by image, and what is wrong with others; those that are there already are kept."""
     files = sorted(file for folder in _holding(folders, "cls") for file in (folder / "cls").glob("*.mat"))
-    found = {}
-    for done, mask in enumerate(each(partial(_convert, out=out), files), start=1):
-        found[mask.stem] = mask
+    files = [file for file in files if not file.name.startswith(".")]
+    found: dict[str, Path] = {}
+    problems = []
+    for done, (source, mask) in enumerate(zip(files, each(partial(_convert, out=out), files), strict=True), start=1):
         progress("converting SBD masks", done, len(files))
-    return found
+        if isinstance(mask, str):
+            problems.append(mask)
+        else:
+            found[source.stem] = mask
+    return found, problems
 
 
-def _convert(source: Path, out: Path) -> Path:
+def _convert(source: Path, out: Path) -> Path | str:
+    """The PNG of an SBD mask, called after the content of its source; or what is wrong with the source."""
     from scipy.io import loadmat
 
-    target = out / f"{source.stem}.png"
-    if is_current(target, source):
-        return target
     try:
-        label = np.asarray(loadmat(str(source))["GTcls"]["Segmentation"][0][0], np.uint8)
-    except (OSError, ValueError, KeyError, IndexError, TypeError, NotImplementedError) as error:
-        raise DataError(f"{source}: cannot be read as an SBD mask: {error}") from None
-    write_mask(label, target)
+        content = source.read_bytes()
+        target = out / f"{source.stem}-{hashlib.sha256(content).hexdigest()[:16]}.png"
+        if target.is_file():
+            return target
+        label = np.asarray(loadmat(io.BytesIO(content))["GTcls"]["Segmentation"][0][0])
+    except OSError as error:
+        return f"{source}: {error.strerror or 'not a MATLAB file'}"
+    except Exception:  # a damaged file raises whatever the reader stumbles over
+        return f"{source}: not a mask of SBD: expected a MATLAB file with GTcls.Segmentation"
+    if label.ndim != 2 or label.dtype.kind not in "iu" or not label.size or label.min() < 0 or label.max() > 255:
+        return f"{source}: GTcls.Segmentation: {label.dtype} {label.shape}; expected labels 0 to 255, height x width"
+    write_mask(label.astype(np.uint8), target)
     return target
-
-
-def is_current(made: Path, source: Path) -> bool:
-    """Whether a file made of a source is there and no older than it, as in make."""
-    return made.is_file() and made.stat().st_mtime_ns >= source.stat().st_mtime_ns
 
 
 def write_mask(label: np.ndarray, target: Path) -> None:
@@ -133,4 +142,4 @@ def _holding(folders: Sequence[Path], name: str) -> list[Path]:
 
 
 def _pngs(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.png"))
+    return sorted(file for file in folder.glob("*.png") if not file.name.startswith("."))

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 
 from mcc_core.errors import DataError
 
+READING = 2  # of images and masks: a change to what is accepted, or to what is read of a file, changes this
 MAX_PIXELS = 64_000_000  # of an image of unknown origin
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -70,8 +71,10 @@ def read_split(root: Path, split: str) -> list[str]:
     except FileNotFoundError:
         there = ", ".join(sorted(other.stem for other in path.parent.glob("*.txt"))) or "none"
         raise DataError(f"{path}: no such file: it lists the ids of split {split!r} (splits there: {there})") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot read the ids of split {split!r}: {error}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the ids of split {split!r}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: cannot read the ids of split {split!r}: not UTF-8 text") from None
     names = []
     for number, line in enumerate(lines, start=1):
         name = line.strip()
@@ -108,10 +111,13 @@ def read_labels(root: Path, name: str, classes: Sequence[str]) -> tuple[int, ...
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}: it holds the image-level labels") from None
     except (ElementTree.ParseError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid XML: {error}") from None
+        where = f"line {error.position[0]}: " if isinstance(error, ElementTree.ParseError) else ""
+        raise DataError(f"{path}: {where}not valid XML; expected an annotation in VOC's form") from None
+    if tree.tag != "annotation":
+        raise DataError(f"{path}: <{tree.tag}>: expected <annotation> with the image's objects")
     found = set()
-    for node in tree.findall("object/name"):
-        label = (node.text or "").strip()
+    for node in tree.findall("object"):
+        label = (node.findtext("name") or "").strip()
         if label not in classes:
             known = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
             raise DataError(f"{path}: class {label!r} is not among data.classes ({known})")

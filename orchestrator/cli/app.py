@@ -94,7 +94,7 @@ def main() -> None:
             print(f"error: {line}", file=sys.stderr)
         code = 2 if isinstance(error, UsageError) else 1
     except OSError as error:
-        from orchestrator.storage import is_away, is_full, reason
+        from orchestrator.storage.store import is_away, is_full, reason
 
         if not (is_full(error) or is_away(error)):
             raise

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from orchestrator.versus import Versus
+    from orchestrator.analysis.images import Versus
 
 
 def compare(
@@ -33,8 +33,8 @@ def compare(
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from orchestrator.compare_run import compare_networks, draw_gallery
     from orchestrator.settings import Settings
+    from orchestrator.workflows.compare import compare_networks, draw_gallery
 
     console, settings = Console(), Settings.from_environment()
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())

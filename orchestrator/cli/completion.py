@@ -25,7 +25,7 @@ def fields(incomplete: str) -> list[str]:
 
 def tables(incomplete: str) -> list[str]:
     """Tables of the paper."""
-    folder = Path(__file__).parents[1] / "tables"
+    folder = Path(__file__).parents[1] / "reproduction" / "tables"
     return _begun(sorted(file.stem for file in folder.glob("*.yaml")), incomplete)
 
 

@@ -18,6 +18,8 @@ app = typer.Typer(help="Prepare datasets and check them.", no_args_is_help=True)
 prepare = typer.Typer(help="Write a dataset's index, or what is missing of it.", no_args_is_help=True)
 app.add_typer(prepare, name="prepare")
 
+_SHOWN = 100  # lines of what is wrong
+
 Sources = Annotated[list[Path], typer.Argument(help="Official archives, or their unpacked folders, in any order.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the index, unpacked archives and masks.")]
 Skip = Annotated[bool, typer.Option("--skip-broken", help="Leave broken images out instead of stopping.")]
@@ -47,7 +49,8 @@ def coco(sources: Sources, out: Out = Path("data/coco"), skip_broken: Skip = Fal
     from mcc_core.data.prepare_coco import draft_coco
 
     with _bar() as progress:
-        made = finish(draft_coco(sources, out, progress), out, skip_broken=skip_broken, progress=progress)
+        draft = draft_coco(sources, out, progress, skip_broken=skip_broken)
+        made = finish(draft, out, skip_broken=skip_broken, progress=progress)
     _print(made)
 
 
@@ -82,22 +85,19 @@ def check(
 
     Names what is missing, has changed, or lies in two splits.
     """
-    from mcc_core.data.index_file import INDEX, read_index
-    from mcc_core.data.prepare import changed_files, same_content
+    from mcc_core.data.index_file import INDEX, faults, read_index
+    from mcc_core.data.prepare import changed_files
 
     if index.name == INDEX and index.is_file():
         index = index.parent
     found = read_index(index)
     with _bar() as progress:
         problems = changed_files(found, index, progress)
-    held = [split for split in ("val", "test") if split in found.splits]
-    for split in (name for name in found.splits if name not in held):
-        for other in held:
-            pairs = same_content(found, split, other)
-            problems += [f"{a} and {b}: the same picture in {split} and {other}" for a, b in pairs]
+    problems += [line for _, _, line in faults(found)]
     _print_counts(found)
     if problems:
-        raise UsageError("\n".join(problems))
+        more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+        raise UsageError("\n".join([*problems[:_SHOWN], *more]))
     print("every file is as it was when the index was made")
 
 

@@ -20,7 +20,7 @@ def doctor(
     from dataclasses import asdict
 
     from orchestrator.cli.records import print_json
-    from orchestrator.doctor import examine
+    from orchestrator.maintenance.doctor import examine
     from orchestrator.settings import Settings
 
     found, section = [], ""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mcc_core.evaluation.protocols import ProtocolName
-    from orchestrator.evaluation_run import Evaluation
+    from orchestrator.evaluation.run import Evaluation
 
 
 def evaluate(
@@ -48,12 +48,12 @@ def evaluate(
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from mcc_core.evaluation.protocols import SEGMENTATION
-    from orchestrator.evaluation_request import evaluation_request
-    from orchestrator.evaluation_run import Means, evaluate_checkpoint
-    from orchestrator.evaluation_tracking import track_evaluation
+    from orchestrator.evaluation.request import evaluation_request
+    from orchestrator.evaluation.run import Means, evaluate_checkpoint
+    from orchestrator.evaluation.voc_server import write_submission
+    from orchestrator.records.lookup import find_checkpoint, slug
     from orchestrator.settings import Settings
-    from orchestrator.submission import write_submission
-    from orchestrator.trained import find_checkpoint, slug
+    from orchestrator.tracking.evaluations import track_evaluation
 
     names = _protocols(protocol)
     if submission is not None and (len(names) != 1 or names[0] not in SEGMENTATION):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from mcc_core.errors import UsageError
+from mcc_core.structured_files import parse_yaml
 from orchestrator.cli.completion import experiments, fields, sweep_names
 
 Set = Annotated[
@@ -37,10 +37,10 @@ def overrides(assignments: list[str] | None) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise UsageError(f"--set {text}: expected KEY=VALUE, such as mask.ratio=0.5")
-        try:
-            found[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UsageError(f"--set {text}: the value is not valid YAML") from None
+        read, before = parse_yaml(value, f"--set {text}"), found.get(key.strip())
+        if key.strip() in found and read != before:
+            raise UsageError(f"--set {text}: {key.strip()} is set twice, to {before!r} before; give one of the two")
+        found[key.strip()] = read
     return found
 
 

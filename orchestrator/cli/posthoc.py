@@ -7,11 +7,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from orchestrator import report
-from orchestrator.cluster import local_capacity
-from orchestrator.posthoc import plan_posthoc, run_posthoc
-from orchestrator.progress import board, print_unfinished
+from orchestrator.analysis import figures as report
+from orchestrator.cluster.session import local_capacity
 from orchestrator.settings import Settings
+from orchestrator.workflows.posthoc import plan_posthoc, run_posthoc
+from orchestrator.workflows.terminal import board, print_unfinished
 
 
 def show_posthoc(file: Path, console: Console, *, dry_run: bool, force: bool) -> int:

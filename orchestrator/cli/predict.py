@@ -29,8 +29,8 @@ def predict(
 
     from mcc_core.evaluation.inference import image_files, predict_files
     from mcc_core.evaluation.protocols import SEGMENTATION
+    from orchestrator.records.lookup import find_checkpoint
     from orchestrator.settings import Settings
-    from orchestrator.trained import find_checkpoint
 
     if protocol not in SEGMENTATION:
         raise UsageError(f"--protocol {protocol}: not one of {', '.join(SEGMENTATION)}")

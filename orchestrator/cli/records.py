@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mcc_core.errors import UsageError
-from orchestrator import report
-from orchestrator.catalog import Sweep
-from orchestrator.report import Result
-from orchestrator.storage import Storage
-from orchestrator.trial_files import best_saved, saved_checkpoints
+from orchestrator.analysis import figures as report
+from orchestrator.analysis.figures import Result
+from orchestrator.records.checkpoints import best_saved, saved_checkpoints
+from orchestrator.records.sweeps import Sweep
+from orchestrator.storage.store import Storage
 
 
 def sweep_record(sweep: Sweep, results: Sequence[Result]) -> dict[str, Any]:

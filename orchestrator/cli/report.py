@@ -18,8 +18,8 @@ def report(
 
     One HTML file with its pictures inside; the same as Markdown; both go to the sweep's MLflow run too.
     """
+    from orchestrator.reports.sweep import write_report
     from orchestrator.settings import Settings
-    from orchestrator.sweep_report import write_report
 
     files, problem = write_report(Settings.from_environment(), sweep, out)
     for file in files:

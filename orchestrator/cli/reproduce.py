@@ -35,12 +35,12 @@ def reproduce(
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from orchestrator import reproduce as run
-    from orchestrator.paper_tables import load_table, table_names, with_points
-    from orchestrator.progress import board
-    from orchestrator.reproduce_report import print_costs, write_reproduction
+    from orchestrator.reproduction import scores as run
+    from orchestrator.reproduction.report import print_costs, write_reproduction
     from orchestrator.settings import Settings
-    from orchestrator.submit import run_and_track
+    from orchestrator.spec.paper_table import load_table, table_names, with_points
+    from orchestrator.workflows.run_sweep import run_and_track
+    from orchestrator.workflows.terminal import board
 
     console = Console()
     if list_ or table is None:

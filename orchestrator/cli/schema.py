@@ -21,6 +21,6 @@ def schema(kind: Annotated[Kind, typer.Argument(metavar="experiment|sweep", help
     `mcc schema sweep > sweep.schema.json`; then `# yaml-language-server: $schema=sweep.schema.json` as the first line
     of a sweep file.
     """
-    from orchestrator.json_schema import shipped
+    from orchestrator.spec.json_schema import shipped
 
     print(shipped(kind.value), end="")

@@ -12,15 +12,15 @@ from rich.table import Table
 
 from mcc_core.errors import UsageError
 from mcc_core.schedules import Constant, value_at
-from orchestrator import report
-from orchestrator.catalog import Sweep
-from orchestrator.plan import Plan
-from orchestrator.points import Trial
-from orchestrator.progress import board, duration, print_unfinished, shortened
-from orchestrator.report import Result
-from orchestrator.storage import Storage
-from orchestrator.trial_files import best_saved, saved_checkpoints
-from orchestrator.usage import size_text
+from orchestrator.analysis import figures as report
+from orchestrator.analysis.figures import Result
+from orchestrator.planning.configurations import Trial
+from orchestrator.planning.plan import Plan
+from orchestrator.records.checkpoints import best_saved, saved_checkpoints
+from orchestrator.records.sweeps import Sweep
+from orchestrator.records.usage import size_text
+from orchestrator.storage.store import Storage
+from orchestrator.workflows.terminal import board, duration, print_unfinished, shortened
 
 _BARS = "▁▂▃▄▅▆▇█"
 

@@ -17,7 +17,7 @@ def check(
 
     One line each, with the fix where one is needed.
     """
-    from orchestrator import storage_care
+    from orchestrator.maintenance import storage_care
     from orchestrator.settings import Settings
 
     settings = Settings.from_environment()
@@ -41,9 +41,9 @@ def gc(
 
     Never anything of a trial that is being run.
     """
-    from orchestrator import storage_care
+    from orchestrator.maintenance import storage_care
     from orchestrator.settings import Settings
-    from orchestrator.storage import Storage
+    from orchestrator.storage.store import Storage
 
     settings = Settings.from_environment()
     storage = Storage(settings.storage)

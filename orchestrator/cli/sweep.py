@@ -12,7 +12,7 @@ from mcc_core.errors import UsageError
 from orchestrator.cli.options import Base, Set, SweepName, Workers, overrides, seed_list
 
 if TYPE_CHECKING:
-    from orchestrator.plan import Plan
+    from orchestrator.planning.plan import Plan
 
 app = typer.Typer(help="Plan, run and look at sweeps of trials.", no_args_is_help=True)
 
@@ -26,9 +26,9 @@ Concurrent = Annotated[int | None, typer.Option("--max-concurrent", min=1, help=
 def _plan(
     file: Path, base: str | None, set_: list[str] | None, workers: int | None, seeds: str | None, most: int | None
 ) -> Plan:
-    from orchestrator.plan import plan_sweep
+    from orchestrator.planning.plan import plan_sweep
     from orchestrator.settings import Settings
-    from orchestrator.sweep_file import load_sweep, with_run_options
+    from orchestrator.spec.sweep_file import load_sweep, with_run_options
 
     sweep = with_run_options(load_sweep(file), seed_list(seeds) if seeds else None, most)
     return plan_sweep(sweep, str(file), base, overrides(set_), workers, Settings.from_environment())
@@ -53,7 +53,7 @@ def plan(
 
     from orchestrator.cli.posthoc import show_posthoc
     from orchestrator.cli.show import print_plan
-    from orchestrator.posthoc import is_posthoc
+    from orchestrator.workflows.posthoc import is_posthoc
 
     if is_posthoc(file):
         _refuse(file, base, set_, workers, seeds)
@@ -82,7 +82,7 @@ def submit(
     """
     from rich.console import Console
 
-    from orchestrator.remote import is_remote
+    from orchestrator.cluster.jobs import is_remote
 
     if is_remote(on):
         named = {"--base": base, "--workers": workers, "--seeds": seeds, "--max-concurrent": max_concurrent}
@@ -94,9 +94,9 @@ def submit(
         os.environ["RAY_ADDRESS"] = "local"
     from orchestrator.cli.posthoc import show_posthoc
     from orchestrator.cli.show import print_plan
-    from orchestrator.posthoc import is_posthoc
-    from orchestrator.submit import run_and_track
-    from orchestrator.sweep_actions import require_submitted
+    from orchestrator.workflows.control import require_submitted
+    from orchestrator.workflows.posthoc import is_posthoc
+    from orchestrator.workflows.run_sweep import run_and_track
 
     console = Console()
     if is_posthoc(file):
@@ -112,7 +112,7 @@ def submit(
 
 def submit_remote(on: str, file: Path, options: list[str], *, detach: bool, python: str) -> int:
     """Submit to a cluster's Jobs API and, unless detached, follow the job."""
-    from orchestrator.remote import submit_job
+    from orchestrator.cluster.jobs import submit_job
 
     job = submit_job(on, file, options, python=python)
     print(f"job {job}; again later: mcc sweep attach {job} --on {on}", flush=True)
@@ -120,7 +120,7 @@ def submit_remote(on: str, file: Path, options: list[str], *, detach: bool, pyth
 
 
 def _follow(on: str, job: str) -> int:
-    from orchestrator.remote import follow_job
+    from orchestrator.cluster.jobs import follow_job
 
     try:
         return follow_job(on, job, lambda text: print(text, end="", flush=True))
@@ -138,7 +138,7 @@ def attach(
 
     Ctrl-C ends the following alone.
     """
-    from orchestrator.remote import is_remote
+    from orchestrator.cluster.jobs import is_remote
 
     if not is_remote(on):
         raise UsageError(f"--on {on}: expected http://HEAD:8265")
@@ -150,11 +150,11 @@ def list_(as_json: Json = False) -> None:
     """List the sweeps that were submitted, newest first."""
     from rich.console import Console
 
-    from orchestrator import catalog
     from orchestrator.cli.records import print_json, sweep_record
     from orchestrator.cli.show import print_sweeps
+    from orchestrator.records import sweeps as catalog
     from orchestrator.settings import Settings
-    from orchestrator.storage import Storage
+    from orchestrator.storage.store import Storage
 
     storage = Storage(Settings.from_environment().storage)
     found = [(s, catalog.results(storage, s.document)) for s in catalog.sweeps(storage)]
@@ -169,11 +169,11 @@ def status(sweep: SweepName = None, as_json: Json = False) -> None:
     """Show how each trial of a sweep stands."""
     from rich.console import Console
 
-    from orchestrator import catalog
     from orchestrator.cli.records import print_json, sweep_record, trial_record
     from orchestrator.cli.show import print_status
+    from orchestrator.records import sweeps as catalog
     from orchestrator.settings import Settings
-    from orchestrator.storage import Storage
+    from orchestrator.storage.store import Storage
 
     storage = Storage(Settings.from_environment().storage)
     found = catalog.find(storage, sweep)
@@ -196,11 +196,11 @@ def best(
     """
     from rich.console import Console
 
-    from orchestrator import catalog
     from orchestrator.cli.records import best_record, print_json
     from orchestrator.cli.show import print_best
+    from orchestrator.records import sweeps as catalog
     from orchestrator.settings import Settings
-    from orchestrator.storage import Storage
+    from orchestrator.storage.store import Storage
 
     settings, console = Settings.from_environment(), Console()
     storage = Storage(settings.storage)

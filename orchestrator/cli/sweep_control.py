@@ -12,9 +12,9 @@ from orchestrator.cli.completion import sweep_names
 from orchestrator.cli.options import SweepName
 
 if TYPE_CHECKING:
-    from orchestrator.catalog import Sweep
+    from orchestrator.records.sweeps import Sweep
     from orchestrator.settings import Settings
-    from orchestrator.storage import Storage
+    from orchestrator.storage.store import Storage
 
 
 def stop(
@@ -27,7 +27,7 @@ def stop(
     """
     from rich.console import Console
 
-    from orchestrator import sweep_actions
+    from orchestrator.workflows import control as sweep_actions
 
     (_, storage, found), console = _opened(sweep), Console()
     with console.status(f"{found.id}: waiting for the trials' checkpoints"):
@@ -64,9 +64,9 @@ def retry(
 def _run(sweep: str | None, *, only_failed: bool, trial: str | None = None) -> None:
     from rich.console import Console
 
-    from orchestrator import sweep_actions
     from orchestrator.cli.show import print_plan
-    from orchestrator.submit import run_and_track
+    from orchestrator.workflows import control as sweep_actions
+    from orchestrator.workflows.run_sweep import run_and_track
 
     (settings, storage, found), console = _opened(sweep_actions.sweep_or_file(sweep) if sweep else None), Console()
     only = sweep_actions.failed(storage, found, trial) if only_failed else None
@@ -90,8 +90,9 @@ def watch(
     from rich.console import Console
     from rich.live import Live
 
-    from orchestrator import catalog, sweep_actions
     from orchestrator.cli.show import print_status, status_table
+    from orchestrator.records import sweeps as catalog
+    from orchestrator.workflows import control as sweep_actions
 
     (_, storage, found), console = _opened(sweep), Console()
     with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -113,7 +114,7 @@ def logs(
 
     Of its last attempt, the first worker.
     """
-    from orchestrator import sweep_actions
+    from orchestrator.workflows import control as sweep_actions
 
     _, storage, found = _opened(sweep)
     key = sweep_actions.log_of(storage, found, trial)
@@ -130,7 +131,7 @@ def delete(
 
     Not the trials that another sweep has.
     """
-    from orchestrator import sweep_actions
+    from orchestrator.workflows import control as sweep_actions
 
     settings, storage, found = _opened(sweep)
     what = sweep_actions.deletion(storage, found)
@@ -149,9 +150,9 @@ def delete(
 
 def _opened(sweep: str | None) -> tuple[Settings, Storage, Sweep]:
     """The environment's settings and storage, and a sweep in it."""
-    from orchestrator import catalog
+    from orchestrator.records import sweeps as catalog
     from orchestrator.settings import Settings
-    from orchestrator.storage import Storage
+    from orchestrator.storage.store import Storage
 
     settings = Settings.from_environment()
     storage = Storage(settings.storage)

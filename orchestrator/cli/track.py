@@ -15,9 +15,10 @@ def rebuild(sweep: SweepName = None) -> None:
 
     From the event logs in storage.
     """
-    from orchestrator import catalog, tracking
+    from orchestrator.records import sweeps as catalog
     from orchestrator.settings import Settings
-    from orchestrator.storage import Storage
+    from orchestrator.storage.store import Storage
+    from orchestrator.tracking import sync as tracking
 
     settings = Settings.from_environment()
     found = catalog.find(Storage(settings.storage), sweep)

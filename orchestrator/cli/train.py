@@ -33,10 +33,10 @@ def train(
     from mcc_core.experiment_files import load_base
     from mcc_core.validation import validate
     from orchestrator.cli.show import print_plan
-    from orchestrator.plan import plan_sweep
+    from orchestrator.planning.plan import plan_sweep
     from orchestrator.settings import Settings
-    from orchestrator.submit import run_and_track
-    from orchestrator.sweep_file import SweepFile
+    from orchestrator.spec.sweep_file import SweepFile
+    from orchestrator.workflows.run_sweep import run_and_track
 
     load_base(experiment)
     sweep = validate(

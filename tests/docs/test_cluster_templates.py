@@ -70,7 +70,7 @@ def test_the_kubernetes_manifest_is_whole() -> None:
 
 
 def test_the_sweep_of_the_manifest_is_valid(tmp_path: Path) -> None:
-    from orchestrator.sweep_file import load_sweep
+    from orchestrator.spec.sweep_file import load_sweep
 
     documents = list(yaml.safe_load_all((CLUSTER / "kuberay.yaml").read_text()))
     (text,) = [d["data"]["sweep.yaml"] for d in documents if d["metadata"]["name"] == "mcc-sweep"]

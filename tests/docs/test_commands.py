@@ -17,10 +17,10 @@ import small_voc
 import yaml
 from PIL import Image
 
-from mcc_core.experiment_files import read_yaml
+from mcc_core.structured_files import read_yaml
 from mcc_core.validation import validate
-from orchestrator.posthoc import PosthocFile, is_posthoc
-from orchestrator.sweep_file import load_sweep
+from orchestrator.spec.sweep_file import load_sweep
+from orchestrator.workflows.posthoc import PosthocFile, is_posthoc
 
 BIN = Path(sys.executable).parent
 ALL = [command for page in docs.PAGES for command in docs.commands(page)]

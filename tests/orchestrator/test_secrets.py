@@ -25,9 +25,9 @@ import orchestrator
 from mcc_core.errors import MCCError, UsageError
 from orchestrator.environment import environment_record
 from orchestrator.settings import Settings
-from orchestrator.storage import Storage
-from orchestrator.sweep_file import SweepFile, load_sweep
-from orchestrator.tracking import rebuild
+from orchestrator.spec.sweep_file import SweepFile, load_sweep
+from orchestrator.storage.store import Storage
+from orchestrator.tracking.sync import rebuild
 
 PACKAGES = [Path(package.__file__ or "").parent for package in (mcc_core, orchestrator)]
 CANARIES = {

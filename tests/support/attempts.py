@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from orchestrator.warm import WarmWorker
+from orchestrator.worker.warm import WarmWorker
 
 worker = WarmWorker()
 for task in json.loads(Path(sys.argv[1]).read_text()):

@@ -83,20 +83,20 @@ class Lab:
 
     @property
     def storage(self) -> Any:
-        from orchestrator.storage import Storage
+        from orchestrator.storage.store import Storage
 
         return Storage(self.environment.get("MCC_STORAGE") or str(self.home))
 
     def trials(self) -> list[str]:
         """Identities of the sweep's trials, in order."""
-        from orchestrator import catalog
+        from orchestrator.records import sweeps as catalog
 
         return [t["identity"] for t in catalog.find(self.storage, None).document["trials"]]
 
     def events(self, trial: int = 0) -> list[dict[str, Any]]:
         """Everything that every attempt wrote; nothing while storage does not answer."""
         from mcc_core.errors import MCCError
-        from orchestrator.events import EventReader
+        from orchestrator.records.events import EventReader
 
         try:
             return [e for _, events in EventReader(self.storage, self.trials()[trial]) for e in events]
@@ -141,7 +141,7 @@ class Lab:
 
     def curve(self, trial: int = 0) -> list[tuple[int, dict[str, float]]]:
         """Every metrics event of the settled log, without wall-clock figures."""
-        from orchestrator.events import settled
+        from orchestrator.records.events import settled
 
         events = [e for e in settled(self.events(trial)) if e["kind"] == "metrics"]
         return [(e["iteration"], {k: v for k, v in e["metrics"].items() if k != TIMED}) for e in events]
@@ -161,7 +161,7 @@ class Lab:
     def model(self, trial: int = 0) -> dict[str, Any]:
         """Weights of the newest checkpoint."""
         from mcc_core.checkpoint import load
-        from orchestrator.trial_files import newest_checkpoint
+        from orchestrator.records.checkpoints import newest_checkpoint
 
         with tempfile.TemporaryDirectory() as folder:
             one, file, _ = newest_checkpoint(self.storage, self.trials()[trial], Path(folder))

@@ -59,8 +59,8 @@ SMALLER = {
 NOT_RUN = {
     r"^make ": "makes an environment of its own; what it calls, CI and these tests run",
     r"^mcc ui": "serves pages until Ctrl-C",
-    r"^mcc sweep stop": "needs a sweep that is running (tests/orchestrator/test_sweep_control.py has some)",
-    r"--on http|RAY_ADDRESS=": "needs a cluster (tests/orchestrator/test_remote.py starts one)",
+    r"^mcc sweep stop": "needs a sweep that is running (tests/orchestrator/workflows/test_control.py has some)",
+    r"--on http|RAY_ADDRESS=": "needs a cluster (tests/orchestrator/cluster/test_jobs.py starts one)",
     r"^mcc data prepare voc": "needs the official archives (tests/mcc_core/data/test_prepare.py has miniatures)",
     r"data/voc|VOCdevkit": "needs PASCAL VOC 2012",
     r"^mcc import-weights|--weights": "needs a published checkpoint (tests/mcc_core/test_checkpoint.py makes some)",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.settings import Settings
-from orchestrator.sweep_file import SweepFile
+from orchestrator.spec.sweep_file import SweepFile
 
 TINY: dict[str, Any] = {
     "data.shapes_train": 8,

@@ -84,7 +84,7 @@ def test_it_is_swept_scored_and_predicted_with(tmp_path: Path) -> None:
 
 
 def test_a_protocol_that_its_network_cannot_serve_is_refused(tmp_path: Path) -> None:
-    from orchestrator.evaluation_run import protocol_settings
+    from orchestrator.evaluation.run import protocol_settings
 
     saved = checkpoints.load(run(tmp_path).files[-1])
     with pytest.raises(UsageError, match="aux_cam: Toy has no such class map; its protocols are cam, "):

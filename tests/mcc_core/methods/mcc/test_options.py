@@ -151,7 +151,7 @@ def test_every_bundled_field_exists_and_differs_from_the_default(key: str) -> No
 
 
 def test_the_bundle_is_its_values(tmp_path: Any) -> None:
-    from orchestrator.identity import trial_identity
+    from orchestrator.planning.identity import trial_identity
 
     named = resolve("tiny", {"compat": "paper"})
     spelled = resolve("tiny", BUNDLES["paper"])

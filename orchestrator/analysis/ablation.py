@@ -1,0 +1,74 @@
+"""Configurations against a reference, seed by seed: the table of an ablation, as Markdown and as LaTeX."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.analysis.leaderboard import Result, columns, leaderboard
+from orchestrator.analysis.statistics import Difference, holm, paired, verdict
+from orchestrator.spec.design import Design
+
+
+def reference(file: Mapping[str, Any]) -> str | None:
+    """Name of the point that a sweep's others are compared with: its baseline, else that of its design."""
+    if file.get("baseline"):
+        return str(file["baseline"])
+    return Design.model_validate(file["design"]).reference if file.get("design") else None
+
+
+def by_seed(results: Sequence[Result], point: str, metric: str) -> dict[int, float]:
+    """Scores of a configuration's finished trials."""
+    return {
+        r.seed: r.metrics[metric]
+        for r in results
+        if r.point == point and r.status == "finished" and not math.isnan(r.metrics.get(metric, math.nan))
+    }
+
+
+def comparison(results: Sequence[Result], base: str, metric: str) -> list[list[str]]:
+    """Header and lines: each configuration less the reference in percent, with the 95 % interval of the paired t test.
+
+    The p value is of `metric`, adjusted for the number of configurations (Holm). Configurations are in the sweep's
+    order, the reference first with its own scores.
+    """
+    shown = columns(metric)
+    found = [p for p in dict.fromkeys(r.point for r in results) if p != base and by_seed(results, p, metric)]
+    tests = {p: paired(by_seed(results, p, metric), by_seed(results, base, metric)) for p in found}
+    adjusted = dict(zip(found, holm([t.p if t else math.nan for t in tests.values()]), strict=True))
+    rows = {row.point: row for row in leaderboard(results, metric)}
+    lines = [["configuration", *shown, "seeds", "p (Holm)", ""]]
+    if base in rows:
+        own = [rows[base].text(key) for key in shown.values()]
+        lines.append([base, *own, str(len(rows[base].seeds)), "", "reference"])
+    for point in found:
+        cells = [_cell(paired(by_seed(results, point, key), by_seed(results, base, key))) for key in shown.values()]
+        test, p = tests[point], adjusted[point]
+        lines.append([point, *cells, str(test.n if test else 0), "" if math.isnan(p) else f"{p:.3f}", verdict(test, p)])
+    return lines
+
+
+def latex(lines: Sequence[Sequence[str]], caption: str) -> str:
+    """A table for a paper (needs the package booktabs)."""
+    body = [" & ".join(_tex(cell) for cell in line) + r" \\" for line in lines]
+    columns_ = "l" + "r" * (len(lines[0]) - 2) + "l"
+    parts = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(caption)}}}", rf"\begin{{tabular}}{{{columns_}}}"]
+    parts += [r"\toprule", body[0], r"\midrule", *body[1:], r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    return "\n".join(parts) + "\n"
+
+
+def _cell(difference: Difference | None) -> str:
+    if difference is None:
+        return "-"
+    text = f"{100 * difference.mean:+.1f}"
+    if math.isnan(difference.low):
+        return text
+    return f"{text} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+
+
+def _tex(text: str) -> str:
+    escaped = re.sub(r"([&%$#_{}])", r"\\\1", text.replace("\\", r"\textbackslash "))
+    escaped = escaped.replace("±", r"$\pm$").replace("~", r"\textasciitilde{}").replace("^", r"\textasciicircum{}")
+    return re.sub(r"(?<![\w.])([+-])(?=\d)", r"$\1$", escaped)

@@ -1,0 +1,124 @@
+"""Configurations over their seeds, best first, with ties shown as ties. Pure functions of results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import mean, stdev
+
+from orchestrator.analysis.statistics import holm, paired, pareto, verdict
+
+CAM = "val/cam/ms/miou"
+AUX = "val/aux_cam/ms/miou"
+SEG = "val/seg/single/miou"
+ALL_BACKGROUND = "val/all_background/single/miou"
+COLUMNS = {"CAM": CAM, "aux CAM": AUX, "seg": SEG}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One trial as the reports see it; `metrics` are those of its last evaluation."""
+
+    identity: str
+    name: str
+    point: str
+    varied: Mapping[str, str]
+    seed: int
+    status: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    message: str = ""
+    log: str | None = None  # where the last output of a trial that did not finish is
+    cause: str = ""  # of a failure that has a name, such as nan
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration over its finished seeds."""
+
+    point: str
+    seeds: tuple[int, ...]
+    score: float
+    values: Mapping[str, float]  # mean of each metric that every seed has
+    spreads: Mapping[str, float]  # their sample standard deviations, with two or more seeds
+    scores: Mapping[int, float] = field(default_factory=dict)  # of the metric that orders the rows, by seed
+
+    def text(self, key: str) -> str:
+        """A metric as percent text, `-` when it was not measured."""
+        value = self.values.get(key, math.nan)
+        spread = f" ± {100 * self.spreads[key]:.1f}" if key in self.spreads else ""
+        return "-" if math.isnan(value) else f"{100 * value:.1f}{spread}"
+
+
+def leaderboard(results: Sequence[Result], metric: str, mode: str = "max") -> list[Row]:
+    """Configurations by the mean of `metric` over finished seeds, best first."""
+    points: dict[str, list[Result]] = {}
+    for result in results:
+        if result.status == "finished" and not math.isnan(result.metrics.get(metric, math.nan)):
+            points.setdefault(result.point, []).append(result)
+    rows = []
+    for point, trials in points.items():
+        keys = set.intersection(*(set(trial.metrics) for trial in trials))
+        measured = {key: [trial.metrics[key] for trial in trials] for key in keys}
+        values = {key: mean(numbers) for key, numbers in measured.items()}
+        spreads = {key: stdev(numbers) for key, numbers in measured.items() if len(numbers) > 1}
+        scores = {trial.seed: trial.metrics[metric] for trial in trials}
+        rows.append(Row(point, tuple(scores), values[metric], values, spreads, scores))
+    return sorted(rows, key=lambda row: row.score, reverse=mode == "max")
+
+
+def all_background(results: Sequence[Result]) -> float | None:
+    """mIoU of calling every pixel background, on the same images."""
+    return next((r.metrics[ALL_BACKGROUND] for r in results if ALL_BACKGROUND in r.metrics), None)
+
+
+def columns(metric: str) -> dict[str, str]:
+    """Title and key of the leaderboard's scores: the stages' mIoU, after the metric when it is another."""
+    stages = {f"{name} mIoU": key for name, key in COLUMNS.items()}
+    return stages if metric in stages.values() else {metric: metric} | stages
+
+
+def table(rows: Sequence[Row], metric: str, floor: float | None = None) -> list[list[str]]:
+    """Header and lines of the leaderboard, in percent. `floor` is the mIoU of calling everything background.
+
+    Where seeds were repeated a configuration that the paired test does not tell from the best shares its place, with
+    the number of seeds that would decide.
+    """
+    shown = {
+        title: key for title, key in columns(metric).items() if key == metric or any(key in r.values for r in rows)
+    }
+    repeated = any(len(row.seeds) > 1 for row in rows[1:]) and len(rows[0].seeds) > 1
+    lines = [["", "configuration", *shown, "seeds", *(["against the best"] if repeated else [])]]
+    tests = [paired(row.scores, rows[0].scores) for row in rows[1:]] if repeated else []
+    adjusted = holm([test.p if test else math.nan for test in tests])
+    told = ["", *map(verdict, tests, adjusted)] if repeated else [""] * len(rows)
+    for place, (row, against) in enumerate(zip(rows, told, strict=True), start=1):
+        tied = against.startswith(("tie", "equal"))
+        cells = [*map(row.text, shown.values()), ", ".join(map(str, row.seeds)), *([against] if repeated else [])]
+        lines.append(["=1" if tied else str(place), row.point, *cells])
+    if floor is not None and rows:
+        text = f"{100 * floor:.1f}"
+        cells = ["-" if k not in COLUMNS.values() else text for k in shown.values()]
+        lines.append(["", "(all background)", *cells, "", *([""] if repeated else [])])
+    return lines
+
+
+def front(results: Sequence[Result], objectives: Sequence[tuple[str, str]]) -> list[Row]:
+    """Configurations that no other beats in every objective (metric, mode): the Pareto front, by the first of them."""
+    metric, mode = objectives[0]
+    rows = [r for r in leaderboard(results, metric, mode) if all(key in r.values for key, _ in objectives)]
+    kept = pareto([[row.values[key] for key, _ in objectives] for row in rows], [mode for _, mode in objectives])
+    return [row for row, keep in zip(rows, kept, strict=True) if keep]
+
+
+def numbers(rows: Sequence[Row], metric: str, floor: float | None = None) -> list[list[str]]:
+    """The leaderboard for programs: full precision, standard deviations in columns of their own."""
+    keys = list(columns(metric).values())
+    lines = [["place", "configuration", "seeds", *(name for key in keys for name in (key, f"{key} std"))]]
+    for place, row in enumerate(rows, start=1):
+        cells = [str(source.get(key, "")) for key in keys for source in (row.values, row.spreads)]
+        lines.append([str(place), row.point, " ".join(map(str, row.seeds)), *cells])
+    if floor is not None and rows:
+        cells = [str(floor) if key in COLUMNS.values() and not std else "" for key in keys for std in (False, True)]
+        lines.append(["", "all background", "", *cells])
+    return lines

@@ -1,0 +1,57 @@
+"""What a user asks to be evaluated, from command line options to a checked request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mcc_core import checkpoint as checkpoints
+from mcc_core.data.index_file import INDEX
+from mcc_core.errors import UsageError
+from mcc_core.evaluation.protocols import ProtocolName
+from mcc_core.experiment_files import load_base, merge, preset_names
+from mcc_core.methods.registry import experiment_of
+from orchestrator.evaluation.run import Request, protocol_settings
+
+PREFIX = "evaluation."
+
+
+def evaluation_request(
+    checkpoint: Path,
+    protocols: Sequence[ProtocolName],
+    split: str,
+    changes: Mapping[str, Any],
+    *,
+    data: str | None = None,
+    limit: int | None = None,
+    keep_masks: bool = False,
+    blind: bool = False,
+) -> Request:
+    """Check a request.
+
+    Args:
+        changes: dotted fields: those of the experiment's `data` section, and `evaluation.` ones of the protocols.
+        data: a preset, whose data section is taken, or a dataset folder; default: the data the checkpoint was
+            trained on.
+        blind: images without masks are allowed.
+
+    Raises UsageError, one line per mistake.
+    """
+    saved = checkpoints.load(checkpoint)
+    fields = saved.experiment.model_dump(mode="json")
+    if data in preset_names():
+        fields["data"] = load_base(str(data)).get("data", {})
+    elif data is not None:
+        if not Path(data).is_dir():
+            raise UsageError(f"--data {data}: neither a preset ({', '.join(preset_names())}) nor a folder")
+        fields["data"] = fields["data"] | {"name": "voc", "root": data}
+        if (Path(data) / INDEX).is_file():  # which has the classes' names
+            fields["data"] |= {"classes": None}
+    known = {key: value for key, value in changes.items() if not key.startswith(PREFIX)}
+    if wrong := [key for key in known if not key.startswith("data.")]:
+        raise UsageError(f"--set {wrong[0]}: an evaluation takes data.* and {PREFIX}* alone")
+    experiment = experiment_of(merge(fields, known, "--set"), f"{checkpoint} with --set")
+    special = {key.removeprefix(PREFIX): value for key, value in changes.items() if key.startswith(PREFIX)}
+    settings = protocol_settings(saved, protocols, merge({}, special, "--set"), "--set evaluation")
+    return Request(checkpoint, experiment.data, split, settings, limit, keep_masks, blind)

@@ -1,0 +1,214 @@
+"""A checkpoint scored by protocols: resumable image by image, written as JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mcc_core import checkpoint as checkpoints
+from mcc_core.checkpoint import Checkpoint
+from mcc_core.config import DataConfig, EvaluationConfig
+from mcc_core.data.index import DataIndex, Item, build_index
+from mcc_core.errors import DataError, UsageError
+from mcc_core.evaluation.metrics import Metric
+from mcc_core.evaluation.protocols import ProtocolName, needs_crf, supported
+from mcc_core.evaluation.scoring import ImageScore, Scorer, Setting, metrics, totals
+from mcc_core.files import file_digest, whole
+from mcc_core.methods.registry import method_of
+from mcc_core.pseudo_labels.crf import require_crf
+from mcc_core.validation import validate
+from orchestrator.cluster.session import cluster
+from orchestrator.evaluation.map_cache import MapCache
+from orchestrator.evaluation.scores import ScoresFile
+from orchestrator.evaluation.sharding import sharded_scores
+from orchestrator.settings import Settings
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is scored, and how. `blind`: images without masks are allowed, for the label maps alone."""
+
+    checkpoint: Path
+    data: DataConfig
+    split: str
+    settings: tuple[Setting, ...]
+    limit: int | None = None
+    keep_masks: bool = False
+    blind: bool = False
+
+
+@dataclass(frozen=True)
+class Means:
+    """What the work is done with: none of it changes a score."""
+
+    device: str = "auto"
+    processes: int = 0  # per worker, for label maps and CRF
+    workers: int = 0  # Ray workers; 0: this process
+    cache_bytes: int = 0  # disk for what the network says, to be used again by other settings
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores of one checkpoint on one split, by the names of the settings."""
+
+    header: Mapping[str, object]
+    metrics: Mapping[str, list[Metric]]
+    classes: tuple[str, ...]
+    images: tuple[str, ...]
+    folder: Path
+
+    def masks(self, setting: str) -> Path:
+        """Folder of the label maps, where they were kept."""
+        return self.folder / "masks" / setting
+
+
+def protocol_settings(
+    saved: Checkpoint, protocols: Sequence[ProtocolName], changes: Mapping[str, Any], source: str
+) -> tuple[Setting, ...]:
+    """The published parameters of each protocol with `changes` (nested) put in. Raises UsageError."""
+    method = method_of(saved.experiment)
+    possible = supported(method.map_stages)
+    if wrong := [name for name in protocols if name not in possible]:
+        raise UsageError(f"{wrong[0]}: {method.title} has no such class map; its protocols are {', '.join(possible)}")
+    config = method.evaluation(saved.experiment, len(saved.classes)).model_dump()
+    for name, value in changes.items():
+        config[name] = config[name] | value if isinstance(value, Mapping) and name in config else value
+    checked = validate(EvaluationConfig, config, source)
+    return tuple(Setting(name, name, checked) for name in protocols)
+
+
+def evaluate_checkpoint(
+    request: Request,
+    out: Path,
+    settings: Settings,
+    means: Means = Means(),
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Score a checkpoint; an interrupted run with the same request goes on where it stopped.
+
+    Writes `out/scores.jsonl` (pixel counts of each image), `out/metrics.json`, `out/metrics.csv`, and label maps as
+    `out/masks/<setting>/<image>.png` when the request keeps them.
+
+    Raises UsageError when `out` holds another evaluation's scores, or classes differ; DataError for broken data.
+    """
+    if any(needs_crf(setting.protocol) for setting in request.settings):
+        require_crf()
+    saved = checkpoints.load(request.checkpoint)
+    index = _index(request, saved, settings.home)
+    items = [
+        item
+        for item in (index.train if request.split == request.data.train_split else index.val)
+        if request.blind or item.name in index.masks
+    ][: request.limit]
+    if not items:
+        raise DataError(f"no image of {request.split} has a mask: nothing to score (--masks and mcc predict need none)")
+    header: dict[str, object] = {
+        "checkpoint": file_digest(request.checkpoint),
+        "data": index.fingerprint,
+        "split": request.split,
+        "classes": list(saved.classes),
+        "settings": [
+            {"name": s.name, "protocol": s.protocol, "config": s.config.model_dump(mode="json")}
+            for s in request.settings
+        ],
+    }
+    scores = ScoresFile(out / "scores.jsonl", header)
+    result = Evaluation(header, {}, saved.classes, tuple(item.name for item in items), out)
+    left = [item for item in items if item.name not in scores.known or not _has_masks(result, request, item)]
+    done = len(items) - len(left)
+    on_image(done, len(items))
+    if left:
+        with _source(request, saved, index, left, settings, means, header) as found:
+            for number, score in enumerate(found, start=done + 1):
+                for name, content in score.masks.items():
+                    _write_mask(result.masks(name) / f"{score.image}.png", content)
+                scores.add(score.image, score.counts)
+                on_image(number, len(items))
+    counted = [scores.known[item.name] for item in items]
+    sums = totals(counted, len(saved.classes) + 1)
+    found_metrics = {
+        s.name: metrics(sums[s.name], request.split, s.protocol, saved.classes)
+        for s in request.settings
+        if s.name in sums
+    }
+    result = Evaluation(header, found_metrics, saved.classes, result.images, out)
+    _write(result)
+    return result
+
+
+@contextmanager
+def _source(
+    request: Request,
+    saved: Checkpoint,
+    index: DataIndex,
+    items: Sequence[Item],
+    settings: Settings,
+    means: Means,
+    header: Mapping[str, object],
+) -> Iterator[Iterable[ImageScore]]:
+    """Where scores come from: this process, or workers of a Ray cluster."""
+    if means.workers:
+        with cluster(settings) as capacity:
+            yield sharded_scores(
+                request.checkpoint,
+                request.settings,
+                items,
+                index.masks,
+                capacity,
+                workers=means.workers,
+                processes=means.processes,
+                keep_masks=request.keep_masks,
+            )
+        return
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if means.device == "auto" else means.device
+    device = torch.device(chosen)
+    network = saved.network().to(device)
+    with Scorer(network, request.settings, index.masks, device, means.processes, request.keep_masks) as scorer:
+        cache = MapCache(
+            settings.home / "maps", means.cache_bytes, scorer, str(header["checkpoint"]), str(header["data"])
+        )
+        yield scorer.scores(items, cache.maps if means.cache_bytes else None)
+
+
+def _index(request: Request, saved: Checkpoint, home: Path) -> DataIndex:
+    data = request.data
+    changes = {} if request.split == data.train_split else {"val_split": request.split}
+    index = build_index(data.model_copy(update=changes), home, blind=request.blind)
+    if index.classes != saved.classes:
+        raise UsageError(
+            f"{request.checkpoint}: was trained on {len(saved.classes)} classes ({', '.join(saved.classes[:3])}, ...), "
+            f"the data has {len(index.classes)} ({', '.join(index.classes[:3])}, ...); --set data.classes=FILE names "
+            "them"
+        )
+    return index
+
+
+def _has_masks(result: Evaluation, request: Request, item: Item) -> bool:
+    names = [s.name for s in request.settings] if request.keep_masks else []
+    return all((result.masks(name) / f"{item.name}.png").is_file() for name in names)
+
+
+def _write_mask(file: Path, content: bytes) -> None:
+    with whole(file) as partial:
+        partial.write_bytes(content)
+
+
+def _write(result: Evaluation) -> None:
+    """`metrics.json` and `metrics.csv`. A setting's values stand under its name; each says what it measured."""
+    content = dict(result.header) | {
+        "images": len(result.images),
+        "metrics": {name: {m.key: m.value for m in found} for name, found in result.metrics.items()},
+    }
+    (result.folder / "metrics.json").write_text(json.dumps(content, indent=1))
+    with (result.folder / "metrics.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["setting", "split", "stage", "protocol", "name", "value"])
+        for name, found in result.metrics.items():
+            writer.writerows([name, m.split, m.stage, m.protocol, m.name, m.value] for m in found)

@@ -1,0 +1,248 @@
+"""Is the storage in order, and what in it does nobody need any more: the answers behind `mcc storage`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.records import sweeps as catalog
+from orchestrator.records.checkpoints import KEPT, best_saved, saved_checkpoints
+from orchestrator.records.leases import claimed, deleting
+from orchestrator.settings import Settings
+from orchestrator.storage.store import Storage, Stored, free_bytes, reason
+
+YOUNG_S = 3600.0  # what is younger may belong to a process that just begins
+_LITTLE = 5 << 30  # bytes; less free disk than that is said
+_TOPS = ("trials", "sweeps", "leases", "ray")
+_IDENTITY = re.compile(r"\b[0-9a-f]{16}\b")
+_PROBE = os.urandom(1 << 20)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of `mcc storage check`."""
+
+    name: str
+    good: bool
+    detail: str
+    fix: str = ""
+
+
+def check(settings: Settings, *, create: bool = False) -> Iterator[Finding]:
+    """Try everything that trials do with storage. Ends at the first thing that makes the rest pointless.
+
+    Args:
+        create: make a bucket that is missing.
+    """
+    storage = Storage(settings.storage)
+    if storage.bucket is not None:
+        found = _bucket(storage, create)
+        yield found
+        if not found.good:
+            return
+    key = f".mcc-check-{os.getpid()}/probe"
+    where = "the folder" if storage.bucket is None else "the bucket"
+    steps: list[tuple[str, Callable[[], object], str]] = [
+        ("write 1 MiB", lambda: storage.write(key, _PROBE), f"let this user write to {where} ({storage.url})"),
+        ("read it", lambda: _same(storage.read(key)), f"let this user read from {where}"),
+        ("list", lambda: _listed(storage, key), f"let this user list {where} (s3:ListBucket)"),
+        ("delete", lambda: storage.delete_folder(key.split("/")[0]), f"let this user delete in {where}"),
+    ]
+    for name, action, fix in steps:
+        began = time.perf_counter()
+        try:
+            action()
+        except OSError as error:
+            yield Finding(name, False, reason(error), fix)
+            return
+        yield Finding(name, True, f"{1000 * (time.perf_counter() - began):.0f} ms")
+    disks = {"home (MCC_HOME)": settings.home, "temporary files of Ray": Path(_ray_folder())}
+    if (folder := storage.local("")) is not None and folder != settings.home:
+        disks = {"storage (MCC_STORAGE)": folder} | disks
+    for name, folder in disks.items():
+        free = free_bytes(folder)
+        yield Finding(
+            f"free disk, {name}", free > _LITTLE, f"{size_text(free)} at {folder}", "make room, or choose another disk"
+        )
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Something that nobody needs any more."""
+
+    what: str
+    key: str
+    size: int  # bytes
+    stored: tuple[Stored, ...]
+    folder: bool = False
+
+
+def garbage(
+    storage: Storage, home: Path, *, keep: int = KEPT, older_s: float = YOUNG_S
+) -> tuple[list[Garbage], list[str]]:
+    """(what nothing refers to, notes about what is left alone).
+
+    Trials and Ray's books of sweeps that are not on record, checkpoints beyond the newest `keep` and the best, files
+    without their other half, parts that killed processes left, uploads that never ended. Nothing of a trial or sweep
+    that a living process holds a lease of, nothing younger than `older_s` seconds.
+    """
+    modes = _referred(storage)
+    trials, sweeps = claimed(storage)
+    limit = time.time() - older_s
+    found: list[Garbage] = []
+    for folder, files in _by_folder(storage, "trials").items():
+        if folder in trials or any(one.modified > limit for one in files):
+            continue
+        if folder not in modes:
+            found.append(_all("trial of no sweep", f"trials/{folder}", files))
+        else:
+            found += _checkpoints(storage, folder, modes[folder], keep, {one.key: one for one in files})
+    ids = {sweep.id for sweep in catalog.sweeps(storage)}
+    for name in ("ray", "sweeps"):
+        for folder, files in _by_folder(storage, name).items():
+            if folder in sweeps or (name == "sweeps" and folder in ids) or any(one.modified > limit for one in files):
+                continue
+            what = "Ray's own books" if name == "ray" else "sweep without a plan"
+            found.append(_all(what, f"{name}/{folder}", files))
+    parts = [one for top in _TOPS for one in storage.files(top, parts=True)]
+    for what, ones in (("part of a killed process", parts), ("upload that never ended", storage.unfinished_uploads())):
+        found += [_one(what, one) for one in ones if one.modified <= limit and not _leased(one, trials | sweeps)]
+    return found, _unsent(home, trials)
+
+
+def remove(storage: Storage, found: Sequence[Garbage]) -> list[Garbage]:
+    """Delete garbage; returns what went: all but trials that a sweep has come to refer to since.
+
+    Raises UsageError when one of the trials is being run.
+    """
+    trials = {one.key.split("/")[1]: one for one in found if one.folder and one.key.startswith("trials/")}
+    with deleting(storage, "", trials) as lease:
+        referred = _referred(storage)
+        gone = [one for one in found if not any(one is trial and i in referred for i, trial in trials.items())]
+        for one in gone:
+            lease.refresh()
+            if one.folder:
+                storage.delete_folder(one.key)
+            for stored in () if one.folder else one.stored:
+                if stored.upload:
+                    storage.abort_upload(stored)
+                else:
+                    storage.delete(stored.key)
+    return gone
+
+
+def size_text(size: float) -> str:
+    """Bytes as people read them."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            break
+        size /= 1024
+    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+
+
+def _bucket(storage: Storage, create: bool) -> Finding:
+    name = f"bucket {storage.bucket}"
+    began = time.perf_counter()
+    try:
+        if storage.bucket_exists():
+            return Finding(name, True, f"answers in {1000 * (time.perf_counter() - began):.0f} ms")
+        if not create:
+            return Finding(name, False, "does not exist", "mcc storage check --create")
+        storage.create_bucket()
+        return Finding(name, True, "made")
+    except OSError as error:
+        text = reason(error)
+        fix = "check AWS_ENDPOINT_URL and that the server runs"
+        if text.startswith(("403", "401", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied")):
+            fix = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they may do"
+        elif "credentials" in text.lower():
+            fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or make ~/.aws/credentials"
+        return Finding(name, False, text, fix)
+
+
+def _same(data: bytes) -> None:
+    if data != _PROBE:
+        raise OSError("what was read is not what was written")
+
+
+def _listed(storage: Storage, key: str) -> None:
+    if storage.list(key.split("/")[0]) != [key]:
+        raise OSError("a file that was written is not in the list")
+
+
+def _ray_folder() -> str:
+    return os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+
+
+def _by_folder(storage: Storage, top: str) -> dict[str, list[Stored]]:
+    """Files by the folder directly below `top`, from one listing."""
+    found: dict[str, list[Stored]] = defaultdict(list)
+    for one in storage.files(top):
+        parts = one.key.split("/")
+        if len(parts) > 2:
+            found[parts[1]].append(one)
+    return dict(sorted(found.items()))
+
+
+def _checkpoints(
+    storage: Storage, identity: str, modes: set[str], keep: int, files: dict[str, Stored]
+) -> Iterator[Garbage]:
+    saved = saved_checkpoints(storage, identity)
+    whole = {s.key(identity) for s in saved}
+    wanted = {s.key(identity) for s in saved[-keep:]}
+    wanted |= {best.key(identity) for mode in modes if (best := best_saved(saved, mode)) is not None}
+    for key, one in files.items():
+        _, _, kind, *rest = key.split("/")
+        if kind != "checkpoints" or not rest:
+            continue
+        file = key.removesuffix(".json")
+        other = file if key != file else f"{key}.json"
+        if other not in files:
+            yield _one("half of a checkpoint", one)
+        elif file not in whole:
+            yield _one("checkpoint that cannot be used", one)
+        elif file not in wanted:
+            yield _one("checkpoint beyond those kept", one)
+
+
+def _referred(storage: Storage) -> dict[str, set[str]]:
+    """What each trial that any file of a sweep names is compared by: max, min."""
+    found: dict[str, set[str]] = defaultdict(set)
+    modes = {sweep.id: {sweep.mode} for sweep in catalog.sweeps(storage)}
+    for one in storage.files("sweeps"):
+        if one.key.endswith((".json", ".jsonl")):
+            for identity in _IDENTITY.findall(storage.read(one.key).decode("utf-8", "replace")):
+                found[identity] |= modes.get(one.key.split("/")[1], {"max", "min"})
+    return found
+
+
+def _leased(one: Stored, names: set[str]) -> bool:
+    return any(part in names for part in one.key.split("/"))
+
+
+def _unsent(home: Path, trials: set[str]) -> list[str]:
+    """What waits in outboxes of this machine for trials that nobody runs: measured, so never garbage."""
+    notes = []
+    outbox = home / "outbox"
+    for folder in sorted(outbox.iterdir()) if outbox.is_dir() else ():
+        with contextlib.suppress(OSError):
+            waiting = [file for file in folder.rglob("*") if file.is_file()]
+            if waiting and folder.name not in trials:
+                size = size_text(sum(file.stat().st_size for file in waiting))
+                notes.append(f"{size} of trial {folder.name} wait in {folder}: submit its sweep again to send them")
+    return notes
+
+
+def _all(what: str, key: str, files: Sequence[Stored]) -> Garbage:
+    return Garbage(what, key, sum(one.size for one in files), tuple(files), folder=True)
+
+
+def _one(what: str, one: Stored) -> Garbage:
+    return Garbage(what, one.key, one.size, (one,))

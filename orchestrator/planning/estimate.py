@@ -1,0 +1,133 @@
+"""How long a sweep will take: from trials that ran before, else from a few training steps measured now."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from statistics import median
+
+from mcc_core.config import Experiment
+from mcc_core.data.index import DataIndex
+from mcc_core.methods.registry import method_of
+from orchestrator.storage.store import Storage
+
+TRIAL_OVERHEAD_S = 12.0  # start and end of a trial's processes
+_EVALUATION_SHARE = 0.5  # cost of scoring an image against training on it: no backward pass, but every CAM scale
+_LONG_PROBE_S = 20.0
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What an earlier trial measured: seconds, and bytes in storage."""
+
+    iteration_s: float
+    evaluation_s: float | None  # one evaluation; None when it was not measured
+    checkpoint_bytes: float | None = None  # of one checkpoint
+    picture_bytes: float | None = None  # of one panel, on average
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Predicted duration of what is left of a sweep."""
+
+    total_s: float
+    trial_s: float  # of the longest trial
+    iteration_s: float
+    source: str  # what it rests on
+    worker_s: float = 0.0  # seconds of every worker, added up
+
+
+def estimate_sweep(
+    experiments: Sequence[Experiment],
+    index: DataIndex,
+    concurrent: int,
+    cpus_per_worker: float,
+    gpus_per_worker: float,
+    storage: Storage,
+    *,
+    may_probe: bool,
+) -> Estimate | None:
+    """Estimate for trials that are still to run; `index` is the data of the first. None when nothing is known."""
+    if not experiments:
+        return Estimate(0.0, 0.0, 0.0, "nothing is left to run")
+    first = experiments[0]
+    past = past_speeds(storage, speed_profile(first, cpus_per_worker, gpus_per_worker))
+    if past:
+        evaluations = [s.evaluation_s for s in past if s.evaluation_s is not None]
+        speed = Speed(median(s.iteration_s for s in past), median(evaluations) if evaluations else None)
+        source = f"{len(past)} earlier trial{'s' if len(past) > 1 else ''}"
+    elif may_probe:
+        speed, source = _probe(first, index, cpus_per_worker, gpus_per_worker)
+    else:
+        return None
+    durations = [_duration(e, speed, len(index.val)) for e in experiments]
+    worked = sum(d * e.train.workers for d, e in zip(durations, experiments, strict=True))
+    return Estimate(_makespan(durations, concurrent), max(durations), speed.iteration_s, source, worked)
+
+
+def speed_profile(experiment: Experiment, cpus_per_worker: float, gpus_per_worker: float) -> str:
+    """Name of what decides a trial's speed: network, crop, batch, views, and the processors given to it."""
+    content = {
+        "method": experiment.method,
+        "model": experiment.model.model_dump(mode="json", exclude={"weights"}),
+        "train": [getattr(experiment.train, name) for name in ("crop", "batch_size", "accumulate", "workers")],
+        "compute": experiment.compute.model_dump(mode="json"),
+        "views": method_of(experiment).speed_fields(experiment),
+        "processors": [cpus_per_worker, gpus_per_worker],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def speed_record(profile: str, identity: str, speed: Speed) -> tuple[str, bytes]:
+    """(key, content) under which a finished trial leaves its speed."""
+    return f"speeds/{profile}/{identity}.json", json.dumps(asdict(speed)).encode()
+
+
+def past_speeds(storage: Storage, profile: str, limit: int = 20) -> list[Speed]:
+    """Speeds that earlier trials of a profile left."""
+    found = [json.loads(storage.read(key)) for key in storage.list(f"speeds/{profile}")[-limit:]]
+    return [Speed(**{f.name: one[f.name] for f in fields(Speed) if f.name in one}) for one in found]
+
+
+def _duration(experiment: Experiment, speed: Speed, val_images: int) -> float:
+    train = experiment.train
+    evaluation = speed.evaluation_s
+    if evaluation is None:
+        images = min(val_images, train.eval_images or val_images) / train.workers
+        evaluation = images * speed.iteration_s / (train.batch_size * train.accumulate) * _EVALUATION_SHARE
+    evaluations = -(-train.iterations // train.eval_every)
+    return TRIAL_OVERHEAD_S + train.iterations * speed.iteration_s + evaluations * evaluation
+
+
+def _makespan(durations: Sequence[float], slots: int) -> float:
+    ends = [0.0] * max(1, slots)
+    for duration in durations:
+        heapq.heapreplace(ends, ends[0] + duration)
+    return max(ends)
+
+
+def _probe(
+    experiment: Experiment, index: DataIndex, cpus_per_worker: float, gpus_per_worker: float
+) -> tuple[Speed, str]:
+    """Seconds per iteration by a few real steps; where they would take long, by steps of one image."""
+    import torch
+
+    from mcc_core.training.engine import probe
+
+    device = torch.device("cuda" if gpus_per_worker else "cpu")
+    train = experiment.train.model_copy(update={"loader_workers": 0})
+    model = experiment.model.model_copy(update={"weights": "random"})
+    plain = experiment.model_copy(update={"train": train, "model": model})
+    one = plain.model_copy(update={"train": train.model_copy(update={"batch_size": 1})})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, round(cpus_per_worker)))
+    try:
+        estimate = probe(one, index, device, steps=1) * train.batch_size
+        if estimate * 4 > _LONG_PROBE_S:
+            return Speed(estimate, None), "one measured step of one image"
+        return Speed(probe(plain, index, device, steps=2), None), "2 measured steps"
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,298 @@
+"""From a sweep file to checked trials: everything that can be wrong is found here, before anything is trained."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mcc_core.config import Experiment
+from mcc_core.data.index import DataIndex
+from mcc_core.errors import UsageError
+from orchestrator.cluster.session import Capacity, local_capacity
+from orchestrator.planning.configurations import Maker, OpenSearch, Roster, Trial
+from orchestrator.planning.disk import predicted_bytes
+from orchestrator.planning.estimate import Estimate, estimate_sweep
+from orchestrator.records.events import TrialState, trial_states
+from orchestrator.records.usage import size_text
+from orchestrator.settings import Settings
+from orchestrator.spec.schedulers import PRUNING
+from orchestrator.spec.space import Tpe, parse
+from orchestrator.spec.sweep_file import SweepFile, check_fields, known_fields, load_sweep, unknown_field
+from orchestrator.storage.store import Storage
+
+CLASS_SCORE = "val/cls/single/f1"  # needs no masks
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be run."""
+
+    sweep: str  # unique id
+    file: SweepFile  # on its base
+    source: str  # where the sweep came from, for messages
+    trials: tuple[Trial, ...]
+    indexes: Mapping[str, DataIndex]  # by fingerprint
+    concurrent: int  # trials at a time
+    gpus_per_worker: float
+    duplicates: tuple[str, ...]  # names of trials left out because another is the same
+    finished: frozenset[str] = frozenset()  # identities that need no run
+    estimate: Estimate | None = None
+    disk_bytes: float | None = None  # that it will add to storage, at most
+    notes: tuple[str, ...] = ()  # worth a line before it starts
+    warnings: tuple[str, ...] = field(default_factory=tuple)
+    open: OpenSearch | None = None  # a search that proposes more trials while it runs
+    maker: Maker | None = None  # of further configurations
+
+    @property
+    def index(self) -> DataIndex:
+        """Data of the first trial."""
+        return self.indexes[self.trials[0].fingerprint]
+
+    @property
+    def estimate_s(self) -> float | None:
+        """Predicted seconds until the end, None when nothing could be measured."""
+        return self.estimate.total_s if self.estimate else None
+
+
+def make_plan(
+    sweep_file: Path,
+    base: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    workers: int | None = None,
+    settings: Settings | None = None,
+    *,
+    estimate: bool = True,
+) -> Plan:
+    """Check a sweep file and everything it needs.
+
+    Writes nothing but caches. Raises UsageError or DataError, one line per mistake.
+    """
+    sweep = load_sweep(sweep_file)
+    return plan_sweep(sweep, str(sweep_file), base, overrides, workers, settings, estimate=estimate)
+
+
+def plan_sweep(
+    sweep: SweepFile,
+    source: str,
+    base: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    workers: int | None = None,
+    settings: Settings | None = None,
+    *,
+    estimate: bool = True,
+) -> Plan:
+    """Like `make_plan`, of a sweep that is not in a file."""
+    settings = settings or Settings.from_environment()
+    chosen = _with_overrides(sweep, source, base, overrides or {}, workers)
+    check_fields(chosen, source)
+    maker, storage = Maker(chosen, source), Storage(settings.storage)
+    candidates, left_out = maker.planned()
+    roster = Roster(maker, settings.home)
+    for candidate in candidates:
+        roster.add(candidate)
+    opened, sweep_id = None, None
+    if isinstance(chosen.search, Tpe):
+        sweep_id = f"{chosen.name}-{_short_hash([maker.definition(), roster.base_identity()])}"
+        opened = OpenSearch(roster, recorded(storage, sweep_id))
+    trials = tuple(roster.trials.values())
+    if not trials:
+        raise UsageError(f"{source}: parameters: no valid configuration was drawn; the first: {left_out[0]}")
+    named = "metric" in sweep.model_fields_set or len(chosen.objectives) > 1
+    chosen, unscored = _measurable(chosen, source, list(roster.indexes.values()), named=named)
+    for metric, _ in {chosen.objectives[0], *chosen.objectives, (chosen.metric, chosen.mode)}:
+        check_metric(metric, f"{source}: metric", trials[0].experiment)
+    check_models(trials, roster.indexes, download=settings.ray_address is None)
+    capacity = local_capacity() if settings.ray_address is None else None
+    concurrent, gpus, notes = _concurrency(chosen, source, trials, capacity)
+    states = trial_states(storage, (t.identity for t in trials))
+    finished = frozenset(i for i, state in states.items() if is_done(state, chosen))
+    notes += unscored
+    notes += [f"{len(left_out)} drawn points are not valid and left out, such as {left_out[0]}"] if left_out else []
+    plan = Plan(
+        sweep=sweep_id or f"{chosen.name}-{_short_hash([t.identity for t in trials])}",
+        file=chosen,
+        source=source,
+        trials=trials,
+        indexes=roster.indexes,
+        concurrent=concurrent,
+        gpus_per_worker=gpus,
+        duplicates=tuple(roster.duplicates),
+        finished=finished,
+        notes=tuple(notes),
+        warnings=tuple(w for index in roster.indexes.values() for w in index.skipped),
+        open=opened,
+        maker=maker,
+    )
+    if not estimate:
+        return plan
+    left = [t for t in trials if t.identity not in finished]
+    unknown = opened.left * len(chosen.seeds) if opened else 0
+    experiments = [*(t.experiment for t in left), *([trials[0].experiment] * unknown)]
+    index = plan.indexes[left[0].fingerprint] if left else plan.index
+    processors = (chosen.resources.cpus_per_worker, gpus)
+    measured = estimate_sweep(experiments, index, concurrent, *processors, storage, may_probe=capacity is not None)
+    disk, free = predicted_bytes(experiments, len(index.classes), *processors, storage), storage.free_bytes()
+    if free is not None and disk > free:
+        notes.append(f"{storage.url}: {size_text(free)} are free; the trials will keep up to {size_text(disk)} there")
+    return replace(plan, estimate=measured, disk_bytes=disk, notes=tuple(notes))
+
+
+def is_done(state: TrialState, file: SweepFile) -> bool:
+    """Whether a sweep needs no run of a trial: it finished, or a scheduler of the kind that the sweep has ended it."""
+    return state.status == "finished" or (state.status == "pruned" and file.scheduler.kind in PRUNING)
+
+
+def search_key(sweep: str) -> str:
+    """Key of the record of a search's proposals."""
+    return f"sweeps/{sweep}/search.json"
+
+
+def recorded(storage: Storage, sweep: str) -> list[dict[str, Any]]:
+    """The proposals that a search made in earlier launches."""
+    try:
+        return list(json.loads(storage.read(search_key(sweep))))
+    except FileNotFoundError:
+        return []
+
+
+def plan_document(plan: Plan, command: Sequence[str], commit: str | None) -> dict[str, Any]:
+    """The JSON content of `sweeps/<id>/plan.json`."""
+    return {
+        "sweep": plan.sweep,
+        "name": plan.file.name,
+        "source": plan.source,
+        "created": round(time.time(), 3),
+        "command": list(command),
+        "commit": commit,
+        "file": plan.file.model_dump(mode="json"),
+        "concurrent": plan.concurrent,
+        "estimate": asdict(plan.estimate) if plan.estimate else None,
+        "disk_bytes": plan.disk_bytes,
+        "trials": [trial_document(trial) for trial in plan.trials],
+    }
+
+
+def trial_document(trial: Trial) -> dict[str, Any]:
+    """A trial within `plan.json`."""
+    fields = {k: v for k, v in _shallow(trial).items() if k != "experiment"}
+    return fields | {"experiment": trial.experiment.model_dump(mode="json")}
+
+
+def _measurable(
+    sweep: SweepFile, source: str, indexes: Sequence[DataIndex], *, named: bool
+) -> tuple[SweepFile, list[str]]:
+    """The sweep, compared by what data without masks allows. Raises UsageError where it asks for more by name."""
+    if all(index.has_masks for index in indexes):
+        return sweep, []
+    if named and any(metric != CLASS_SCORE for metric, _ in sweep.objectives):
+        raise UsageError(f"{source}: metric: {sweep.objectives[0][0]}: val has no masks: {CLASS_SCORE} can be measured")
+    return sweep.model_copy(update={"metric": CLASS_SCORE}), ["val has no masks: the classes alone are scored (f1)"]
+
+
+def check_metric(metric: str, source: str, experiment: Experiment) -> None:
+    """Raise UsageError unless evaluation records a metric of this key."""
+    from mcc_core.evaluation.in_training import STAGES
+    from mcc_core.methods.registry import method_of
+
+    stages = (*method_of(experiment).map_stages, "seg")
+    known = {f"val/{stage}/{protocol}" for stage, protocol in STAGES.items() if stage in stages}
+    head, _, name = metric.rpartition("/")
+    per_class = head.endswith("/iou") and head.removesuffix("/iou") in known
+    if metric == CLASS_SCORE or (head in known and name in {"miou", "pixel_accuracy"}) or per_class:
+        return
+    examples = ", ".join(sorted(f"{k}/miou" for k in known))
+    raise UsageError(f"{source}: {metric!r}: evaluation records no such metric; such as {examples}")
+
+
+def check_models(trials: Sequence[Trial], indexes: Mapping[str, DataIndex], *, download: bool) -> None:
+    """Raise UsageError for a model that cannot be built or weights that cannot be had, before any trial starts."""
+    import torch
+
+    from mcc_core.methods.registry import method_of, random_network
+
+    seen: set[str] = set()
+    for trial in trials:
+        model = trial.experiment.model
+        key = trial.experiment.method + model.model_dump_json()
+        if key in seen:
+            continue
+        seen.add(key)
+        with torch.device("meta"):
+            random_network(trial.experiment, len(indexes[trial.fingerprint].classes))
+        if model.weights != "random" and (download or model.weights != "timm"):
+            method_of(trial.experiment).network(trial.experiment, 1)
+
+
+def _with_overrides(
+    sweep: SweepFile, source: str, base: str | None, overrides: Mapping[str, Any], workers: int | None
+) -> SweepFile:
+    try:
+        chosen = sweep.for_base(base)
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}") from None
+    changes = dict(overrides)
+    if workers is not None:
+        if workers < 1:
+            raise UsageError(f"--workers: {workers}: must be at least 1")
+        changes["train.workers"] = workers
+    known = known_fields(chosen, source) if changes else []
+    for key in changes:
+        option = "--workers" if key == "train.workers" and workers is not None else "--set"
+        if wrong := unknown_field(option, key, known):
+            raise UsageError(wrong)
+        if key in chosen.parameters:
+            raise UsageError(f"{option}: {key}: {source} varies it; remove one of the two")
+    return chosen.model_copy(update={"set": chosen.set | changes})
+
+
+def _concurrency(
+    sweep: SweepFile, source: str, trials: Sequence[Trial], capacity: Capacity | None
+) -> tuple[int, float, list[str]]:
+    """(trials at a time, GPUs per worker, notes). Raises UsageError for a trial that could never start."""
+    resources = sweep.resources
+    workers = most_workers(sweep, trials)
+    if capacity is None:  # a cluster: the runner asks it when it is attached
+        return resources.max_concurrent or len(trials), resources.gpus_per_worker or 0.0, []
+    fits, gpus = fitting(sweep, source, workers, capacity)
+    wanted, notes = resources.max_concurrent, []
+    if wanted is not None and wanted > fits:
+        needs = f"{workers} worker{'s' if workers > 1 else ''} of {resources.cpus_per_worker:g} CPUs"
+        needs += f" and {gpus:g} GPUs" if gpus else ""
+        notes.append(
+            f"resources.max_concurrent: {wanted} trials of {needs} do not fit on {capacity.cpus:g} CPUs and "
+            f"{capacity.gpus:g} GPUs; {fits} run at a time"
+        )
+    return min(wanted or fits, fits, len(trials) if sweep.search.kind != "tpe" else fits), gpus, notes
+
+
+def most_workers(sweep: SweepFile, trials: Sequence[Trial]) -> int:
+    """Workers of the largest trial, those that a search may still propose among them."""
+    drawn = sweep.parameters.get("train.workers")
+    ends = (
+        [value for p in parse({"train.workers": drawn}) for _, s in p.spaces() for value in s.ends()] if drawn else []
+    )
+    return max([t.experiment.train.workers for t in trials] + [int(end) for end in ends])
+
+
+def fitting(sweep: SweepFile, source: str, workers: int, capacity: Capacity) -> tuple[int, float]:
+    """(trials that fit beside each other, GPUs per worker). Raises UsageError, in one line, when not one does."""
+    gpus = sweep.resources.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if capacity.gpus >= workers else 0.0
+    try:
+        return capacity.trials_at_a_time(workers, sweep.resources.cpus_per_worker, gpus), gpus
+    except UsageError as error:
+        raise UsageError(f"{source}: resources: {error}") from None
+
+
+def _short_hash(identities: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(sorted(identities)).encode()).hexdigest()[:8]
+
+
+def _shallow(instance: Any) -> dict[str, Any]:
+    return {name: getattr(instance, name) for name in type(instance).__dataclass_fields__}

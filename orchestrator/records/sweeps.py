@@ -1,0 +1,142 @@
+"""What storage knows of sweeps and trials: the answers to list, status and best, from any machine."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mcc_core.errors import UsageError
+from orchestrator.analysis.figures import Result
+from orchestrator.records.events import TrialState, history, trial_states
+from orchestrator.records.leases import claimed
+from orchestrator.settings import Settings
+from orchestrator.storage.store import Storage
+
+_RESULTS = "results.json"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep that was submitted, by its `plan.json`."""
+
+    id: str
+    document: dict[str, Any]
+
+    @property
+    def created(self) -> float:
+        return float(self.document["created"])
+
+    @property
+    def metric(self) -> str:
+        return str(self.document["file"]["metric"])
+
+    @property
+    def mode(self) -> str:
+        return str(self.document["file"]["mode"])
+
+
+def sweeps(storage: Storage) -> list[Sweep]:
+    """All sweeps, newest first."""
+    found = storage.each(lambda key: _sweep(storage, key), storage.folders("sweeps"))
+    return sorted((sweep for sweep in found if sweep), key=lambda sweep: sweep.created, reverse=True)
+
+
+def _sweep(storage: Storage, key: str) -> Sweep | None:
+    try:
+        return Sweep(key.rsplit("/", 1)[-1], json.loads(storage.read(f"{key}/plan.json")))
+    except FileNotFoundError:  # what a deletion, or a launch that never began, left of it
+        return None
+
+
+def find(storage: Storage, name: str | None) -> Sweep:
+    """The sweep with an id, or the newest with a name, or the newest of all. Raises UsageError."""
+    known = sweeps(storage)
+    if not known:
+        raise UsageError(f"{storage.url}: no sweep was submitted here yet; mcc sweep submit FILE")
+    for sweep in known:
+        if name is None or name in {sweep.id, sweep.document["name"]}:
+            return sweep
+    names = [sweep.id for sweep in known]
+    close = difflib.get_close_matches(str(name), [*names, *(s.document["name"] for s in known)], n=1)
+    raise UsageError(f"{name}: no such sweep" + (f", did you mean {close[0]}?" if close else f"; such as {names[0]}"))
+
+
+def results(storage: Storage, document: Mapping[str, Any]) -> list[Result]:
+    """Every trial of a sweep as it stands, with the metrics of its last evaluation.
+
+    A trial without an end that no living process runs is `interrupted`. What the sweep's last run `remember`ed as
+    finished is not asked for again: one file instead of two requests a trial.
+    """
+    known = _remembered(storage, document["sweep"])
+    states = trial_states(storage, (t["identity"] for t in document["trials"] if t["identity"] not in known))
+    alive = claimed(storage)[0] if any(s.status == "running" for s in states.values()) else set()
+    found = {i: known.get(i) or TrialState("new") for i in (t["identity"] for t in document["trials"])} | states
+    return [*storage.each(lambda t: _result(storage, t, found[t["identity"]], alive), document["trials"])]
+
+
+def remember(storage: Storage, sweep: str, results: Sequence[Result]) -> None:
+    """Keep in one file what a sweep's finished trials reached. To be `forget`ten before any of them runs again."""
+    kept = {
+        r.identity: {"status": r.status, "metrics": dict(r.metrics), "message": r.message}
+        for r in results
+        if r.status in {"finished", "pruned"} and r.metrics
+    }
+    storage.write(f"sweeps/{sweep}/{_RESULTS}", json.dumps(kept).encode())
+
+
+def forget(storage: Storage, sweep: str) -> None:
+    """Ask the trials themselves again."""
+    storage.delete(f"sweeps/{sweep}/{_RESULTS}")
+
+
+def _remembered(storage: Storage, sweep: str) -> dict[str, TrialState]:
+    try:
+        kept = json.loads(storage.read(f"sweeps/{sweep}/{_RESULTS}"))
+        return {i: TrialState(one["status"], message=one["message"], metrics=one["metrics"]) for i, one in kept.items()}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # not there, or not ours
+        return {}
+
+
+def _result(storage: Storage, trial: Mapping[str, Any], state: TrialState, alive: set[str]) -> Result:
+    identity, metrics, status, message = trial["identity"], state.metrics or {}, state.status, state.message
+    if not metrics and status != "new":
+        for event in history(storage, identity):
+            if event["kind"] == "metrics":
+                metrics = metrics | {k: v for k, v in event["metrics"].items() if k.startswith("val/")}
+    if status == "running" and identity not in alive:
+        status, message = "interrupted", "cut off; submit the sweep again to go on from its last checkpoint"
+    log = None
+    if status not in {"new", "finished", "pruned"} and (logs := storage.list(f"trials/{identity}/logs")):
+        log = storage.where(logs[-1])
+    point, varied, seed = trial["point"], trial["varied"], trial["seed"]
+    return Result(identity, trial["name"], point, varied, seed, status, metrics, message, log, state.cause)
+
+
+def tracked_results(settings: Settings, storage: Storage, sweep: Sweep) -> tuple[list[Result], dict[str, str], str]:
+    """(trials, ids of their MLflow runs by identity, a note for people) as MLflow has them.
+
+    Where MLflow does not answer or lacks a trial that finished, the event logs answer.
+    """
+    from orchestrator.tracking import queries as mlflow_results
+
+    stored, note = results(storage, sweep.document), ""
+    try:
+        pairs = mlflow_results.results(settings, sweep.id)
+    except Exception as error:  # whatever MLflow, its database or its network come up with
+        pairs, note = [], f"MLflow does not answer ({type(error).__name__}); this is from the event logs"
+    shown = {result.identity: (result, run) for result, run in pairs}
+    lacking = [
+        r
+        for r in stored
+        if r.status == "finished" and (r.identity not in shown or shown[r.identity][0].status != "finished")
+    ]
+    if lacking and not note:
+        note = (
+            f"MLflow lacks {len(lacking)} finished trials, so this is from the event logs; mcc track rebuild {sweep.id}"
+        )
+    if note:
+        return stored, {identity: run for identity, (_, run) in shown.items()}, note
+    return [result for result, _ in pairs], {identity: run for identity, (_, run) in shown.items()}, ""

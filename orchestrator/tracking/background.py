@@ -1,0 +1,66 @@
+"""Feeding MLflow in the background of a sweep, patiently."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.environment import hidden
+from orchestrator.settings import Settings
+from orchestrator.tracking.sync import Tracker
+
+
+class Feeder:
+    """Feeds MLflow from a thread, and goes on trying when it is away. `problem` says why it waits, `complaints` which
+    trials it cannot show."""
+
+    def __init__(self, settings: Settings, document: Mapping[str, Any], every_s: float = 2.0) -> None:
+        self.settings, self.document, self.every_s = settings, document, every_s
+        self.problem: str | None = None
+        self.complaints: list[str] = []
+        self._tracker: Tracker | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="tracking", daemon=True)
+
+    def __enter__(self) -> Feeder:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=15)
+
+    def finish(self, patience_s: float = 60.0) -> bool:
+        """Forward the rest and end the runs; False when MLflow did not answer in time (nothing is lost)."""
+        end = time.monotonic() + patience_s
+        self._stop.set()
+        self._thread.join(timeout=patience_s)
+        if self._thread.is_alive():
+            return False
+        while not self._attempt(last=True):
+            if time.monotonic() > end:
+                return False
+            time.sleep(self.every_s)
+        return True
+
+    def _loop(self) -> None:
+        while not self._stop.is_set():
+            self._attempt(last=False)
+            self._stop.wait(self.every_s)
+
+    def _attempt(self, *, last: bool) -> bool:
+        try:
+            if self._tracker is None:
+                self._tracker = Tracker(self.settings, self.document)
+                self._tracker.reconcile()
+            self._tracker.sync()
+            if last:
+                self._tracker.finish()
+        except Exception as error:  # MLflow, its database, its network, storage: all of it only delays the view
+            self.problem = hidden(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            self._tracker = None  # what it had not sent yet is read again from storage
+            return False
+        self.problem, self.complaints = None, self._tracker.complaints
+        return True

@@ -1,0 +1,375 @@
+"""The event log as MLflow runs: one parent per sweep, one child per trial. Imports mlflow where it needs it.
+
+MLflow is a view, fed from the events in storage alone. Each child knows in a tag which segments it was fed. Whatever
+interrupts the feeding (the tracker killed, MLflow away) delays it; feeding again goes on where it stopped. A step of a
+metric that is there already is not sent again, so a trial that repeats iterations after a restart shows each step
+once. A finished trial that is run again (`--force`) begins a new run, which replaces the old one.
+
+A trial that two sweeps share is a child of both: a run can have one parent only, and each sweep shows all its trials.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from mcc_core.errors import MCCError
+from mcc_core.methods.registry import experiment_of
+from mcc_core.validation import flatten
+from orchestrator.analysis import figures as report
+from orchestrator.environment import hidden
+from orchestrator.records import sweeps as catalog
+from orchestrator.records.checkpoints import best_saved, saved_checkpoints
+from orchestrator.records.events import Event, history, read_segment, segments
+from orchestrator.records.leases import claimed
+from orchestrator.settings import Settings
+from orchestrator.storage.store import Storage, reason
+from orchestrator.tracking import client as mlflow_files
+from orchestrator.tracking.client import MOST_RUNS
+from orchestrator.tracking.cursor import Cursor
+from orchestrator.tracking.names import metric_name, picture_name, pictures
+from orchestrator.tracking.queries import was_pruned
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric, Run
+
+
+_BATCH = 999  # metrics in one request: MLflow's limit of 1000, less one for the cursor
+_PARAMS = 100
+_STATES = {"finished": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}  # else KILLED
+
+
+class Tracker:
+    """Feeds one sweep's runs. Not for several threads at a time.
+
+    Raises MLflow's and the network's own errors, after which a new Tracker goes on; `Feeder` does that. A trial whose
+    events cannot be shown (a broken file, a value that MLflow refuses) is left alone and named in `complaints`.
+    """
+
+    def __init__(self, settings: Settings, document: Mapping[str, Any]) -> None:
+        self.settings, self.document = settings, document
+        self.storage = Storage(settings.storage)
+        self.client = mlflow_files.client(settings)
+        self.experiment = mlflow_files.experiment(self.client, settings)
+        self.parent = self._parent()
+        self.complaints: list[str] = []
+        self._known = {run.data.tags["mcc.identity"]: run for run in self.runs("trial")}
+        self.children: dict[str, _Child] = {}
+        self._welcome()
+
+    def sync(self) -> bool:
+        """Forward what is new of every trial; whether anything was."""
+        from mlflow.exceptions import MlflowException
+
+        moved = False
+        self._welcome()
+        for child in self.children.values():
+            if child.broken:
+                continue
+            try:
+                moved = child.sync() or moved
+            except (MCCError, MlflowException) as error:
+                if isinstance(error, MlflowException) and error.error_code != "INVALID_PARAMETER_VALUE":
+                    raise
+                child.broken = True
+                self.complaints.append(f"{child.trial['name']}: {_line(error)}")
+        return moved
+
+    def _welcome(self) -> None:
+        """Trials of the document, which may grow while a search runs."""
+        for trial in self.document["trials"][len(self.children) :]:
+            self.children[trial["identity"]] = _Child(self, trial, self._known.get(trial["identity"]))
+
+    def finish(self) -> None:
+        """Put leaderboard, heat map and curves on the parent, and end every run that nobody works on any more."""
+        document = dict(self.document)
+        results = catalog.results(self.storage, document)
+        for result in results:
+            if result.status == "interrupted":
+                self.children[result.identity].cut_off(result.message)
+        histories = {t["name"]: history(self.storage, t["identity"]) for t in document["trials"]}
+        for name, content in report.summary(document, results, histories).items():
+            self.artifact(self.parent, name, content)
+        last = max((e["t"] for events in histories.values() for e in events), default=document["created"])
+        self._scores(results, int(1000 * last))
+        statuses = {result.status for result in results}
+        if "running" not in statuses:
+            worst = "FAILED" if "failed" in statuses else "FINISHED" if statuses <= {"finished", "pruned"} else "KILLED"
+            self.client.set_terminated(self.parent, worst, int(1000 * last))
+
+    def reconcile(self) -> None:
+        """End the runs of sweeps in this storage that say RUNNING and whose process is gone."""
+        trials, sweeps = claimed(self.storage)
+        here = {key.rsplit("/", 1)[-1] for key in self.storage.folders("sweeps")}
+        query = "attributes.status = 'RUNNING'"
+        for run in self.client.search_runs([self.experiment], query, max_results=MOST_RUNS):
+            tags = run.data.tags
+            busy = tags.get("mcc.identity") in trials or (
+                tags.get("mcc.kind") == "sweep" and tags["mcc.sweep"] in sweeps
+            )
+            if tags.get("mcc.sweep") in here - {self.document["sweep"]} and not busy:
+                self.client.set_terminated(run.info.run_id, "KILLED")
+
+    def artifact(self, run: str, name: str, content: bytes) -> None:
+        """Store content as an artifact, in place of one of the same name."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / Path(name).name
+            file.write_bytes(content)
+            self.client.log_artifact(run, str(file), str(Path(name).parent) if "/" in name else None)
+
+    def _scores(self, results: Sequence[report.Result], at: int) -> None:
+        from mlflow.entities import Metric, RunTag
+
+        file = self.document["file"]
+        rows = report.leaderboard(results, file["metric"], file["mode"])
+        lines = report.table(rows[:20], file["metric"], report.all_background(results))
+        note = f"{file['description'] or self.document['name']}\n\n{report.markdown(lines)}"
+        tags = [RunTag("mlflow.note.content", note[:8000])]
+        found = {}
+        if rows:
+            tags.append(RunTag("mcc.best", rows[0].point))
+            found = {"best": rows[0].score} | {
+                f"best {name}": rows[0].values[key] for name, key in report.COLUMNS.items() if key in rows[0].values
+            }
+        self.client.log_batch(self.parent, metrics=[Metric(k, v, at, 0) for k, v in found.items()], tags=tags)
+
+    def runs(self, kind: str) -> list[Run]:
+        """The sweep's runs of a kind, `sweep` (the parent) or `trial`."""
+        query = f"tags.`mcc.sweep` = '{self.document['sweep']}' and tags.`mcc.kind` = '{kind}'"
+        return list(self.client.search_runs([self.experiment], query, max_results=MOST_RUNS))
+
+    def _parent(self) -> str:
+        sweep, created = self.document["sweep"], int(1000 * self.document["created"])
+        found = self.runs("sweep")
+        self.before = found[0].info if found else None
+        if found:
+            self.client.update_run(found[0].info.run_id, status="RUNNING")
+            return str(found[0].info.run_id)
+        tags = {"mcc.sweep": sweep, "mcc.kind": "sweep"}
+        run = str(self.client.create_run(self.experiment, created, tags, sweep).info.run_id)
+        self.artifact(run, "plan.json", json.dumps(self.document, indent=1).encode())
+        return run
+
+
+class _Child:
+    """The run of one trial within one sweep. It is made when the trial has its first event."""
+
+    def __init__(self, tracker: Tracker, trial: Mapping[str, Any], stored: Run | None) -> None:
+        self.tracker, self.client, self.storage = tracker, tracker.client, tracker.storage
+        self.trial, self.identity = trial, str(trial["identity"])
+        self.run: str | None = stored.info.run_id if stored else None
+        self.broken = False
+        self._stored = stored
+        self._opened = False
+        self._finished = stored is not None and stored.info.status == "FINISHED" and not was_pruned(stored)
+        self._cursor = Cursor(stored.data.tags.get("mcc.cursor", "") if stored else "")
+        self._last_step: dict[str, int] = {}
+        self._pictures: set[tuple[str, int]] = set()
+        self._rows: list[Metric] = []
+
+    def sync(self) -> bool:
+        """Forward new segments; whether there were any."""
+        names = [n for n in segments(self.storage, self.identity) if n not in self._cursor]
+        for name in names:
+            events = read_segment(self.storage, self.identity, name)
+            if not self._opened:
+                self._open(events[0])
+            for event in events:
+                self._forward(event)
+            self._cursor.add(name)
+            if len(self._rows) >= _BATCH:
+                self._send()
+        if names:
+            self._send()
+        return bool(names)
+
+    def cut_off(self, message: str) -> None:
+        """End the run of a trial that has no end and no process."""
+        if self.run is not None:
+            self._terminate("interrupted", message, None)
+
+    def _open(self, first: Event) -> None:
+        if self.run is None:
+            self._create(first)
+        elif self._stored is not None:
+            self._last_step = {m.key: m.step for m in self._stored.data.to_proto().metrics}
+            self._pictures = pictures(a.path for a in self.client.list_artifacts(self.run, "images"))
+            if not str(self._cursor):
+                self._describe()  # perhaps cut short when the run was made
+        self._opened = True
+
+    def _create(self, first: Event) -> None:
+        tracker, trial = self.tracker, self.trial
+        tags = {"mcc.sweep": tracker.document["sweep"], "mcc.identity": self.identity, "mcc.kind": "trial"}
+        tags |= {"mlflow.parentRunId": tracker.parent, "mcc.point": trial["point"], "mcc.seed": str(trial["seed"])}
+        tags |= {f"mcc.varied.{key}": value for key, value in trial["varied"].items()}
+        started = int(1000 * first["t"])
+        self.run = str(self.client.create_run(tracker.experiment, started, tags, trial["name"]).info.run_id)
+        self._describe()
+
+    def _describe(self) -> None:
+        from mlflow.entities import Param
+
+        assert self.run is not None
+        flat = {"seed": str(self.trial["seed"])} | flatten(experiment_of(self.trial["experiment"], "trial"))
+        params = [Param(key, value) for key, value in (dict(self.trial["varied"]) | flat).items()]
+        for start in range(0, len(params), _PARAMS):
+            self.client.log_batch(self.run, params=params[start : start + _PARAMS])
+        text = yaml.safe_dump(self.trial["experiment"], sort_keys=False)
+        self.tracker.artifact(self.run, "config/experiment.yaml", text.encode())
+        with suppress(FileNotFoundError):
+            environment = json.loads(self.storage.read(f"trials/{self.identity}/environment.json"))
+            git = environment.get("git") or {}
+            self.tracker.artifact(self.run, "config/environment.json", json.dumps(environment, indent=1).encode())
+            if git.get("diff"):
+                self.tracker.artifact(self.run, "config/git.diff", git["diff"].encode())
+            if git.get("commit"):
+                self.client.set_tag(self.run, "mlflow.source.git.commit", git["commit"])
+
+    def _forward(self, event: Event) -> None:
+        from mlflow.entities import Metric
+
+        step, kind = event["iteration"], event["kind"]
+        if kind == "metrics":
+            for key, value in event["metrics"].items():
+                name = metric_name(key)
+                if step > self._last_step.get(name, -1):
+                    self._rows.append(Metric(name, value, int(1000 * event["t"]), step))
+                    self._last_step[name] = step
+        elif kind == "image":
+            self._picture(picture_name(event["key"]), step, event["path"])
+        elif kind == "start":
+            self._start(event)
+        elif kind == "end":
+            self._end(event)
+
+    def _send(self) -> None:
+        from mlflow.entities import RunTag
+
+        assert self.run is not None
+        while len(self._rows) > _BATCH:
+            self.client.log_batch(self.run, metrics=self._rows[:_BATCH])
+            del self._rows[:_BATCH]
+        self.client.log_batch(self.run, metrics=self._rows, tags=[RunTag("mcc.cursor", str(self._cursor))])
+        self._rows.clear()
+
+    def _picture(self, name: str, step: int, key: str) -> None:
+        from PIL import Image
+
+        assert self.run is not None
+        if (name, step) in self._pictures:
+            return
+        with suppress(FileNotFoundError):  # a picture that was cleared away does not hold up the rest
+            picture = Image.open(io.BytesIO(self.storage.read(key)))
+            self.client.log_image(self.run, picture, key=name, step=step)
+            self._pictures.add((name, step))
+
+    def _start(self, event: Event) -> None:
+        assert self.run is not None
+        if event["iteration"] == 0 and self._finished:
+            self.client.delete_run(self.run)
+            self._rows.clear()
+            self._last_step.clear()
+            self._pictures.clear()
+            self._create(event)
+        else:
+            self.client.update_run(self.run, status="RUNNING")
+        self._finished = False
+        content = json.dumps(event, indent=1).encode()
+        self.tracker.artifact(self.run, f"config/start-{event['attempt']}.json", content)
+
+    def _end(self, event: Event) -> None:
+        """The checkpoints first, so that a run that is over has them."""
+        if event["status"] in {"finished", "failed", "pruned"}:
+            saved = saved_checkpoints(self.storage, self.identity)
+            modes = self.tracker.document["file"]["mode"]
+            chosen = {"last": saved[-1] if saved else None, "best": best_saved(saved, modes)}
+            for name, one in chosen.items():
+                if one is not None and (name == "last" or one != chosen["last"]):
+                    self._checkpoint(one.key(self.identity), f"{name}.pt")
+        self._finished = event["status"] == "finished"
+        if self.run is not None and event.get("cause"):
+            self.client.set_tag(self.run, "mcc.cause", event["cause"])
+        self._terminate(event["status"], event["message"], int(1000 * event["t"]))
+
+    def _terminate(self, status: str, message: str, at: int | None) -> None:
+        assert self.run is not None
+        self.client.set_tag(self.run, "mcc.message", message[:8000])
+        self.client.set_tag(self.run, "mcc.state", status)
+        self.client.set_terminated(self.run, _STATES.get(status, "KILLED"), at)
+
+    def _checkpoint(self, key: str, name: str) -> None:
+        """A checkpoint as artifact: on the disk that has it already a second name for the same file, else a copy."""
+        assert self.run is not None
+        with tempfile.TemporaryDirectory() as folder, suppress(FileNotFoundError):
+            local, target = self.storage.local(key), mlflow_files.local_artifacts(self.client.get_run(self.run))
+            if local is not None and target is not None:
+                with suppress(OSError):
+                    mlflow_files.link(local, target / "checkpoint" / name)
+                    return
+            file = Path(folder) / name
+            self.storage.download(key, file)
+            self.client.log_artifact(self.run, str(file), "checkpoint")
+
+
+def rebuild(settings: Settings, document: Mapping[str, Any]) -> list[str]:
+    """Make a sweep's runs again from its events; the old ones are deleted. Returns complaints about single trials.
+
+    Raises MCCError when MLflow does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        old = Tracker(settings, dict(document) | {"trials": []})
+        for run in old.runs("sweep") + old.runs("trial"):
+            old.client.delete_run(run.info.run_id)
+        fresh = Tracker(settings, document)
+        fresh.sync()
+        fresh.finish()
+        fresh.reconcile()
+    except (MlflowException, OSError) as error:
+        raise MCCError(hidden(f"MLflow at {settings.tracking_uri}: {_line(error)}")) from None
+    return fresh.complaints
+
+
+def attach(settings: Settings, document: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+    """Put files on a sweep's run, which stays as finished or failed as it is. Raises MCCError when MLflow does not
+    answer."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        tracker = Tracker(settings, dict(document) | {"trials": []})
+        for name, content in files.items():
+            tracker.artifact(tracker.parent, name, content)
+        if tracker.before is None:
+            tracker.client.set_terminated(tracker.parent)
+        elif tracker.before.status != "RUNNING":
+            tracker.client.set_terminated(tracker.parent, tracker.before.status, tracker.before.end_time)
+    except (MlflowException, OSError) as error:
+        raise MCCError(hidden(f"MLflow at {settings.tracking_uri}: {_line(error)}")) from None
+
+
+def forget(settings: Settings, document: Mapping[str, Any]) -> str:
+    """Delete a sweep's runs; returns what kept MLflow from it, or nothing."""
+    from mlflow.exceptions import MlflowException
+
+    if (database := mlflow_files.database(settings)) is not None and not database.exists():
+        return ""
+    try:
+        tracker = Tracker(settings, dict(document) | {"trials": []})
+        for run in tracker.runs("sweep") + tracker.runs("trial"):
+            tracker.client.delete_run(run.info.run_id)
+    except (MlflowException, OSError) as error:
+        return hidden(f"MLflow at {settings.tracking_uri}: {_line(error)}")
+    return ""
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {reason(error)}"

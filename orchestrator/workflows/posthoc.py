@@ -1,0 +1,209 @@
+"""Sweeps over evaluation parameters of a finished trial: nothing is trained, and the network runs once per image.
+
+A sweep file that has `of:` is one:
+
+    name: crf
+    of: mask_ablation/no-contrast   # a trial of a sweep, or a checkpoint file
+    protocol: ms_crf
+    parameters: {crf.bilateral_srgb: [3, 5, 10], crf.bilateral_compat: [2, 4, 8]}
+
+Its points are trials like any other: in storage, in MLflow, in `mcc sweep list | status | best`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from mcc_core import checkpoint as checkpoints
+from mcc_core.checkpoint import Checkpoint
+from mcc_core.config import Strict
+from mcc_core.errors import UsageError
+from mcc_core.evaluation.metrics import Metric
+from mcc_core.evaluation.protocols import PROTOCOLS, ProtocolName
+from mcc_core.evaluation.scoring import Setting
+from mcc_core.experiment_files import merge
+from mcc_core.files import file_digest
+from mcc_core.structured_files import read_yaml
+from mcc_core.validation import validate
+from orchestrator.analysis.figures import summary
+from orchestrator.environment import git_state
+from orchestrator.evaluation.run import Evaluation, Means, Request, evaluate_checkpoint, protocol_settings
+from orchestrator.records import sweeps as catalog
+from orchestrator.records.events import trial_state, write_attempt
+from orchestrator.records.leases import refuse_deleted
+from orchestrator.records.lookup import find_checkpoint
+from orchestrator.settings import Settings
+from orchestrator.spec.sweep_file import HeatMap, Slug
+from orchestrator.storage.store import Storage
+from orchestrator.tracking.background import Feeder
+
+_MOST = 1000  # points
+
+
+class PosthocFile(Strict):
+    """A sweep over the parameters of one protocol (`EvaluationConfig`)."""
+
+    name: Slug
+    description: str = ""
+    of: str = Field(description="SWEEP/TRIAL, whose best checkpoint is scored, or a checkpoint file")
+    split: str = "val"
+    protocol: ProtocolName
+    set: dict[str, Any] = Field(default_factory=dict, description="dotted parameters fixed for every point")
+    parameters: dict[str, list[Any]] = Field(min_length=1, description="dotted parameter to its values; all pairs")
+    metric: str = Field("miou", description="miou, pixel_accuracy or iou/CLASS")
+    mode: Literal["max", "min"] = "max"
+    heatmap: HeatMap | None = None
+    limit: int | None = Field(None, ge=1, description="the first images only")
+    cache_gb: float = Field(4.0, ge=0, description="disk for what the network said, kept for further such sweeps")
+
+
+@dataclass(frozen=True)
+class _Point:
+    identity: str
+    setting: Setting
+    varied: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Posthoc:
+    """A checked sweep."""
+
+    sweep: str
+    file: PosthocFile
+    source: str
+    checkpoint: Path
+    saved: Checkpoint
+    points: tuple[_Point, ...]
+    metric: str  # the whole key
+
+    def document(self) -> dict[str, Any]:
+        """The JSON content of `sweeps/<id>/plan.json`."""
+        experiment = self.saved.experiment.model_dump(mode="json")
+        return {
+            "sweep": self.sweep,
+            "name": self.file.name,
+            "source": self.source,
+            "created": round(time.time(), 3),
+            "command": list(sys.argv),
+            "commit": (git_state() or {}).get("commit"),
+            "file": self.file.model_dump(mode="json") | {"metric": self.metric},
+            "concurrent": 1,
+            "estimate": None,
+            "trials": [
+                {
+                    "identity": point.identity,
+                    "name": point.setting.name,
+                    "point": point.setting.name,
+                    "varied": point.varied,
+                    "seed": self.saved.seed,
+                    "fingerprint": "",
+                    "experiment": experiment,
+                }
+                for point in self.points
+            ],
+        }
+
+
+def is_posthoc(file: Path) -> bool:
+    """Whether a sweep file is over evaluation parameters of something trained. Raises UsageError."""
+    return "of" in read_yaml(file)
+
+
+def plan_posthoc(source: Path, settings: Settings) -> Posthoc:
+    """Check a sweep file of this kind. Raises UsageError, one line per mistake."""
+    file = validate(PosthocFile, read_yaml(source), str(source))
+    checkpoint = find_checkpoint(file.of, settings, f"{source}: of")
+    saved = checkpoints.load(checkpoint)
+    if file.metric.removeprefix("iou/") not in {"miou", "pixel_accuracy", "background", *saved.classes}:
+        raise UsageError(f"{source}: metric: {file.metric!r}: expected miou, pixel_accuracy or iou/CLASS")
+    for axis in (file.heatmap.x, file.heatmap.y) if file.heatmap else ():
+        if axis not in file.parameters:
+            raise UsageError(f"{source}: heatmap: {axis!r} is not among parameters ({', '.join(file.parameters)})")
+    combinations = list(itertools.product(*file.parameters.values()))
+    if len(combinations) > _MOST:
+        raise UsageError(f"{source}: parameters: {len(combinations)} points; at most {_MOST} are scored together")
+    digest, points = file_digest(checkpoint), {}
+    for values in combinations:
+        varied = dict(zip(file.parameters, values, strict=True))
+        fields = merge({}, file.set | varied, str(source))
+        (found,) = protocol_settings(saved, [file.protocol], fields, str(source))
+        name = ",".join(f"{key.rsplit('.', 1)[-1]}={_text(value)}" for key, value in varied.items())
+        setting = Setting(name, found.protocol, found.config)
+        content = [digest, saved.experiment.data.model_dump(mode="json"), file.split, file.limit]
+        content += [file.protocol, found.config.model_dump(mode="json")]
+        identity = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        points[identity] = _Point(identity, setting, {key: _text(value) for key, value in varied.items()})
+    stage, how = PROTOCOLS[file.protocol]
+    sweep = f"{file.name}-{hashlib.sha256(json.dumps(sorted(points)).encode()).hexdigest()[:8]}"
+    metric = Metric(file.split, stage, how, file.metric, 0.0).key
+    return Posthoc(sweep, file, str(source), checkpoint, saved, tuple(points.values()), metric)
+
+
+def run_posthoc(
+    posthoc: Posthoc,
+    settings: Settings,
+    *,
+    processes: int = 0,
+    force: bool = False,
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[list[catalog.Result], str]:
+    """Score the points that were not scored before; returns all results and what kept MLflow from having them.
+
+    Raises UsageError or DataError as `evaluate_checkpoint` does.
+    """
+    storage = Storage(settings.storage)
+    storage.check()
+    document = posthoc.document()
+    storage.write(f"sweeps/{posthoc.sweep}/plan.json", json.dumps(document, indent=1).encode())
+    refuse_deleted(storage, (p.identity for p in posthoc.points))
+    todo = [p for p in posthoc.points if force or trial_state(storage, p.identity).status != "finished"]
+    with Feeder(settings, document) as feeder:
+        if todo:
+            _score(posthoc, todo, settings, storage, processes, on_image)
+        problem = "" if feeder.finish() else str(feeder.problem)
+    results = catalog.results(storage, document)
+    for name, content in summary(document, results, {}).items():
+        storage.write(f"sweeps/{posthoc.sweep}/{name}", content)
+    return results, problem
+
+
+def _score(
+    posthoc: Posthoc,
+    todo: list[_Point],
+    settings: Settings,
+    storage: Storage,
+    processes: int,
+    on_image: Callable[[int, int], None],
+) -> None:
+    file, began = posthoc.file, time.time()
+    request = Request(
+        posthoc.checkpoint,
+        posthoc.saved.experiment.data,
+        file.split,
+        tuple(point.setting for point in todo),
+        file.limit,
+    )
+    key = hashlib.sha256("".join(point.identity for point in todo).encode()).hexdigest()[:16]
+    means = Means(processes=processes, cache_bytes=int(file.cache_gb * 1e9))
+    found = evaluate_checkpoint(request, settings.home / "posthoc" / key, settings, means, on_image)
+    for point in todo:
+        values = {metric.key: metric.value for metric in found.metrics[point.setting.name]}
+        write_attempt(storage, point.identity, posthoc.saved.iteration, values, began, _info(posthoc, found))
+
+
+def _info(posthoc: Posthoc, found: Evaluation) -> dict[str, Any]:
+    return {"of": posthoc.file.of, "checkpoint": found.header["checkpoint"], "images": len(found.images)}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,248 @@
+"""What a person sees while a sweep runs, and when it is over. Fed from the events in storage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.analysis import figures as report
+from orchestrator.analysis.figures import Result
+from orchestrator.planning.configurations import Trial
+from orchestrator.planning.plan import Plan
+from orchestrator.records.events import EventReader
+from orchestrator.storage.store import Storage
+
+_REFRESH_S = 1.0
+_PLAIN_S = 15.0
+_REASONS = {
+    "new": "did not start; submit the sweep again",
+    "stopped": "submit the sweep again to go on from its last checkpoint",
+}
+LOSSES = ("mcc", "seg", "cls", "aff")  # beside the total, in the order in which narrow terminals drop them last
+_STYLES = {"finished": "green", "failed": "red", "running": "cyan", "pruned": "yellow"}
+_ORDER = ("running", "failed", "stopped", "waiting", "pruned", "finished")  # what is shown first when not all fits
+_FIXED = 49  # width of the table without the trial's name, the iteration and the optional losses
+_LOSS = 8  # width of one of those
+
+
+@dataclass
+class _Watched:
+    trial: Trial
+    reader: EventReader
+    status: str = "waiting"
+    iteration: int = 0
+    attempt: int = 1
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def update(self) -> None:
+        for _, events in self.reader:
+            for event in events:
+                self.iteration = (
+                    max(self.iteration, event["iteration"]) if event["kind"] != "start" else event["iteration"]
+                )
+                if event["kind"] == "start":
+                    self.status, self.attempt = "running", event["attempt"]
+                elif event["kind"] == "metrics":
+                    self.metrics |= event["metrics"]
+                elif event["kind"] == "end":
+                    self.status = event["status"]
+
+    @property
+    def seconds_left(self) -> float | None:
+        config = self.trial.experiment.train
+        return (config.iterations - self.iteration) / self.speed if self.speed else None
+
+    @property
+    def speed(self) -> float | None:
+        """Iterations per second."""
+        config = self.trial.experiment.train
+        rate = self.metrics.get("images_per_second")
+        return rate / config.global_batch if rate else None
+
+
+class SweepProgress:
+    """A live table on a terminal; elsewhere a line now and then. Call `tick` often."""
+
+    def __init__(self, plan: Plan, storage: Storage, console: Console) -> None:
+        self.plan, self.console = plan, console
+        self.began = time.monotonic()
+        self.note: str | None = None  # shown below the table, such as why MLflow waits
+        self._storage = storage
+        self._watched = [_Watched(t, EventReader(storage, t.identity)) for t in plan.trials]
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._next = 0.0
+
+    def __enter__(self) -> SweepProgress:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def add(self, trial: Trial) -> None:
+        """Show one more trial, which a search proposed."""
+        self._watched.append(_Watched(trial, EventReader(self._storage, trial.identity)))
+
+    def tick(self) -> None:
+        """Read new events and show them, at most once a second."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + (_REFRESH_S if self._live else _PLAIN_S)
+        try:
+            for watched in self._watched:
+                watched.update()
+        except OSError as error:
+            self.note = f"storage does not answer: {error}"
+        if self._live:
+            self._live.update(self._view(), refresh=True)
+        else:
+            self.console.print(self._line(), highlight=False, soft_wrap=True)
+
+    def _view(self) -> Group:
+        digits = max(len(str(w.trial.experiment.train.iterations)) for w in self._watched)
+        room = self.console.width - _FIXED - max(9, 2 * digits + 1)
+        longest = max(len(w.trial.name) for w in self._watched)
+        losses = LOSSES[: max(0, (room - min(longest, 24)) // _LOSS)]
+        width = max(8, room - _LOSS * len(losses))
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in ("trial", "state"):
+            table.add_column(name, no_wrap=True)
+        for name in ("iteration", "loss", *losses, "CAM %", "seg %", "it/s", "ETA"):
+            table.add_column(name, justify="right", no_wrap=True)
+        shown = sorted(self._watched, key=lambda w: _ORDER.index(w.status))[: max(3, self.console.height - 5)]
+        for w in self._watched if len(shown) == len(self._watched) else shown:
+            table.add_row(*self._row(w, losses, width))
+        hidden = len(self._watched) - len(shown)
+        more = [Text(f"and {hidden} more", style="dim")] if hidden else []
+        return Group(table, *more, Text(self._foot(), style="dim"))
+
+    def _row(self, w: _Watched, losses: Sequence[str], width: int) -> list[str | Text]:
+        state = w.status if w.attempt == 1 or w.status != "running" else f"try {w.attempt}"
+        going = w.status == "running"
+        return [
+            shortened(w.trial.name, width),
+            Text(state, style=_STYLES.get(w.status, "dim")),
+            f"{w.iteration}/{w.trial.experiment.train.iterations}" if w.status != "waiting" else "",
+            *(_number(w.metrics.get(f"loss/{name}"), 3) for name in ("total", *losses)),
+            _percent(w.metrics.get(report.CAM)),
+            _percent(w.metrics.get(report.SEG)),
+            _number(w.speed, 1) if going else "",
+            duration(w.seconds_left, short=True) if going and w.seconds_left is not None else "",
+        ]
+
+    def _foot(self) -> str:
+        done = sum(w.status in {"finished", "failed", "stopped", "pruned"} for w in self._watched)
+        text = f"{done} of {len(self._watched)} trials done, {duration(time.monotonic() - self.began)} so far"
+        left = self._left()
+        text += f", about {duration(left)} to go" if left is not None else ""
+        return text + (f"\n{self.note}" if self.note else "")
+
+    def _left(self) -> float | None:
+        """Seconds until all trials are done, at the pace of those that run."""
+        known = [w for w in self._watched if w.seconds_left is not None and w.status == "running"]
+        if not known:
+            return None
+        full = [
+            w.seconds_left * w.trial.experiment.train.iterations / (w.trial.experiment.train.iterations - w.iteration)
+            for w in known
+            if w.seconds_left and w.iteration < w.trial.experiment.train.iterations
+        ]
+        waiting = sum(w.status == "waiting" for w in self._watched)
+        mean = sum(full) / len(full) if full else 0.0
+        work = sum(w.seconds_left or 0.0 for w in known) + waiting * mean
+        return work / max(1, min(self.plan.concurrent, len(known) + waiting))
+
+    def _line(self) -> str:
+        running = [
+            f"{w.trial.name}: {w.iteration}/{w.trial.experiment.train.iterations}"
+            + "".join(
+                f" {name} {text}"
+                for name, text in (
+                    ("loss", _number(w.metrics.get("loss/total"), 3)),
+                    ("CAM", _percent(w.metrics.get(report.CAM))),
+                    ("seg", _percent(w.metrics.get(report.SEG))),
+                )
+                if text
+            )
+            for w in self._watched
+            if w.status == "running"
+        ]
+        return " | ".join([self._foot().replace("\n", "; "), *running[:4]])
+
+
+def print_summary(plan: Plan, results: Sequence[Result], storage: Storage, console: Console, seconds: float) -> None:
+    """One screen: leaderboard with the score of an empty prediction in it, failures, what to do next."""
+    rows = report.leaderboard(results, plan.file.metric, plan.file.mode)
+    if rows:
+        lines = report.table(rows[:10], plan.file.metric, report.all_background(results))
+        console.print(board(lines, f"{plan.sweep}: {duration(seconds)}, by {plan.file.metric}"))
+        console.print(f"best: [bold]{rows[0].point}[/bold] {rows[0].text(plan.file.metric)}", highlight=False)
+    print_unfinished(results, console)
+    places = [("summary", f"sweeps/{plan.sweep}"), ("pictures, checkpoints, logs", "trials")]
+    for name, key in places:
+        console.print(f"{name}: {storage.local(key) or storage.where(key)}", highlight=False, soft_wrap=True)
+    console.print(
+        "compare the runs: [bold]mcc ui[/bold]    again later: [bold]mcc sweep status[/bold]", highlight=False
+    )
+
+
+def print_unfinished(results: Sequence[Result], console: Console, most: int = 10) -> None:
+    """Trials that have no result: why in a line, and the file with their last output."""
+    bad = [r for r in results if r.status not in {"finished", "running"}]
+    for result in bad[:most]:
+        reason = result.message or _REASONS.get(result.status, "")
+        console.print(f"{result.status} {result.name}: {reason}", highlight=False, markup=False, soft_wrap=True)
+        if result.log and result.log not in reason:
+            console.print(f"  {result.log}", highlight=False, markup=False, soft_wrap=True)
+    if len(bad) > most:
+        console.print(f"and {len(bad) - most} more; mcc sweep status", highlight=False)
+
+
+def board(lines: Sequence[Sequence[str]], title: str) -> Table:
+    """A leaderboard for the terminal."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for name in lines[0]:
+        table.add_column(name, justify="left" if name in {"configuration", ""} else "right")
+    for line in lines[1:]:
+        table.add_row(*map(Text, line))
+    return table
+
+
+def shortened(text: str, width: int) -> str:
+    """A text with its middle left out: names of trials differ at their ends."""
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
+
+
+def duration(seconds: float, *, short: bool = False) -> str:
+    """Seconds as people say them: 45 s, 3 min 20 s, 2 h 5 min; short: 45s, 3m20s, 2h05m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s" if short else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s" if short else f"{whole // 60} min {whole % 60} s"
+    hours, minutes = whole // 3600, whole % 3600 // 60
+    return f"{hours}h{minutes:02d}m" if short else f"{hours} h {minutes} min"
+
+
+def _number(value: Any, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"

@@ -1,0 +1,133 @@
+"""Processes that run attempts of trials: one that comes back from the dead, one that ran another trial before."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from tiny import TINY
+
+from mcc_core.checkpoint import load
+from mcc_core.data.index import build_index
+from mcc_core.experiment_files import resolve
+from orchestrator.records.checkpoints import newest_checkpoint
+from orchestrator.records.events import EventReader, history, trial_state
+from orchestrator.storage.store import Storage
+from orchestrator.worker.assignment import Assignment
+
+SCRIPT = Path(__file__).parents[2] / "support" / "attempts.py"
+
+
+def assignment(folder: Path, home: str, identity: str, seed: int = 0, **fields: Any) -> Assignment:
+    experiment = resolve("tiny", TINY | fields)
+    return Assignment(
+        identity=identity,
+        name=identity,
+        experiment=experiment.model_dump(mode="json"),
+        seed=seed,
+        fingerprint=build_index(experiment.data, folder / home).fingerprint,
+        metric="val/seg/single/miou",
+        mode="max",
+        storage=str(folder / "storage"),
+        home=str(folder / home),
+        stop_key="sweeps/s/stop",
+        launch="launch",
+        cpus_per_worker=1,
+        gpus_per_worker=0,
+    )
+
+
+def begin(folder: Path, *tasks: Assignment) -> subprocess.Popen[bytes]:
+    """A worker process that runs these one after the other."""
+    file = folder / f"{tasks[0].identity}-{Path(tasks[0].home or '').name}.json"
+    file.write_text(json.dumps([asdict(task) for task in tasks]))
+    return subprocess.Popen([sys.executable, str(SCRIPT), str(file)], stdout=subprocess.PIPE)
+
+
+def until(what: Callable[[], Any], process: subprocess.Popen[bytes], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def reached(storage: Storage, identity: str) -> int:
+    return max((e["iteration"] for _, events in EventReader(storage, identity) for e in events), default=0)
+
+
+def kept(storage: Storage) -> dict[str, bytes]:
+    """Every file of the trial but what its attempts printed."""
+    return {one.key: storage.read(one.key) for one in storage.files("trials/t") if "/logs/" not in one.key}
+
+
+def test_a_worker_that_comes_back_after_another_went_on_changes_nothing(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "storage"))
+    long = {"train.iterations": 400, "train.eval_every": 25, "train.panels": 0}
+    frozen = begin(tmp_path, assignment(tmp_path, "one", "t", **long))
+    try:
+        until(lambda: reached(storage, "t") >= 50, frozen)
+        frozen.send_signal(signal.SIGSTOP)
+        other = begin(tmp_path, assignment(tmp_path, "two", "t", **long))
+        until(lambda: reached(storage, "t") >= 200, other)
+        other.send_signal(signal.SIGSTOP)  # in the middle of its work
+        time.sleep(0.5)
+        before = kept(storage)
+        frozen.send_signal(signal.SIGCONT)
+        assert frozen.wait(60) == 0
+        after = kept(storage)
+        late = [key for key in after if after[key] != before.get(key)]
+        assert before.keys() <= after.keys() and len(late) <= 1  # what was on its way when it was stopped
+        assert all("/0001-" in key or "-0001.pt" in key for key in late)
+        assert b"this one is over" in storage.read("trials/t/logs/0001-rank0.log")
+        other.send_signal(signal.SIGCONT)
+        assert other.wait(120) == 0
+    finally:
+        for process in (frozen, other):
+            process.kill()
+    assert trial_state(storage, "t").status == "finished"
+    steps = [e["iteration"] for e in history(storage, "t") if e["kind"] == "metrics" and "loss/total" in e["metrics"]]
+    assert steps == list(range(1, 401))
+    assert begin(tmp_path, assignment(tmp_path, "three", "alone", **long)).wait(120) == 0
+    assert weights(storage, "t", tmp_path) == weights(storage, "alone", tmp_path)
+    assert list((tmp_path / "one").glob("outbox/*/*/*")) == []
+
+
+def weights(storage: Storage, identity: str, folder: Path) -> dict[str, list[Any]]:
+    _, file, complaints = newest_checkpoint(storage, identity, folder)
+    assert file is not None and complaints == []
+    return {name: tensor.tolist() for name, tensor in load(file).model.items()}
+
+
+def curve(storage: Storage, identity: str) -> list[Any]:
+    """Everything that was measured but speeds."""
+    found = [(e["iteration"], e["metrics"]) for e in history(storage, identity) if e["kind"] == "metrics"]
+    return [(i, {k: v for k, v in metrics.items() if k != "images_per_second"}) for i, metrics in found]
+
+
+def test_a_trial_in_a_process_that_ran_others_is_the_trial_in_a_fresh_one(tmp_path: Path) -> None:
+    """To the bit, and what the others held is free again."""
+    storage = Storage(str(tmp_path / "storage"))
+    others = [
+        assignment(tmp_path, "kept", "bigger", seed=7, **{"train.crop": 48, "train.batch_size": 4}),
+        assignment(tmp_path, "kept", "half", seed=8, **{"compute.precision": "bfloat16"}),
+        replace(assignment(tmp_path, "kept", "threads", seed=9, **{"optim.lr": 1e-3}), cpus_per_worker=2),
+    ]
+    last = {"train.iterations": 12, "train.eval_every": 4, "mask.ratio": 0.7}
+    for name, tasks in (("used", others), ("fresh", [])):
+        process = begin(tmp_path, *tasks, assignment(tmp_path, f"{name}-home", name, seed=3, **last))
+        out, _ = process.communicate(timeout=240)
+        assert process.returncode == 0
+        if tasks:
+            after = [json.loads(line) for line in out.splitlines()]
+    assert [one["fit"] for one in after] == [True] * 4
+    assert curve(storage, "used") == curve(storage, "fresh") and len(curve(storage, "used")) > 12
+    assert weights(storage, "used", tmp_path) == weights(storage, "fresh", tmp_path)
+    for what in ("files", "threads", "tensors"):
+        assert after[3][what] <= after[1][what], after

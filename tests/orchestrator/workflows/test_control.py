@@ -1,0 +1,151 @@
+"""Commands on a sweep from another folder than the one that runs it: stop, resume, watch, logs, retry, delete."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from s3_server import s3_server
+from tiny import TINY
+
+from orchestrator.records.events import history
+from orchestrator.storage.store import Storage
+
+SET = TINY | {"train.iterations": 700, "train.eval_every": 100, "train.log_every": 50}
+
+
+class Place:
+    """A folder with a home of its own, and a storage that others share."""
+
+    def __init__(self, folder: Path, storage: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.storage = folder, Storage(storage)
+        self.environment = os.environ | {
+            "MCC_HOME": str(folder / "home"),
+            "MCC_STORAGE": storage,
+            "MLFLOW_TRACKING_URI": f"sqlite:///{folder.parent / 'mlflow.db'}",
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "160",
+        }
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", "from orchestrator.cli import main; main()", "sweep", *arguments]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            command, cwd=self.folder, env=self.environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        )
+
+    def mcc(self, *arguments: str, code: int = 0) -> str:
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == code, out + err
+        return out + err
+
+    def write(self, name: str, **fields: Any) -> str:
+        content = {"name": name, "base": "tiny", "set": SET, "points": [{"name": "one", "set": {}}]} | fields
+        (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+        return f"{name}.yaml"
+
+    def identity(self, sweep: str) -> str:
+        return str(json.loads(self.mcc("status", sweep, "--json"))["trials"][0]["identity"])
+
+    def metrics(self, identity: str) -> dict[tuple[int, str], float]:
+        """Values of losses and scores by step and key; every step has a key once."""
+        found: dict[tuple[int, str], float] = {}
+        for event in history(self.storage, identity):
+            for key, value in event["metrics"].items() if event["kind"] == "metrics" else ():
+                assert (event["iteration"], key) not in found
+                if key.startswith(("loss/", "val/", "train/")):
+                    found[event["iteration"], key] = value
+        return found
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    root = tmp_path_factory.mktemp("control")
+    return Place(root / "here", str(root / "storage"))
+
+
+@pytest.fixture(scope="module")
+def there(here: Place) -> Place:
+    return Place(here.folder.parent / "there", here.storage.url)
+
+
+def test_stopped_from_elsewhere_and_resumed_without_the_file(here: Place, there: Place) -> None:
+    stop_and_resume(here, there)
+
+
+@pytest.mark.slow
+def test_stopped_and_resumed_through_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "s3").mkdir()
+    with s3_server(tmp_path / "s3") as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        here, there = (Place(tmp_path / name, f"s3://{server.bucket}/sweeps") for name in ("here", "there"))
+        stop_and_resume(here, there)
+
+
+def stop_and_resume(here: Place, there: Place) -> None:
+    """The history has every step once, and equals that of a sweep that was left alone."""
+    running = here.start("submit", here.write("long"))
+    deadline = time.monotonic() + 120
+    while True:
+        found = [key for key in here.storage.folders("trials") if here.storage.list(f"{key}/checkpoints")]
+        if found or time.monotonic() > deadline or running.poll() is not None:
+            break
+        time.sleep(0.3)
+    assert running.poll() is None and found, running.communicate()
+    watching = there.start("watch", "long", "--every", "0.5")
+    assert "stopped; go on with: mcc sweep resume long-" in there.mcc("stop", "long")
+    out, err = running.communicate(timeout=120)
+    assert running.returncode == 130, out + err
+    seen, _ = watching.communicate(timeout=60)
+    assert watching.returncode == 0 and "stopped" in seen
+    assert "is not running" in there.mcc("stop", "long", code=2)
+    record = json.loads(there.mcc("status", "long", "--json"))
+    assert record["states"] == {"stopped": 1} and record["best"] is None
+    identity = record["trials"][0]["identity"]
+    assert 0 < max(step for step, _ in there.metrics(identity)) < 700
+    there.mcc("resume", "long")
+    disturbed = there.metrics(identity)
+    assert json.loads(there.mcc("best", "long", "--json"))["identity"] == identity
+    lone = Place(here.folder.parent / "lone", str(here.folder.parent / "lone-storage"))
+    lone.mcc("submit", lone.write("long"))
+    assert lone.identity("long") == identity
+    assert lone.metrics(identity) == disturbed
+
+
+def test_logs_retry_and_delete(here: Place, there: Place) -> None:
+    points = [{"name": "one", "set": {}}, {"name": "bad", "set": {"optim.lr": 1e30}}]
+    short = {"set": TINY, "points": points}
+    mixed = here.write("mixed", **short)
+    assert "was not submitted to" in here.mcc("submit", mixed, "--resume", code=2)
+    here.mcc("submit", mixed, code=1)
+    assert "not finite" in there.mcc("logs", "bad", "--sweep", "mixed") or "iteration" in there.mcc("logs", "bad")
+    assert "has no such trial; such as one" in there.mcc("logs", "nobody", "--sweep", "mixed", code=2)
+    record = json.loads(there.mcc("status", "mixed", "--json"))
+    good, bad = (t["identity"] for t in record["trials"])
+    before = len(there.storage.list(f"trials/{good}/events"))
+    attempts = len(there.storage.list(f"trials/{bad}/attempts"))
+    assert "one did not fail" in there.mcc("retry", "mixed", "--trial", "one", code=2)
+    assert "has no such trial" in there.mcc("retry", "mixed", "--trial", "nobody", code=2)
+    assert "1 failed trials are run again" in there.mcc("retry", "mixed", "--trial", "bad", code=1)
+    assert len(there.storage.list(f"trials/{good}/events")) == before
+    assert len(there.storage.list(f"trials/{bad}/attempts")) > attempts
+    here.mcc("submit", here.write("alone", set=TINY))
+    assert there.identity("alone") == good
+    listed = there.mcc("delete", "mixed", code=2)
+    assert "nothing was deleted" in listed and "  bad\n" in listed and "  one\n" not in listed
+    assert there.storage.list(f"trials/{bad}/events")
+    told = there.mcc("delete", "mixed", "--yes")
+    assert "kept, as another sweep has them: one" in told and "deleted" in told
+    assert there.storage.folders(f"trials/{bad}") == [] and there.storage.list(f"trials/{good}/events")
+    assert [s["name"] for s in json.loads(there.mcc("list", "--json"))] == ["alone", "long"]
+    assert "no such sweep" in there.mcc("status", "mixed", code=2)
