@@ -14,6 +14,9 @@ def import_weights(
     base: Annotated[
         str | None, typer.Option("--base", help="Preset or experiment file for what the weights do not say.")
     ] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="Whose network it is: mcc or toco. Default: the base's, or mcc.")
+    ] = None,
 ) -> None:
     """Turn a published weights file into a checkpoint.
 
@@ -22,11 +25,12 @@ def import_weights(
     from mcc_core.checkpoint import save
     from mcc_core.import_weights import import_weights as read
 
-    found = read(file, base)
+    found = read(file, base, method)
     saved = found.checkpoint
     target = out or file.with_suffix(".mcc.pt")
     save(saved, target)
     print(f"{file}: {found.kind}")
+    print(f"  method    {saved.experiment.method}")
     print(f"  backbone  {saved.experiment.model.backbone}")
     print(f"  classes   {len(saved.classes)}: {', '.join(saved.classes[:5])}, ...")
     print(f"  used      {len(saved.model) - len(found.fresh)} tensors")
