@@ -15,8 +15,10 @@ from mcc_core.config import Experiment
 from mcc_core.errors import UsageError
 from mcc_core.methods.registry import experiment_of, random_network
 from mcc_core.networks.base import Network
+from mcc_core.weights_file import read_content, require_finite, top_names
 
 FORMAT = 1
+_FIELDS = ("classes", "iteration", "seed", "model", "optimizer", "metrics")  # beside format and experiment
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,16 @@ class Checkpoint:
     window: list[dict[str, Any]] | None = None  # of each rank: what a run stopped between two log records had summed up
 
     def network(self) -> Network:
-        """The network with the checkpoint's weights, on the CPU, in evaluation mode, for float32."""
+        """The network with the checkpoint's weights, on the CPU, in evaluation mode, for float32.
+
+        Raises UsageError where they are those of another network.
+        """
         network = random_network(self.experiment, len(self.classes))
+        own, there = network.state_dict(), self.model
+        if odd := [
+            n for n in own.keys() | there.keys() if n not in own or n not in there or own[n].shape != there[n].shape
+        ]:
+            raise UsageError(f"checkpoint: its weights are not those of its own experiment: {min(odd)}")
         network.load_state_dict(self.model)
         return network.eval()
 
@@ -64,19 +74,30 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
+class ForeignFile(UsageError):  # noqa: N818  a kind of UsageError
+    """A file that is no checkpoint of ours; `mcc import-weights` may read it."""
+
+
 def load(path: Path | io.BytesIO) -> Checkpoint:
-    """Read a checkpoint. Raises UsageError when the file is missing, cut short or of another kind."""
-    if isinstance(path, Path) and not path.is_file():
-        raise UsageError(f"{path}: no such checkpoint file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(f"{path}: not a readable checkpoint: {detail[:160]}") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UsageError(f"{path}: not an mcc checkpoint of format {FORMAT}")
+    """Read a checkpoint.
+
+    Raises UsageError when the file is missing, cut short, of a newer version or not finite; ForeignFile when it is of
+    another kind.
+    """
+    where = str(path) if isinstance(path, Path) else "checkpoint"
+    content = read_content(path)
+    if not isinstance(content.get("format"), int) or "experiment" not in content:
+        raise ForeignFile(
+            f"{where}: not an mcc checkpoint; {top_names(content)} (mcc import-weights makes a checkpoint of a "
+            "published network or a backbone)"
+        )
+    if content["format"] != FORMAT:
+        raise UsageError(f"{where}: a checkpoint of format {content['format']}; this version reads {FORMAT}")
+    if lacking := [name for name in _FIELDS if name not in content]:
+        raise UsageError(f"{where}: a checkpoint that lacks {', '.join(lacking)}")
+    require_finite({name: content[name] for name in ("model", "optimizer") if content[name]}, where)
     return Checkpoint(
-        experiment=experiment_of(content["experiment"], str(path)),
+        experiment=experiment_of(content["experiment"], where),
         classes=tuple(content["classes"]),
         iteration=content["iteration"],
         seed=content["seed"],

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mcc_core.errors import UsageError
+
 PART = ".part"  # suffix of what is being written
 
 
@@ -23,6 +25,15 @@ def whole(target: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def made_folder(folder: Path, option: str) -> Path:
+    """A user's folder, made where it is not there. Raises UsageError, with the option, where it cannot be one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise UsageError(f"{option} {folder}: cannot be made a folder: {error.strerror}") from None
+    return folder
 
 
 def file_digest(file: Path) -> str:

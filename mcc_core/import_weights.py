@@ -18,7 +18,8 @@ from mcc_core.data.voc import VOC_CLASSES
 from mcc_core.errors import UsageError
 from mcc_core.experiment_files import resolve
 from mcc_core.methods.registry import DEFAULT, method_named, method_of
-from mcc_core.networks.backbones import load_backbone_weights, read_state_dict
+from mcc_core.networks.backbones import fill_backbone, shape_text
+from mcc_core.weights_file import named_tensors, read_content, top_names
 
 # (width, depth, patch side, register tokens): timm's name
 _BACKBONES = {
@@ -54,7 +55,7 @@ def import_weights(path: Path, base: str | None = None, method: str | None = Non
             the method's recipe for VOC with 20 classes and with a backbone alone, for COCO with 80.
         method: whose network it is; default: the base's, or MCC, whose published names ToCo's are too.
 
-    Raises UsageError when the file is of another kind, is ours already, or misses or misshapes a tensor.
+    Raises UsageError when the file is of another kind, is ours already, is not finite, or lacks or misshapes a tensor.
     """
     if method is not None:
         method_named(method, "--method")
@@ -63,10 +64,7 @@ def import_weights(path: Path, base: str | None = None, method: str | None = Non
         return _import_network(path, state, base, method)
     if "patch_embed.proj.weight" in state:
         return _import_backbone(path, state, base, method)
-    raise UsageError(
-        f"{path}: neither a published MCC or ToCo checkpoint nor an ImageNet backbone; it starts with "
-        f"{', '.join(list(state)[:3]) or 'nothing'}"
-    )
+    raise UsageError(f"{path}: neither a published MCC or ToCo checkpoint nor an ImageNet backbone; {top_names(state)}")
 
 
 def _experiment(backbone: str, base: str | None, method: str | None, classes: int) -> Experiment:
@@ -95,7 +93,9 @@ def _import_network(path: Path, state: dict[str, Tensor], base: str | None, meth
     missing = [n for n in own if n not in ours and "projector." not in n]
     if wrong or missing:
         what = (
-            f"{wrong[0]} is {_shape(ours[wrong[0]])}, not {_shape(own[wrong[0]])}" if wrong else f"lacks {missing[0]}"
+            f"{wrong[0]} is {shape_text(ours[wrong[0]])}, not {shape_text(own[wrong[0]])}"
+            if wrong
+            else f"lacks {missing[0]}"
         )
         raise UsageError(f"{path}: does not fit {backbone} with {count} classes: {what}")
     fresh = tuple(n for n in own if n not in ours)
@@ -113,7 +113,7 @@ def _import_backbone(path: Path, state: dict[str, Tensor], base: str | None, met
     experiment = _experiment(_backbone(path, state), base, method, len(VOC_CLASSES))
     classes = COCO_CLASSES if base is not None and base.endswith("coco") else VOC_CLASSES
     network = _network(experiment, len(classes))
-    load_backbone_weights(network.encoder.vit, path)
+    fill_backbone(network.encoder.vit, state, str(path))
     weights = network.state_dict()
     unused = tuple(name for name in state if f"encoder.vit.{name}" not in weights)
     fresh = tuple(name for name in weights if not name.startswith("encoder."))
@@ -128,14 +128,10 @@ def _network(experiment: Experiment, classes: int) -> Any:
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     """Named tensors of a file, out of their wrapping, without `module.` before each name."""
-    state = read_state_dict(path)
-    if state.get("format") == FORMAT and "experiment" in state:
+    content = read_content(path)
+    if content.get("format") == FORMAT and "experiment" in content:
         raise UsageError(f"{path}: is an mcc checkpoint already")
-    for key in ("model", "state_dict", "model_state_dict"):
-        if isinstance(state.get(key), Mapping):
-            state = state[key]
-            break
-    return {str(n).removeprefix("module."): t for n, t in state.items() if isinstance(t, Tensor)}
+    return named_tensors(content, str(path))
 
 
 def _backbone(path: Path, vit: Mapping[str, Tensor]) -> str:
@@ -151,10 +147,6 @@ def _backbone(path: Path, vit: Mapping[str, Tensor]) -> str:
             f"{path}: no known backbone of width {found[0]}, depth {found[1]}, patch {found[2]}, {found[3]} registers"
         )
     return _BACKBONES[found]
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape))
 
 
 def cached_backbone(backbone: str) -> Path | None:

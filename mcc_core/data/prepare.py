@@ -92,7 +92,7 @@ def finish(draft: Draft, out: Path, *, skip_broken: bool = False, progress: Prog
     used = {name for names in splits.values() for name in names}
     images = {name: image for name, image in found.items() if name in used}
     index = IndexFile(source=draft.source, classes=draft.classes, splits=splits, images=images)
-    notes = [*draft.notes, *_replaced(index, out)]
+    notes = [*draft.notes, *_alike(draft.classes), *_replaced(index, out)]
     return Prepared(index, write_index(index, out), tuple(problems), tuple(notes))
 
 
@@ -111,6 +111,17 @@ def refuse(problems: Sequence[str]) -> None:
     """Raise DataError where there are problems."""
     if problems:
         raise DataError("\n".join(_shown(problems)) + "; --skip-broken leaves such images out")
+
+
+def _alike(classes: Sequence[str]) -> list[str]:
+    """A note for each class whose name is another's but for case and spaces."""
+    first: dict[str, str] = {}
+    found = []
+    for name in classes:
+        other = first.setdefault("".join(name.casefold().split()), name)
+        if other != name:
+            found.append(f"classes {other!r} and {name!r} are two; is one of them a slip?")
+    return found
 
 
 def _replaced(index: IndexFile, out: Path) -> list[str]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from glob import glob
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -16,11 +15,21 @@ from torch import Tensor
 from mcc_core import checkpoint as checkpoints
 from mcc_core.config import Experiment
 from mcc_core.data.transforms import normalise
-from mcc_core.data.voc import IMAGE_SUFFIXES, palette_png, read_rgb
-from mcc_core.errors import DataError, UsageError
-from mcc_core.evaluation.protocols import ProtocolName, at_rest, label_map, needs_crf, segmentation_maps
+from mcc_core.data.voc import palette_png, read_rgb
+from mcc_core.device import chosen_device
+from mcc_core.errors import DataError
+from mcc_core.evaluation.prediction_record import PARTS, PredictionRecord
+from mcc_core.evaluation.protocols import (
+    ProtocolName,
+    at_rest,
+    label_map,
+    least_side,
+    needs_crf,
+    padded,
+    segmentation_maps,
+)
 from mcc_core.evaluation.visualize import cam_panel, overlay
-from mcc_core.files import whole
+from mcc_core.files import file_digest, whole
 from mcc_core.methods.registry import method_of
 from mcc_core.networks.base import MapStage, Network
 from mcc_core.pseudo_labels.cam import multi_scale_maps
@@ -38,32 +47,6 @@ class Prediction:
     maps: dict[MapStage, Tensor]  # class maps C,H,W by stage
 
 
-def image_files(paths: Iterable[Path]) -> list[Path]:
-    """Image files of what a user names: files, folders, patterns such as `photos/*.jpg`, and `.txt` lists of files.
-
-    Lines of a list are relative to its folder. Raises UsageError for what does not exist or holds no image.
-    """
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-        elif path.suffix == ".txt" and path.is_file():
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-            inside = [path.parent / line for line in lines if line]
-            if missing := [file for file in inside if not file.is_file()]:
-                raise UsageError(f"{path}: {missing[0]}: no such file")
-        elif path.is_file():
-            inside = [path]
-        elif any(mark in str(path) for mark in "*?["):
-            inside = [Path(name) for name in sorted(glob(str(path), recursive=True)) if Path(name).is_file()]
-        else:
-            raise UsageError(f"{path}: no such file or folder")
-        if not inside:
-            raise UsageError(f"{path}: no images here ({', '.join(IMAGE_SUFFIXES)})")
-        found += inside
-    return found
-
-
 @torch.no_grad()
 def predict(
     model: Network,
@@ -74,19 +57,33 @@ def predict(
 ) -> list[Prediction]:
     """Everything that is written of images H,W,3 uint8, all of one size. Masks are those that `protocol` scores."""
     config = method_of(experiment).evaluation(experiment, model.num_classes)
-    tensor = to_tensor(images).to(device)
+    height, width = images[0].shape[:2]
+    tensor = padded(to_tensor(images).to(device), least_side(model, config.cam_scales))
     output = model(tensor)
     found = multi_scale_maps(model, tensor, config.cam_scales, output)
     maps = segmentation_maps(model, images, protocol, config, device)
     masks = [label_map(one, protocol, config, image) for one, image in zip(maps, images, strict=True)]
     scores = output.cls.sigmoid().cpu()
-    class_maps = [{stage: cam[i].cpu() for stage, cam in found.items()} for i in range(len(images))]
+    class_maps = [{stage: cam[i, :, :height, :width].cpu() for stage, cam in found.items()} for i in range(len(images))]
     return [Prediction(*one) for one in zip(images, masks, scores, class_maps, strict=True)]
 
 
 def to_tensor(images: Sequence[np.ndarray]) -> Tensor:
     """Images H,W,3 uint8 to B,3,H,W, ImageNet-normalised."""
     return normalise(torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in images]))
+
+
+@dataclass
+class Predicted:
+    """What became of the files of a call."""
+
+    masks: list[Path] = field(default_factory=list)  # in order, of the files that were predicted now or before
+    before: int = 0  # of them, those predicted by an earlier call
+    changed: list[Path] = field(default_factory=list)  # predicted again: the file has another content than before
+    renamed: list[tuple[Path, str]] = field(default_factory=list)  # whose results have a number: the name is another's
+    repeated: list[Path] = field(default_factory=list)  # named twice in the call
+    own: list[Path] = field(default_factory=list)  # left out: what predictions wrote
+    broken: list[str] = field(default_factory=list)  # one line for each file that could not be predicted
 
 
 def predict_files(
@@ -98,52 +95,107 @@ def predict_files(
     *,
     protocol: ProtocolName = "ms",
     batch: int = 1,
-) -> list[Path]:
-    """Predict image files with a checkpoint; returns the written masks.
+) -> Predicted:
+    """Predict image files with a checkpoint.
 
-    Writes `out/masks/*.png` (palette), `out/overlays/*.jpg`, `out/panels/*.png` and `out/scores.csv`. An image whose
-    mask is already there is left alone. At most `batch` images of the same size that follow each other go through the
-    network together. Files that cannot be read are left out; after all others are done, a DataError names them.
+    Writes `out/masks/*.png` (palette), `out/overlays/*.jpg`, `out/panels/*.png`, `out/scores.csv`, and
+    `out/predictions.jsonl`, which says of which file each is. An image that is there already, by its content, is left
+    alone; another one of the same name gets a number. At most `batch` images of the same size that follow each other go
+    through the network together. A file that cannot be read or is too large stops no other.
 
-    Raises UsageError for a bad checkpoint, or where `protocol` needs a CRF that is not installed.
+    Raises UsageError for a bad checkpoint, where `out` holds predictions of another checkpoint or protocol, or where
+    `protocol` needs a CRF that is not installed.
     """
     if needs_crf(protocol):
         require_crf()
-    saved = checkpoints.load(checkpoint)
-    chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    saved, chosen = checkpoints.load(checkpoint), chosen_device(device)
+    config = method_of(saved.experiment).evaluation(saved.experiment, len(saved.classes)).model_dump(mode="json")
+    record = PredictionRecord(
+        out,
+        {"checkpoint": file_digest(checkpoint), "protocol": protocol, "config": config, "classes": [*saved.classes]},
+    )
     model = saved.network().to(chosen)
-    for folder in ("masks", "overlays", "panels"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
-    broken: list[str] = []
-    group: list[tuple[Path, str, np.ndarray]] = []
+    result = Predicted()
+    group: list[_Waiting] = []
 
     def flush() -> None:
-        found = predict(model, saved.experiment, [image for _, _, image in group], chosen, protocol) if group else []
-        for (path, name, _), prediction in zip(group, found, strict=True):
-            _write(prediction, saved.experiment, saved.classes, out, name)
-            on_image(path)
+        for one, prediction in zip(group, _predicted(model, saved.experiment, group, chosen, protocol), strict=True):
+            if prediction is None:
+                height, width = one.image.shape[:2]
+                result.broken.append(f"{one.path}: {width}x{height} pixels need more memory than there is")
+            elif not prediction.scores.isfinite().all():
+                result.broken.append(f"{one.path}: the network gives no finite scores")
+            else:
+                _write(prediction, saved.experiment, saved.classes, record, one.name)
+                record.add(one.name, one.path, one.digest, prediction.scores.tolist())
+                result.masks.append(record.file("masks", one.name))
+            on_image(one.path)
         group.clear()
 
-    for path, name in _named(images):
-        mask_file = out / "masks" / f"{name}.png"
-        if mask_file.exists():
-            on_image(path)
-        else:
+    try:
+        for path in _once(images, out, result, on_image):
             try:
-                image = read_rgb(path)
-            except DataError as error:
-                broken.append(str(error))
+                digest = file_digest(path)
+                name, state = record.name_of(path, digest)
+                image = None if state == "done" else read_rgb(path)
+            except (DataError, OSError) as error:
+                reason = str(error) if isinstance(error, DataError) else f"{path}: {error.strerror or error}"
+                result.broken.append(reason)
                 on_image(path)
                 continue
-            if len(group) == batch or (group and group[0][2].shape != image.shape):
+            if name != path.stem:
+                result.renamed.append((path, name))
+            if image is None:
+                flush()  # keeps the order
+                result.masks.append(record.file("masks", name))
+                result.before += 1
+                on_image(path)
+                continue
+            if state == "changed":
+                result.changed.append(path)
+            if len(group) == batch or (group and group[0].image.shape != image.shape):
                 flush()
-            group.append((path, name, image))
-        written.append(mask_file)
-    flush()
-    if broken:
-        raise DataError("\n".join(broken))
-    return written
+            group.append(_Waiting(path, name, digest, image))
+        flush()
+    finally:
+        record.write_scores(saved.classes)
+    return result
+
+
+class _Waiting(NamedTuple):
+    path: Path
+    name: str
+    digest: str
+    image: np.ndarray
+
+
+def _once(images: Iterable[Path], out: Path, result: Predicted, on_image: Callable[[Path], None]) -> Iterator[Path]:
+    """Each file once, and none that predictions wrote into `out`."""
+    written, seen = {(out / part).resolve() for part in PARTS}, set()
+    for path in images:
+        file = path.resolve()
+        if file.parent in written or file in seen:
+            (result.own if file.parent in written else result.repeated).append(path)
+            on_image(path)
+            continue
+        seen.add(file)
+        yield path
+
+
+def _predicted(
+    model: Network, experiment: Experiment, group: Sequence[_Waiting], device: torch.device, protocol: ProtocolName
+) -> Sequence[Prediction | None]:
+    """Predictions of images of one size; None where memory does not suffice, even for one of them alone."""
+    if not group:
+        return []
+    try:
+        return predict(model, experiment, [one.image for one in group], device, protocol)
+    except (MemoryError, RuntimeError) as error:  # torch has its own class for a GPU, and none for the CPU
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "alloc" not in str(error):
+            raise
+    if len(group) == 1:
+        return [None]
+    return [one for waiting in group for one in _predicted(model, experiment, [waiting], device, protocol)]
 
 
 def panel(
@@ -159,35 +211,25 @@ def panel(
     tensor = to_tensor([prediction.image])
     config = method_of(experiment).evaluation(experiment, len(classes))
     background, foreground = at_rest(config.background), at_rest(config.foreground)
-    box = torch.tensor([[0, tensor.shape[2], 0, tensor.shape[3]]])
-    pseudo = refined_label(tensor, shown["cam"][None], present[None], box, background, foreground, config.par)
+    height, width = prediction.image.shape[:2]
+    # Refinement works on a smaller picture, of which something must be left.
+    least = config.par.downscale
+    box, wide = torch.tensor([[0, height, 0, width]]), padded(shown["cam"][None], least)
+    pseudo = refined_label(padded(tensor, least), wide, present[None], box, background, foreground, config.par)
     return cam_panel(
         prediction.image,
         {stage: cam.numpy() for stage, cam in shown.items()},
-        pseudo[0].to(torch.uint8).numpy(),
+        pseudo[0, :height, :width].to(torch.uint8).numpy(),
         prediction.mask,
         truth,
         [name for name, here in zip(classes, present, strict=True) if here],
     )
 
 
-def _named(images: Iterable[Path]) -> Iterable[tuple[Path, str]]:
-    """Each path with an output name: its stem, made unique by a number where stems repeat."""
-    seen: dict[str, int] = {}
-    for path in images:
-        count = seen[path.stem] = seen.get(path.stem, 0) + 1
-        yield path, path.stem if count == 1 else f"{path.stem}-{count}"
-
-
-def _write(prediction: Prediction, experiment: Experiment, classes: Sequence[str], out: Path, name: str) -> None:
-    panel(prediction, experiment, classes).save(out / "panels" / f"{name}.png")
-    overlay(prediction.image, prediction.mask).save(out / "overlays" / f"{name}.jpg", quality=92)
-    scores = out / "scores.csv"
-    fresh = not scores.exists()
-    with scores.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if fresh:
-            writer.writerow(["image", *classes])
-        writer.writerow([name, *(f"{score:.4f}" for score in prediction.scores.tolist())])
-    with whole(out / "masks" / f"{name}.png") as partial:  # last: its presence means the image is done
+def _write(
+    prediction: Prediction, experiment: Experiment, classes: Sequence[str], record: PredictionRecord, name: str
+) -> None:
+    panel(prediction, experiment, classes).save(record.file("panels", name))
+    overlay(prediction.image, prediction.mask).save(record.file("overlays", name), quality=92)
+    with whole(record.file("masks", name)) as partial:
         partial.write_bytes(palette_png(prediction.mask))

@@ -15,6 +15,7 @@ second half runs in other processes, and any number of its settings can be tried
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -79,10 +80,13 @@ class Maps:
     cam: dict[float, MapPair] = field(default_factory=dict)  # of the classes `present`
     aux_cam: dict[float, MapPair] = field(default_factory=dict)
     present: tuple[int, ...] = ()  # 0-based class indices
+    padded: tuple[int, int] | None = None  # size of what `multi` is of, where the image was padded (`padded`)
 
     def arrays(self, dtype: str) -> dict[str, np.ndarray]:
         """As named arrays for a file."""
         found = {"present": np.array(self.present, np.int64)}
+        if self.padded is not None:
+            found["padded"] = np.array(self.padded, np.int64)
         if self.single is not None:
             found["single"] = self.single.numpy().astype(dtype)
         for name in ("multi", "cam", "aux_cam"):
@@ -95,7 +99,10 @@ class Maps:
     def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Maps:
         """The inverse of `arrays`, in float32."""
         maps = cls(present=tuple(arrays["present"].tolist()))
-        tensors = {n: torch.from_numpy(a.astype(np.float32)) for n, a in arrays.items() if n != "present"}
+        if "padded" in arrays:
+            maps.padded = tuple(arrays["padded"].tolist())
+        sizes = ("present", "padded")
+        tensors = {n: torch.from_numpy(a.astype(np.float32)) for n, a in arrays.items() if n not in sizes}
         maps.single = tensors.pop("single", None)
         for key in tensors:
             name, scale, _ = key.split("/")
@@ -125,7 +132,10 @@ def network_maps(
             for stage, pairs in raw_maps(model, square, config.cam_scales, output, classes).items():
                 getattr(maps, stage).update(zip(config.cam_scales, _on_cpu(pairs), strict=True))
     if any(name in protocols for name in _MULTI):
-        source = normalise(pixels)[None].to(device) if config.style == "voc" else square
+        source = square
+        if config.style == "voc":
+            source = padded(normalise(pixels)[None].to(device), least_side(model, config.scales))
+            maps.padded = _padded_size(source, image)
         maps.multi = dict(zip(config.scales, _on_cpu(raw_logits(model, source, config.scales)), strict=True))
     return maps
 
@@ -144,12 +154,35 @@ def segmentation_maps(
     if squashed:
         pixels = TF.resize(pixels, [config.crop, config.crop], antialias=False)
     source = normalise(pixels).to(device)
+    if not squashed:
+        source = padded(source, least_side(model, config.scales))
+    size = None if squashed else _padded_size(source, images[0])
     if protocol == "single":
         return [Maps(single=one[None]) for one in model(source).seg.cpu()]
     pairs = dict(zip(config.scales, _on_cpu(raw_logits(model, source, config.scales)), strict=True))
     return [
-        Maps(multi={scale: (a[i : i + 1], b[i : i + 1]) for scale, (a, b) in pairs.items()}) for i in range(len(images))
+        Maps(multi={scale: (a[i : i + 1], b[i : i + 1]) for scale, (a, b) in pairs.items()}, padded=size)
+        for i in range(len(images))
     ]
+
+
+def least_side(model: Network, scales: Sequence[float]) -> int:
+    """The side, in pixels, that at the smallest of `scales` and at 1 is still a patch."""
+    return math.ceil(model.stride / min(1.0, *scales))
+
+
+def padded(images: Tensor, least: int) -> Tensor:
+    """Normalised images B,3,H,W with the mean colour below and to the right where a side is shorter than `least`.
+
+    Training fills what an image smaller than the crop leaves open with the same colour.
+    """
+    height, width = images.shape[-2:]
+    return F.pad(images, (0, max(0, least - width), 0, max(0, least - height)))
+
+
+def _padded_size(source: Tensor, image: np.ndarray) -> tuple[int, int] | None:
+    size = source.shape[-2], source.shape[-1]
+    return size if size != image.shape[:2] else None
 
 
 @torch.no_grad()
@@ -187,7 +220,8 @@ def label_map(maps: Maps, protocol: ProtocolName, config: EvaluationConfig, imag
         assert maps.single is not None
         logits = F.interpolate(maps.single, size=size, mode="bilinear", align_corners=False)
     else:
-        logits = combined_logits([maps.multi[scale] for scale in config.scales], size, config.style)
+        pairs = [maps.multi[scale] for scale in config.scales]
+        logits = combined_logits(pairs, maps.padded or size, config.style)[..., : size[0], : size[1]]
     if protocol == "ms_crf":
         return dense_crf(image, logits[0].softmax(0).numpy(), config.crf).argmax(0).astype(np.uint8)
     return logits[0].max(0).indices.to(torch.uint8).numpy()

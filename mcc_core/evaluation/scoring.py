@@ -14,6 +14,7 @@ import torch
 
 from mcc_core.data.index import Item
 from mcc_core.data.voc import palette_png, read_mask, read_rgb
+from mcc_core.errors import UsageError
 from mcc_core.evaluation.metrics import ConfusionMatrix, Metric
 from mcc_core.evaluation.protocols import (
     PROTOCOLS,
@@ -94,6 +95,8 @@ class Scorer:
         self.model, self.settings, self.masks = model.eval(), tuple(settings), masks
         self.device, self.processes, self.keep_masks = device, processes, keep_masks
         self.config = network_config([setting.config for setting in settings])
+        if self.config.crop < model.stride:
+            raise UsageError(f"evaluation.crop: {self.config.crop}: below the network's patch of {model.stride}")
         self.protocols = tuple(dict.fromkeys(setting.protocol for setting in settings))
         self._pool: ProcessPoolExecutor | None = None
 

@@ -55,7 +55,8 @@ def cam_panel(
     ]
     if ground_truth is not None:
         tiles.append(("ground truth", Image.fromarray(colorize(ground_truth))))
-    height = round(_TILE * image.shape[0] / image.shape[1])
+    # A strip is drawn less long, or less thin, than it is: its sheet would be of any size, or of none.
+    height = min(max(round(_TILE * image.shape[0] / image.shape[1]), _TILE // 8), _TILE * 8)
     sheet = Image.new("RGB", (len(tiles) * (_TILE + _GAP) - _GAP, height + _CAPTION), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for column, (caption, tile) in enumerate(tiles):

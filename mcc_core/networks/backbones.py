@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
-from safetensors.torch import load_file
 from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import Tensor
 
 from mcc_core.config import ModelConfig
 from mcc_core.errors import UsageError
+from mcc_core.weights_file import named_tensors, read_content
 
 
 def build_vit(config: ModelConfig) -> Any:
@@ -46,39 +47,33 @@ def _create(config: ModelConfig, *, pretrained: bool) -> Any:
 def load_backbone_weights(vit: Any, path: Path) -> None:
     """Load a local file in timm or DeiT naming, or the encoder of a checkpoint of ours, into `vit`.
 
-    Position tables are resized to the model's grid.
-
-    Raises UsageError when the file is missing, unreadable, or lacks or misshapes a tensor of the backbone.
+    Raises UsageError when the file is missing, unreadable or not finite, or lacks or misshapes a tensor.
     """
-    state = read_state_dict(path)
-    state = state.get("model", state.get("state_dict", state))
-    state = {
-        name.removeprefix("module.").removeprefix("encoder.").removeprefix("vit."): t.float()
-        for name, t in state.items()
-    }
+    where = f"model.weights: {path}"
+    fill_backbone(vit, named_tensors(read_content(path, "model.weights: "), where), where)
+
+
+def fill_backbone(vit: Any, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Put named tensors into `vit`; position tables are resized to its grid. Raises UsageError, with `where`."""
+    state = {name.removeprefix("encoder.").removeprefix("vit."): t.float() for name, t in tensors.items()}
     state = {name: t for name, t in state.items() if not name.startswith(("head.", "head_dist."))}
+    starts = ", ".join(list(state)[:3]) or "nothing"
+    own = vit.state_dict()
     try:
-        missing, _ = vit.load_state_dict(checkpoint_filter_fn(state, vit), strict=False)
-    except (RuntimeError, KeyError, AttributeError) as error:
-        raise UsageError(f"model.weights: {path}: does not fit {type(vit).__name__}: {_first_line(error)}") from None
-    if missing:
-        raise UsageError(f"model.weights: {path}: lacks {len(missing)} tensors of the backbone, such as {missing[0]}")
+        fitted = checkpoint_filter_fn(state, vit)
+    except Exception:  # of tensors named or shaped like nothing that timm knows
+        raise UsageError(f"{where}: not a backbone that timm or DeiT names; it starts with {starts}") from None
+    wrong = [name for name, t in fitted.items() if name in own and t.shape != own[name].shape]
+    if wrong:
+        shape, other = (shape_text(x[wrong[0]]) for x in (fitted, own))
+        raise UsageError(f"{where}: does not fit model.backbone: {wrong[0]} is {shape}, not {other}")
+    if missing := [name for name in own if name not in fitted]:
+        raise UsageError(
+            f"{where}: lacks {len(missing)} tensors of the backbone, such as {missing[0]}; it starts with {starts}"
+        )
+    vit.load_state_dict(fitted, strict=False)
 
 
-def read_state_dict(path: Path) -> dict[str, Any]:
-    """Tensors of a `.safetensors`, `.pth` or `.pt` file, never unpickling code. Raises UsageError."""
-    if not path.is_file():
-        raise UsageError(f"model.weights: {path}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:
-        raise UsageError(f"model.weights: {path}: cannot be read as weights: {_first_line(error)}") from None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[1] if len(lines) > 1 and lines[0].startswith("Error(s)") else lines[0] if lines else repr(error))[
-        :200
-    ]
+def shape_text(tensor: Tensor) -> str:
+    """A shape such as 768x3x16x16."""
+    return "x".join(map(str, tensor.shape))

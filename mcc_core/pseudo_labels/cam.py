@@ -50,7 +50,7 @@ def raw_maps(
             flipped = network.class_maps(images.flip(-1), None, classes)
             pairs = {stage: (straight[stage], flipped[stage]) for stage in found}
         else:
-            target = [int(scale * side) for side in images.shape[-2:]]
+            target = [max(network.stride, int(scale * side)) for side in images.shape[-2:]]
             scaled = F.interpolate(images, size=target, mode="bilinear", align_corners=False)
             both = network.class_maps(torch.cat([scaled, scaled.flip(-1)]), None, classes)
             pairs = {stage: (both[stage].chunk(2)[0], both[stage].chunk(2)[1]) for stage in found}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -85,8 +86,23 @@ def _root(
 _ParserError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
+def _encode_anything() -> None:
+    """Characters that the output's encoding lacks are shown as `?`: a sparkline in ASCII, a file name that is no UTF-8.
+
+    Otherwise they would end the command with a traceback, after its work is done.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")
+
+
+# A path that a user gave, or the home, is no folder, is one, or may not be written or read.
+_PATH_ERRORS = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+
+
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 failed, 2 a mistake of the caller's, 130 interrupted."""
+    _encode_anything()
     try:
         code = app(standalone_mode=False)
     except MCCError as error:
@@ -96,10 +112,14 @@ def main() -> None:
     except OSError as error:
         from orchestrator.storage.store import is_away, is_full, reason
 
-        if not (is_full(error) or is_away(error)):
+        if isinstance(error, _PATH_ERRORS) and error.filename is not None:
+            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+            code = 2
+        elif is_full(error) or is_away(error):
+            print(f"error: {reason(error)}; mcc storage check says more", file=sys.stderr)
+            code = 1
+        else:
             raise
-        print(f"error: {reason(error)}; mcc storage check says more", file=sys.stderr)
-        code = 1
     except _ParserError as error:
         if text := error.format_message():  # type: ignore[attr-defined]  # empty: it printed the help
             print(f"error: {text}", file=sys.stderr)

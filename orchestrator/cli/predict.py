@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from mcc_core.errors import UsageError
-
-if TYPE_CHECKING:
-    pass
+from mcc_core.errors import MCCError, UsageError
 
 
 def predict(
@@ -23,22 +21,24 @@ def predict(
 ) -> None:
     """Segment image files with a trained network.
 
-    Writes palette masks, overlays, CAM panels and class scores; goes on where it stopped.
+    Writes palette masks, overlays, CAM panels and class scores; goes on where it stopped. An image is known by its
+    content. Exit code 1 where images could not be read.
     """
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from mcc_core.evaluation.inference import image_files, predict_files
+    from mcc_core.data.image_files import image_files
+    from mcc_core.evaluation.inference import predict_files
     from mcc_core.evaluation.protocols import SEGMENTATION
     from orchestrator.records.lookup import find_checkpoint
     from orchestrator.settings import Settings
 
     if protocol not in SEGMENTATION:
         raise UsageError(f"--protocol {protocol}: not one of {', '.join(SEGMENTATION)}")
-    file, files = find_checkpoint(checkpoint, Settings.from_environment()), image_files(images)
+    file, (files, left_out) = find_checkpoint(checkpoint, Settings.from_environment()), image_files(images)
     columns = (TextColumn("predicting"), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True) as progress:
         task = progress.add_task("", total=len(files))
-        written = predict_files(
+        found = predict_files(
             file,
             files,
             out,
@@ -47,4 +47,19 @@ def predict(
             protocol=protocol,
             batch=batch,
         )
-    print(f"{len(written)} images in {out}")
+    print(f"{len(found.masks)} images in {out}{f' ({found.before} were there)' if found.before else ''}")
+    _print("predicted again, because the file has changed", found.changed)
+    renamed = [f"{path} as {name}" for path, name in found.renamed]
+    _print("numbered, because another image has the name", renamed)
+    _print("named more than once", found.repeated)
+    _print("left out, because predictions wrote them", found.own)
+    for line in left_out:
+        print(f"  {line}")
+    if found.broken:
+        raise MCCError("\n".join([*found.broken, f"{len(found.broken)} of {len(files)} images are not predicted"]))
+
+
+def _print(what: str, which: Sequence[object]) -> None:
+    if which:
+        more = ", ..." if len(which) > 3 else ""
+        print(f"  {len(which)} {what}: {', '.join(map(str, which[:3]))}{more}")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mcc_core.errors import UsageError
+
 
 def import_weights(
     file: Annotated[Path, typer.Argument(help="Checkpoint of the published MCC or ToCo code, or a backbone.")],
@@ -25,9 +27,11 @@ def import_weights(
     from mcc_core.checkpoint import save
     from mcc_core.import_weights import import_weights as read
 
+    target = out or file.with_suffix(".mcc.pt")
+    if target.exists():
+        raise UsageError(f"--out {target}: is there already and is kept; give another --out or remove it")
     found = read(file, base, method)
     saved = found.checkpoint
-    target = out or file.with_suffix(".mcc.pt")
     save(saved, target)
     print(f"{file}: {found.kind}")
     print(f"  method    {saved.experiment.method}")

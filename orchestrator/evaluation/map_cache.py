@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class MapCache:
         try:
             with np.load(file, allow_pickle=False) as content:
                 return Maps.of_arrays(dict(content))
-        except (OSError, ValueError, EOFError):
+        except (OSError, ValueError, EOFError, KeyError, BadZipFile):
             arrays = self.scorer.maps(item).arrays("float16")
         size = sum(array.nbytes for array in arrays.values())
         if self.used + size <= self.budget:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,17 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
 from mcc_core.config import DataConfig, EvaluationConfig
 from mcc_core.data.index import DataIndex, Item, build_index
+from mcc_core.device import chosen_device
 from mcc_core.errors import DataError, UsageError
 from mcc_core.evaluation.metrics import Metric
 from mcc_core.evaluation.protocols import ProtocolName, needs_crf, supported
 from mcc_core.evaluation.scoring import ImageScore, Scorer, Setting, metrics, totals
-from mcc_core.files import file_digest, whole
+from mcc_core.files import file_digest, made_folder, whole
 from mcc_core.methods.registry import method_of
 from mcc_core.pseudo_labels.crf import require_crf
 from mcc_core.validation import validate
@@ -29,6 +29,8 @@ from orchestrator.evaluation.map_cache import MapCache
 from orchestrator.evaluation.scores import ScoresFile
 from orchestrator.evaluation.sharding import sharded_scores
 from orchestrator.settings import Settings
+
+SCORES = "scores.jsonl"
 
 
 @dataclass(frozen=True)
@@ -109,17 +111,14 @@ def evaluate_checkpoint(
     ][: request.limit]
     if not items:
         raise DataError(f"no image of {request.split} has a mask: nothing to score (--masks and mcc predict need none)")
-    header: dict[str, object] = {
-        "checkpoint": file_digest(request.checkpoint),
-        "data": index.fingerprint,
-        "split": request.split,
-        "classes": list(saved.classes),
-        "settings": [
-            {"name": s.name, "protocol": s.protocol, "config": s.config.model_dump(mode="json")}
-            for s in request.settings
-        ],
-    }
-    scores = ScoresFile(out / "scores.jsonl", header)
+    header = _header(request, saved, index)
+    strange = [s.name for s in request.settings if any((out / "masks" / s.name).glob("*.png"))]
+    if strange and not (out / SCORES).exists():
+        raise UsageError(
+            f"{out / 'masks' / strange[0]}: label maps, and no {SCORES} says of which checkpoint; give another --out "
+            "or remove the folder"
+        )
+    scores = ScoresFile(made_folder(out, "--out") / SCORES, header)
     result = Evaluation(header, {}, saved.classes, tuple(item.name for item in items), out)
     left = [item for item in items if item.name not in scores.known or not _has_masks(result, request, item)]
     done = len(items) - len(left)
@@ -141,6 +140,26 @@ def evaluate_checkpoint(
     result = Evaluation(header, found_metrics, saved.classes, result.images, out)
     _write(result)
     return result
+
+
+def scores_identity(request: Request, settings: Settings) -> str:
+    """16 hexadecimal digits of all that decides the scores. Raises UsageError; DataError for broken data."""
+    saved = checkpoints.load(request.checkpoint)
+    header = _header(request, saved, _index(request, saved, settings.home))
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _header(request: Request, saved: Checkpoint, index: DataIndex) -> dict[str, object]:
+    return {
+        "checkpoint": file_digest(request.checkpoint),
+        "data": index.fingerprint,
+        "split": request.split,
+        "classes": list(saved.classes),
+        "settings": [
+            {"name": s.name, "protocol": s.protocol, "config": s.config.model_dump(mode="json")}
+            for s in request.settings
+        ],
+    }
 
 
 @contextmanager
@@ -167,8 +186,7 @@ def _source(
                 keep_masks=request.keep_masks,
             )
         return
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if means.device == "auto" else means.device
-    device = torch.device(chosen)
+    device = chosen_device(means.device)
     network = saved.network().to(device)
     with Scorer(network, request.settings, index.masks, device, means.processes, request.keep_masks) as scorer:
         cache = MapCache(
@@ -179,6 +197,11 @@ def _source(
 
 def _index(request: Request, saved: Checkpoint, home: Path) -> DataIndex:
     data = request.data
+    if data.name == "shapes" and request.split not in (data.train_split, data.val_split):
+        # They would be drawn under any name.
+        raise UsageError(
+            f"--split {request.split}: generated shapes have {data.train_split} and {data.val_split} alone"
+        )
     changes = {} if request.split == data.train_split else {"val_split": request.split}
     index = build_index(data.model_copy(update=changes), home, blind=request.blind)
     if index.classes != saved.classes:

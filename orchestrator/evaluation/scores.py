@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mcc_core.errors import UsageError
 from mcc_core.evaluation.scoring import Counts
+from mcc_core.journal import Journal, OtherJournal
 
 
 class ScoresFile:
@@ -17,22 +18,19 @@ class ScoresFile:
     """
 
     def __init__(self, file: Path, header: Mapping[str, object]) -> None:
-        self.file = file
-        self.known: dict[str, dict[str, Counts]] = {}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
-        whole = [line for line in lines if line.endswith(b"\n")]  # a killed run may leave half a line
-        if whole and json.loads(whole[0]) != header:
-            raise UsageError(f"{file}: scores of another checkpoint, data or setting; give another --out or remove it")
-        self.known = _counts(whole[1:])
-        if len(whole) < max(1, len(lines)):
-            file.write_bytes(b"".join(whole) or json.dumps(header).encode() + b"\n")
+        try:
+            self.journal = Journal(file, header)
+        except OtherJournal as other:
+            raise UsageError(
+                f"{file}: scores of another checkpoint, data or setting (differing: {', '.join(other.differing)}); "
+                "give another --out or remove the folder"
+            ) from None
+        self.known: dict[str, dict[str, Counts]] = {e["image"]: e["counts"] for e in self.journal.entries}
 
     def add(self, image: str, counts: dict[str, Counts]) -> None:
         """Append an image."""
         self.known[image] = counts
-        with self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"image": image, "counts": counts}) + "\n")
+        self.journal.add({"image": image, "counts": counts})
 
 
 def read_scores(file: Path) -> tuple[dict[str, object], dict[str, dict[str, Counts]]]:

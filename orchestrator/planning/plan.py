@@ -217,13 +217,15 @@ def check_models(trials: Sequence[Trial], indexes: Mapping[str, DataIndex], *, d
 
     seen: set[str] = set()
     for trial in trials:
-        model = trial.experiment.model
-        key = trial.experiment.method + model.model_dump_json()
+        model, crop = trial.experiment.model, trial.experiment.train.crop
+        key = f"{trial.experiment.method} {model.model_dump_json()} {crop}"
         if key in seen:
             continue
         seen.add(key)
         with torch.device("meta"):
-            random_network(trial.experiment, len(indexes[trial.fingerprint].classes))
+            network = random_network(trial.experiment, len(indexes[trial.fingerprint].classes))
+        if crop < network.stride:
+            raise UsageError(f"train.crop: {crop}: below the network's stride of {network.stride} pixels")
         if model.weights != "random" and (download or model.weights != "timm"):
             method_of(trial.experiment).network(trial.experiment, 1)
 

@@ -159,7 +159,7 @@ def score_weights(
     origin = Origin("a checkpoint of ours", "scored on this machine; where it was trained is not known")
     try:
         checkpoints.load(file)
-    except UsageError:
+    except checkpoints.ForeignFile:
         origin = Origin("trained by the published code, scored by ours", "trained elsewhere, scored on this machine")
         imported = import_weights(file, str(table.sweep["base"]))
         if imported.kind.startswith("backbone"):

@@ -11,10 +11,9 @@ from mcc_core import checkpoint as checkpoints
 from mcc_core.data.index import build_index
 from mcc_core.errors import UsageError
 from mcc_core.evaluation.protocols import ProtocolName
-from mcc_core.files import file_digest
 from orchestrator.analysis.images import Scored, Versus, over_seeds, read_scored, versus
 from orchestrator.evaluation.request import evaluation_request
-from orchestrator.evaluation.run import Means, evaluate_checkpoint
+from orchestrator.evaluation.run import Means, evaluate_checkpoint, scores_identity
 from orchestrator.records.lookup import find_checkpoint, networks_by_seed
 from orchestrator.reports.gallery import Side, write_gallery
 from orchestrator.settings import Settings
@@ -47,7 +46,8 @@ def compare_networks(
         file = find_checkpoint(name, settings)
         chosen = cast(ProtocolName, protocol or "ms")
         request = evaluation_request(file, [chosen], split, {}, limit=limit)
-        out = settings.home / "compare" / f"{file_digest(file)[:16]}-{split}-{chosen}-{limit or 'all'}"
+        # By all that decides the scores: after a change of the data they are made anew, not refused.
+        out = settings.home / "compare" / f"{scores_identity(request, settings)}-{limit or 'all'}"
         evaluate_checkpoint(request, out, settings, Means(processes=processes), on_image)
         return read_scored(out, chosen, name), Side(name, file)
 

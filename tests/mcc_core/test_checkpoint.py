@@ -52,14 +52,14 @@ def test_cut_short_file_is_refused(saved: tuple[Checkpoint, Path], keep: float) 
     path = saved[1]
     content = path.read_bytes()
     path.write_bytes(content[: int(keep if keep > 1 else keep * len(content))])
-    with pytest.raises(UsageError, match="not a readable checkpoint"):
+    with pytest.raises(UsageError, match=r"it is cut short|it is empty"):
         checkpoints.load(path)
 
 
 def test_pickled_code_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "evil.pt"
     torch.save({"format": 1, "evil": Path("/")}, path)
-    with pytest.raises(UsageError, match="not a readable checkpoint"):
+    with pytest.raises(UsageError, match=r"evil.pt: it holds pickled code \(pathlib"):
         checkpoints.load(path)
     torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(UsageError, match="not an mcc checkpoint"):
@@ -193,10 +193,16 @@ def test_a_backbone_becomes_a_checkpoint_with_new_heads(tmp_path: Path) -> None:
 
 def test_files_of_another_kind_are_one_line(tmp_path: Path) -> None:
     cases: dict[str, tuple[Any, str]] = {
-        "resnet": ({"conv1.weight": torch.zeros(64, 3, 7, 7)}, "neither a published .* starts with conv1.weight"),
-        "empty": ({}, "starts with nothing"),
-        "code": ({"model": Path("/")}, "cannot be read as weights"),
-        "list": ([torch.zeros(1)], "cannot be read as weights"),
+        "resnet": (
+            {"conv1.weight": torch.zeros(64, 3, 7, 7)},
+            r"neither a .* top names are conv1.weight \(tensor 64x3x7x7",
+        ),
+        "empty": ({}, "it holds nothing"),
+        "code": ({"model": Path("/")}, r"it holds pickled code \(pathlib\..*state_dict"),
+        "module": (torch.nn.Linear(2, 2), r"it holds pickled code \(torch.nn.modules.linear.Linear\)"),
+        "list": ([torch.zeros(1)], "it holds one list"),
+        "ema": ({"model_ema": {"a": torch.zeros(1)}}, r"top names are model_ema \(1 inside, such as a\)"),
+        "teacher": ({"teacher": {"module.backbone.x": torch.zeros(1)}}, "under model, .*teacher .*module.backbone.x"),
     }
     for name, (content, message) in cases.items():
         torch.save(content, tmp_path / f"{name}.pth")
@@ -211,3 +217,56 @@ def test_files_of_another_kind_are_one_line(tmp_path: Path) -> None:
     wide = {"encoder.patch_embed.proj.weight": torch.zeros(200, 3, 16, 16)}
     with pytest.raises(UsageError, match="no known backbone of width 200"):
         import_weights(_published_file(tmp_path / "wide.pth", "model", **wide))
+
+
+_ODD_BYTES = {
+    b"": "it is empty",
+    b"<!DOCTYPE html>\n<html><body>Sign in</body></html>": "it is HTML",
+    b"\n<?xml version='1.0'?><Error>AccessDenied</Error>": "it is XML",
+    b'{"error": "Repository not found"}': "it is JSON, not weights: Repository not found",
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n": "it is a Git LFS pointer",
+    b"PK\x03\x04" + bytes(100): "it is cut short",
+    b"hello": "it begins with 'hello'",
+}
+
+
+@pytest.mark.parametrize("content", list(_ODD_BYTES))
+def test_every_door_says_what_a_file_is_instead_of_weights(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "w.pth"
+    path.write_bytes(content)
+    doors = (
+        lambda: import_weights(path),
+        lambda: checkpoints.load(path),
+        lambda: MCCNet(resolve("tiny", {"model.weights": str(path)}).model, 2),
+    )
+    for door in doors:
+        with pytest.raises(UsageError) as caught:
+            door()
+        message = str(caught.value)
+        assert _ODD_BYTES[content] in message and str(path) in message and "\n" not in message
+        assert "weights_only" not in message and "torch.load" not in message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_refused_at_every_door(
+    tmp_path: Path, saved: tuple[Checkpoint, Path], value: float
+) -> None:
+    bad = torch.zeros(20, 192, 1, 1)
+    bad[3, 5] = value
+    with pytest.raises(UsageError, match=r"not finite: classifier.weight has 1 of 3,840 values"):
+        import_weights(_published_file(tmp_path / "mcc.pth", "model", **{"classifier.weight": bad}))
+    one, path = saved
+    next(iter(one.model.values())).view(-1)[0] = value
+    checkpoints.save(one, path)
+    with pytest.raises(UsageError, match=r"x.pt: not finite: model.encoder.vit.cls_token has 1 of"):
+        checkpoints.load(path)
+    with pytest.raises(UsageError, match=r"model.weights: .*x.pt: not finite: encoder.vit.cls_token has 1 of"):
+        MCCNet(resolve("tiny", {"model.weights": str(path)}).model, 2)
+
+
+def test_weights_are_known_by_content_not_by_name(tmp_path: Path) -> None:
+    published = torch.load(_published_file(tmp_path / "mcc.pth", "model"), weights_only=True)["model"]
+    save_file({name: tensor.clone() for name, tensor in published.items()}, tmp_path / "named.pth")
+    assert import_weights(tmp_path / "named.pth").fresh == ()
+    with pytest.raises(UsageError, match=r"not an mcc checkpoint; its top names are .*import-weights"):
+        checkpoints.load(tmp_path / "named.pth")

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mcc_core.errors import UsageError
-from mcc_core.experiment_files import load_base, resolve
+from mcc_core.experiment_files import load_base, merge, resolve
 from mcc_core.structured_files import parse_yaml, read_json, read_yaml
 from orchestrator.cli.options import overrides
 from orchestrator.spec.sweep_file import load_sweep
@@ -75,6 +75,7 @@ def test_what_yaml_stumbles_over_is_one_line_in_plain_words(text: str, said: str
 
 
 def test_a_section_as_a_mapping_replaces_only_what_it_names() -> None:
+    assert merge({}, {"crf.steps": 2, "crf": {"srgb": 1}}, "x") == {"crf": {"steps": 2, "srgb": 1}}
     tiny = resolve("tiny")
     assert tiny.loss.seg_start == 60  # unlike the default
     assert resolve("tiny", {"loss": {"mcc": 0.3}}).loss == tiny.loss.model_copy(update={"mcc": 0.3})

@@ -59,10 +59,14 @@ class CamConfig(shared.CamConfig):
     """Multi-scale class activation maps and which of them decides what (PAPER_NOTES rows 5, 16, 18)."""
 
     positiveness_aux_until: int | None = Field(
-        12_000, ge=0, description="positiveness reads the auxiliary CAM before this iteration (null: always)"
+        12_000,
+        ge=0,
+        description="positiveness reads the auxiliary CAM up to and with this iteration (0: never, null: always)",
     )
     pseudo_label_aux_until: int | None = Field(
-        0, ge=0, description="the pseudo-label reads the auxiliary CAM before this iteration (null: always)"
+        0,
+        ge=0,
+        description="the pseudo-label reads the auxiliary CAM up to and with this iteration (0: never, null: always)",
     )
 
 

@@ -155,7 +155,7 @@ class MCCObjective(Objective):
         e, weights = self.experiment, known.weights
         if not (weights["seg"] or weights["reg"]):
             return None
-        source = known.aux if _before(known.iteration, e.cam.pseudo_label_aux_until) else known.final
+        source = known.aux if _reads_auxiliary(known.iteration, e.cam.pseudo_label_aux_until) else known.final
         images, boxes, seg = known.batch["view1"], known.batch["box"], known.output.seg
         refined = refined_label(images, source, known.present, boxes, known.background, known.foreground, e.par)
         label, form = class_ids(refined, known.classes), e.loss.seg_form
@@ -187,7 +187,7 @@ class MCCObjective(Objective):
     def _flags(self, known: _Pass, masks: Tensor) -> Tensor:
         """Which keys are positive (Eq. 6): B,2+V (or V)."""
         e = self.experiment
-        guide = known.aux if _before(known.iteration, e.cam.positiveness_aux_until) else known.final
+        guide = known.aux if _reads_auxiliary(known.iteration, e.cam.positiveness_aux_until) else known.final
         resize, background, foreground = e.contrast.positiveness_resize, known.background, known.foreground
         if e.contrast.positiveness_from == "levels":
             level = activation_levels(guide, known.grid, background, foreground, resize)
@@ -244,8 +244,9 @@ def _enlarged(logits: Tensor, label: Tensor) -> Tensor:
     return F.interpolate(logits, size=label.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def _before(iteration: int, until: int | None) -> bool:
-    return until is None or iteration < until
+def _reads_auxiliary(iteration: int, until: int | None) -> bool:
+    """Whether the auxiliary CAM decides at a 0-based iteration: up to and with `until`; 0 never, None always."""
+    return until is None or 0 < until >= iteration
 
 
 def _detached(output: MCCOutput) -> MCCOutput:

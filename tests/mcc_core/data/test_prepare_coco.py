@@ -78,6 +78,13 @@ def test_another_dataset_in_the_folder_is_said(tmp_path: Path) -> None:
     )
 
 
+def test_classes_that_differ_in_case_are_said(tmp_path: Path) -> None:
+    root = mini.coco(tmp_path / "coco")
+    for split in ("train", "val"):
+        changed(instances(root, split), lambda c: c["categories"].append({"id": 91, "name": "Tooth brush"}))
+    assert "classes 'toothbrush' and 'Tooth brush' are two; is one of them a slip?" in prepared(tmp_path).notes
+
+
 def renamed(root: Path, split: str, number: int, name: str) -> None:
     folder = root / f"{split}2014"
     (folder / name).parent.mkdir(exist_ok=True)

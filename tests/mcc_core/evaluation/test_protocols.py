@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 from small import SMALL
 
+from mcc_core.config import EvaluationConfig
 from mcc_core.data.index import DataIndex, build_index
 from mcc_core.data.transforms import normalise
 from mcc_core.data.voc import read_mask, read_rgb
+from mcc_core.errors import UsageError
 from mcc_core.evaluation.in_training import evaluate
 from mcc_core.evaluation.protocols import Maps, combined_logits, label_map, network_maps, squashed_cam
 from mcc_core.evaluation.scoring import Scorer, Setting, metrics, totals
@@ -56,6 +58,14 @@ def test_cam_and_single_are_the_in_training_scores(model: MCCNet, index: DataInd
     assert found["single"].matrix.miou() == pytest.approx(expected["val/seg/single/miou"], abs=1e-4)
     assert found["cam"].matrix.miou() == pytest.approx(expected["val/cam/ms/miou"], abs=1e-3)
     assert found["aux_cam"].matrix.miou() == pytest.approx(expected["val/aux_cam/ms/miou"], abs=1e-3)
+
+
+def test_a_square_below_a_patch_is_refused(index: DataIndex) -> None:
+    args = {"patch_size": 32, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    network = MCCNet(resolve("tiny", {"model.backbone_args": args, "model.aux_block": 1}).model, len(index.classes))
+    setting = Setting("single", "single", EvaluationConfig(crop=16))
+    with pytest.raises(UsageError, match=r"evaluation.crop: 16: below the network's patch of 32"):
+        Scorer(network, [setting], index.masks, CPU)
 
 
 def test_any_number_of_processes_counts_the_same(model: MCCNet, index: DataIndex) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -119,6 +120,17 @@ def test_configurations_are_compared_over_their_shared_seeds(home: Path) -> None
         compare_networks("s/a s0", "s/b", settings, protocol="single")
 
 
+def test_changed_data_is_scored_anew(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home, tmp_path / "home")
+    settings, networks = Settings.at(tmp_path / "home"), [str(tmp_path / "home" / f"{seed}.pt") for seed in (0, 1)]
+    before, _ = compare_networks(networks[0], networks[1], settings, protocol="single")
+    for mask in (tmp_path / "home").rglob("SegmentationClass/*.png"):
+        with Image.open(mask) as picture:
+            picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(mask)
+    after, _ = compare_networks(networks[0], networks[1], settings, protocol="single")
+    assert before.scores != after.scores
+
+
 def test_the_command_and_its_gallery(home: Path, tmp_path: Path) -> None:
     def mcc(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", "from orchestrator.cli import main; main()", "compare", *arguments]
@@ -134,7 +146,9 @@ def test_the_command_and_its_gallery(home: Path, tmp_path: Path) -> None:
     assert pictures and len(pictures) % 2 == 0 and all(f"images/{p.name}" in page for p in pictures)
     with Image.open(pictures[0]) as picture:
         assert np.asarray(picture).std() > 10  # not blank
+    (tmp_path / "file").touch()
     for arguments, message in (
+        ([*networks, "--protocol", "single", "--gallery", "file"], "error: file/images: Not a directory"),
         ([networks[0], networks[0]], "compared with itself"),
         ([networks[0], "nothing/here"], "nothing/here: no such checkpoint file"),
         ([*networks, "--protocol", "multi"], "--protocol multi: not one of"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +15,11 @@ import archives_mini as mini
 import numpy as np
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 from mcc_core.data.voc import read_mask
-from orchestrator.cli.app import app
+from orchestrator.cli.app import app, main
 
 ROOT = Path(__file__).parents[3]
 MCC = Path(sys.executable).with_name("mcc")
@@ -137,6 +140,20 @@ def test_other_mistakes(tmp_path: Path) -> None:
     assert tree(tmp_path) == set()
 
 
+def test_output_that_cannot_encode_a_character_degrades(monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = {name: io.TextIOWrapper(io.BytesIO(), encoding="ascii") for name in ("stdout", "stderr")}
+    for name, stream in outputs.items():
+        monkeypatch.setattr(sys, name, stream)
+    monkeypatch.setattr(sys, "argv", ["mcc", "sweep", "plan", "caf\u00e9-\u2581\udce9.yaml"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    Console().print("\u2581\u2588", end="")
+    print("\u2581\udce9")
+    written = {name: bytes(stream.detach().getvalue()) for name, stream in outputs.items() if not stream.flush()}
+    assert ended.value.code == 2 and b"caf?-??.yaml: No such file" in written["stderr"]
+    assert written["stdout"] == b"????\n"
+
+
 def test_plan_shows_trials_schedules_and_time(tmp_path: Path) -> None:
     done = mcc("sweep", "plan", str(ROOT / "sweeps" / "mask_ablation.yaml"), *SMALL, home=tmp_path, COLUMNS="160")
     assert done.returncode == 0, done.stderr
@@ -161,6 +178,16 @@ def test_train_predict_list_and_best(tmp_path: Path) -> None:
     predicted = mcc("predict", checkpoint, str(image), "--out", "out", home=tmp_path)
     assert predicted.returncode == 0, predicted.stderr
     assert (tmp_path / "out" / "masks" / f"{image.stem}.png").is_file()
+    (tmp_path / "photos").mkdir()
+    shutil.copy(image, tmp_path / "photos")
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"\xff\xd8\xff")
+    (tmp_path / "photos" / "a.txt").touch()
+    some = mcc("predict", checkpoint, "photos", "--out", "out", home=tmp_path)
+    assert some.returncode == 1 and "1 images in out (1 were there)" in some.stdout, some.stderr
+    assert "left out: 1 files that are hidden or no images, such as a.txt" in some.stdout
+    broken, count = some.stderr.splitlines()
+    assert broken.startswith("error: photos/a.jpg: cannot be read as an image")
+    assert count == "error: 1 of 2 images are not predicted"
 
 
 def test_images_without_any_mask_train_and_give_pseudo_labels(tmp_path: Path) -> None:

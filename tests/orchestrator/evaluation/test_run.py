@@ -98,8 +98,34 @@ def test_an_evaluation_goes_on_and_refuses_other_scores(checkpoint: Path, tmp_pa
     with (tmp_path / "b" / "metrics.csv").open() as stream:
         rows = {(r["setting"], r["stage"], r["protocol"], r["name"]): float(r["value"]) for r in csv.DictReader(stream)}
     assert rows["cam", "cam", "ms", "miou"] == written["cam"]["val/cam/ms/miou"]
-    with pytest.raises(UsageError, match=r"scores.jsonl: scores of another"):
+    with pytest.raises(UsageError, match=r"scores.jsonl: scores of another .*\(differing: settings\)"):
         score(checkpoint, tmp_path / "b", ("ms",))
+
+
+def test_label_maps_of_an_unknown_checkpoint_are_not_taken_over(checkpoint: Path, tmp_path: Path) -> None:
+    score(checkpoint, tmp_path, ("single",), limit=2, keep_masks=True)
+    (tmp_path / "scores.jsonl").unlink()
+    for keep_masks in (False, True):
+        with pytest.raises(UsageError, match=r"masks/single: label maps, and no scores.jsonl says of which checkpoint"):
+            score(checkpoint, tmp_path, ("single",), limit=2, keep_masks=keep_masks)
+
+
+def test_a_split_or_folder_that_cannot_be_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"--out .*file: cannot be made a folder"):
+        score(checkpoint, tmp_path / "file", limit=1)
+    request = evaluation_request(checkpoint, ("single",), "tset", {})
+    with pytest.raises(UsageError, match="--split tset: generated shapes have train and val alone"):
+        evaluate_checkpoint(request, tmp_path / "out", Settings.at(checkpoint.parent), ON_CPU)
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_and_squares_below_a_patch_are_scored(checkpoint: Path, tmp_path: Path) -> None:
+    every = ("cam", "aux_cam", "cam_crf", "refined", "single", "ms", "ms_crf")
+    small = {"evaluation.crop": 16, "evaluation.cam_scales": [0.1, 1.0], "evaluation.scales": [0.1, 1.0]}
+    found = score(checkpoint, tmp_path / "a", every, limit=2, changes=small)
+    assert set(found.metrics) == set(every)
+    assert all(0 <= m.value <= 1 for metrics in found.metrics.values() for m in metrics)
 
 
 @pytest.mark.parametrize(

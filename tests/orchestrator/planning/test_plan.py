@@ -188,6 +188,10 @@ def test_weights_are_known_by_content(settings: Settings, tmp_path: Path) -> Non
             {"parameters": {"thresholds.background": [0.3, 0.4], "thresholds.foreground": [0.8, 0.35]}},
             "thresholds.background (0.4) must be below thresholds.foreground (0.35)",
         ),
+        (
+            {"overrides": {"model.backbone_args.patch_size": 32, "train.crop": 16}},
+            "train.crop: 16: below the network's stride of 32 pixels",
+        ),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(settings: Settings, fields: dict[str, Any], expected: str) -> None:

@@ -175,6 +175,24 @@ def test_baseline_has_no_contrast_and_no_trained_projector() -> None:
     assert not any(p.requires_grad for p in model.projector.parameters())
 
 
+@pytest.mark.parametrize("field", ["positiveness_aux_until", "pseudo_label_aux_until"])
+def test_the_auxiliary_cam_decides_up_to_and_with_the_iteration(field: str) -> None:
+    batch = random_batch([[1, 0, 1, 0], [0, 1, 0, 0]])
+    masks = sample_masks(2, 8, (4, 4), 0.5, 1, torch.Generator().manual_seed(0))
+
+    def decided(until: int | None, iteration: int) -> torch.Tensor:
+        model, experiment = tiny(**{f"cam.{field}": until, "thresholds.positiveness": 0.5, "train.iterations": 20})
+        step = MCCObjective(model, experiment)(batch, {"masks": masks}, iteration)
+        assert step.contrast is not None and step.refined is not None
+        return step.contrast.flags if field.startswith("positiveness") else step.refined
+
+    auxiliary, final = decided(None, 12), decided(0, 12)
+    assert not torch.equal(auxiliary, final)
+    assert torch.equal(decided(12, 11), auxiliary) and torch.equal(decided(12, 12), auxiliary)
+    assert torch.equal(decided(12, 13), final)
+    assert torch.equal(decided(1, 1), auxiliary) and torch.equal(decided(1, 2), final)
+
+
 def test_momentum_projector_moves_before_use() -> None:
     model, experiment = tiny(**{"contrast.momentum": 0.75})
     for p in model.projector.parameters():
