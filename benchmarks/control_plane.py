@@ -25,7 +25,7 @@ from rich.progress import track
 from rich.table import Table
 
 from mcc_core.errors import UsageError
-from orchestrator.analysis import figures as report
+from orchestrator.analysis.leaderboard import leaderboard
 from orchestrator.planning.plan import Plan, plan_document, plan_sweep
 from orchestrator.records import sweeps as catalog
 from orchestrator.records.events import EventLog, trial_state
@@ -102,7 +102,7 @@ def main() -> None:
         one_by_one = [trial.identity for trial in plan.trials]
         timed("states one by one", lambda: [trial_state(storage, i) for i in one_by_one], len(values), "trials", 3)
         ranked = timed("results from storage", lambda: catalog.results(storage, document), len(values), "trials", 3)
-        timed("leaderboard", lambda: report.leaderboard(ranked, sweep.metric), len(values), "trials", 5)
+        timed("leaderboard", lambda: leaderboard(ranked, sweep.metric), len(values), "trials", 5)
         timed("results from MLflow", lambda: mlflow_results.results(settings, plan.sweep), len(values), "trials", 3)
     console = Console()
     console.print(table)

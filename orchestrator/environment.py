@@ -3,9 +3,7 @@ and never what they say is secret."""
 
 from __future__ import annotations
 
-import os
 import platform
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import mcc_core
+from orchestrator.redaction import redact
 
-_SECRET = re.compile(r"SECRET|PASSWORD|TOKEN|CREDENTIAL|ACCESS_KEY|API_KEY")
-_USERINFO = re.compile(r"://[^/\s@]+@")
 _LONGEST_DIFF = 500_000  # characters
 
 
 def environment_record(command: Sequence[str]) -> dict[str, Any]:
     """JSON content of `trials/<identity>/environment.json`."""
     return {
-        "command": [hidden(argument) for argument in command],
+        "command": [redact(argument) for argument in command],
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "cpus": platform.processor() or platform.machine(),
@@ -31,23 +28,6 @@ def environment_record(command: Sequence[str]) -> dict[str, Any]:
         "git": git_state(),
         "packages": dict(sorted((d.metadata["Name"], d.version) for d in distributions() if d.metadata["Name"])),
     }
-
-
-def hidden(text: str) -> str:
-    """A text without the credentials that this process was given, by environment or within an address."""
-    for name, value in os.environ.items():
-        if _SECRET.search(name) and len(value) >= 6:
-            text = text.replace(value, "***")
-    return _USERINFO.sub("://***@", text)
-
-
-def keep_credentials_out_of_ray() -> None:
-    """Tune copies the AWS keys of its process into what Ray logs and keeps about each trial. Every node has them in
-    its own environment, or needs none. Before trials are started."""
-    from ray.tune.execution import class_cache
-
-    names = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
-    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(names)
 
 
 def git_state() -> dict[str, str] | None:
@@ -60,7 +40,7 @@ def git_state() -> dict[str, str] | None:
     if commit is None:
         return None
     diff = _git(package.parent, "diff", "HEAD", "--no-color", "--no-ext-diff") or ""
-    return {"commit": commit.strip(), "diff": hidden(diff[:_LONGEST_DIFF])}
+    return {"commit": commit.strip(), "diff": redact(diff[:_LONGEST_DIFF])}
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

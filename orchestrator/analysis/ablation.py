@@ -7,8 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.analysis.leaderboard import Result, columns, leaderboard
+from orchestrator.analysis.leaderboard import columns, leaderboard
 from orchestrator.analysis.statistics import Difference, holm, paired, verdict
+from orchestrator.records.results import Result
+from orchestrator.records.status import TrialStatus
 from orchestrator.spec.design import Design
 
 
@@ -24,7 +26,7 @@ def by_seed(results: Sequence[Result], point: str, metric: str) -> dict[int, flo
     return {
         r.seed: r.metrics[metric]
         for r in results
-        if r.point == point and r.status == "finished" and not math.isnan(r.metrics.get(metric, math.nan))
+        if r.point == point and r.status == TrialStatus.FINISHED and not math.isnan(r.metrics.get(metric, math.nan))
     }
 
 

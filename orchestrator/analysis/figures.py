@@ -13,36 +13,18 @@ from typing import Any
 
 from orchestrator.analysis.ablation import comparison, latex, reference
 from orchestrator.analysis.leaderboard import (
-    ALL_BACKGROUND,
-    AUX,
     CAM,
     COLUMNS,
     SEG,
-    Result,
-    Row,
     all_background,
-    columns,
     front,
     leaderboard,
     numbers,
     table,
 )
 from orchestrator.records.events import Event
-
-__all__ = [
-    "ALL_BACKGROUND",
-    "AUX",
-    "CAM",
-    "COLUMNS",
-    "SEG",
-    "Result",
-    "Row",
-    "all_background",
-    "columns",
-    "leaderboard",
-    "numbers",
-    "table",
-]
+from orchestrator.records.results import Result
+from orchestrator.records.status import TrialStatus
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
@@ -82,7 +64,7 @@ def heat_map(results: Sequence[Result], x: str, y: str, title: str, apart: Colle
     inside = [r for r in results if x in r.varied and y in r.varied and r.point not in apart]
     cells: dict[tuple[str, str], list[Result]] = {}
     for result in inside:
-        if result.status == "finished":
+        if result.status == TrialStatus.FINISHED:
             cells.setdefault((result.varied[y], result.varied[x]), []).append(result)
     if not cells:
         return None
@@ -116,7 +98,7 @@ def _beside(results: Sequence[Result], inside: Sequence[Result]) -> list[str]:
     """Notes below a heat map: configurations that are no cell of it, and the score of an empty prediction."""
     cells, outside = {r.identity for r in inside}, dict[str, list[Result]]()
     for result in results:
-        if result.status == "finished" and result.identity not in cells:
+        if result.status == TrialStatus.FINISHED and result.identity not in cells:
             outside.setdefault(result.point, []).append(result)
     pairs = {point: (_mean_percent(some, CAM), _mean_percent(some, SEG)) for point, some in outside.items()}
     notes = [f"{point}: {cam:.1f}/{seg:.1f}" for point, (cam, seg) in pairs.items()]

@@ -16,7 +16,7 @@ from mcc_core.evaluation.protocols import PROTOCOLS
 from mcc_core.evaluation.scoring import Counts as PixelCounts
 from mcc_core.pseudo_labels.labels import IGNORE
 from orchestrator.analysis.statistics import Counts, Difference, bootstrap, mean_iou
-from orchestrator.evaluation.scores import read_scores
+from orchestrator.records.scores import read_scores
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Versus:
+class ImageComparison:
     """The second less the first."""
 
     first: Scored
@@ -84,12 +84,12 @@ def check_comparable(first: Scored, second: Scored) -> None:
         )
 
 
-def versus(first: Scored, second: Scored, *, seed: int = 0) -> Versus:
+def compare_images(first: Scored, second: Scored, *, seed: int = 0) -> ImageComparison:
     """Compare two evaluations over the images that both scored. Raises UsageError where `check_comparable` does."""
     return over_seeds([(first, second)], seed=seed)
 
 
-def over_seeds(pairs: Sequence[tuple[Scored, Scored]], *, seed: int = 0) -> Versus:
+def over_seeds(pairs: Sequence[tuple[Scored, Scored]], *, seed: int = 0) -> ImageComparison:
     """Compare two configurations by their evaluations of each shared seed: scores are means over the seeds, and the
     interval resamples the images, the same ones in every seed. Raises UsageError where `check_comparable` does."""
     first, second = pairs[0]
@@ -106,7 +106,7 @@ def over_seeds(pairs: Sequence[tuple[Scored, Scored]], *, seed: int = 0) -> Vers
     found = [(name, one, other) for name, one, other in each if not (math.isnan(one) and math.isnan(other))]
     images = zip(names, *(_known_mean([_image_iou(one) for one in side]) for side in (a, b)), strict=True)
     a_all, b_all = a.sum(0), b.sum(0)
-    return Versus(
+    return ImageComparison(
         first,
         second,
         (float(mean_iou(a).mean()), float(mean_iou(b).mean())),

@@ -8,28 +8,14 @@ from dataclasses import dataclass, field
 from statistics import mean, stdev
 
 from orchestrator.analysis.statistics import holm, paired, pareto, verdict
+from orchestrator.records.results import Result
+from orchestrator.records.status import TrialStatus
 
 CAM = "val/cam/ms/miou"
 AUX = "val/aux_cam/ms/miou"
 SEG = "val/seg/single/miou"
 ALL_BACKGROUND = "val/all_background/single/miou"
 COLUMNS = {"CAM": CAM, "aux CAM": AUX, "seg": SEG}
-
-
-@dataclass(frozen=True)
-class Result:
-    """One trial as the reports see it; `metrics` are those of its last evaluation."""
-
-    identity: str
-    name: str
-    point: str
-    varied: Mapping[str, str]
-    seed: int
-    status: str
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    message: str = ""
-    log: str | None = None  # where the last output of a trial that did not finish is
-    cause: str = ""  # of a failure that has a name, such as nan
 
 
 @dataclass(frozen=True)
@@ -54,7 +40,7 @@ def leaderboard(results: Sequence[Result], metric: str, mode: str = "max") -> li
     """Configurations by the mean of `metric` over finished seeds, best first."""
     points: dict[str, list[Result]] = {}
     for result in results:
-        if result.status == "finished" and not math.isnan(result.metrics.get(metric, math.nan)):
+        if result.status == TrialStatus.FINISHED and not math.isnan(result.metrics.get(metric, math.nan)):
             points.setdefault(result.point, []).append(result)
     rows = []
     for point, trials in points.items():

@@ -110,7 +110,8 @@ def main() -> None:
             print(f"error: {line}", file=sys.stderr)
         code = 2 if isinstance(error, UsageError) else 1
     except OSError as error:
-        from orchestrator.storage.store import is_away, is_full, reason
+        from orchestrator.storage.store import is_away, is_full
+        from orchestrator.text import reason
 
         if isinstance(error, _PATH_ERRORS) and error.filename is not None:
             print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)

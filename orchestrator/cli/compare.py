@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from orchestrator.analysis.images import Versus
+    from orchestrator.analysis.images import ImageComparison
 
 
 def compare(
@@ -56,7 +56,7 @@ def compare(
         console.print(f"gallery: {page}", highlight=False, soft_wrap=True)
 
 
-def _print(found: Versus, console: Console) -> None:
+def _print(found: ImageComparison, console: Console) -> None:
     from rich.table import Table
 
     d = found.difference

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from orchestrator.records import layout
+
 
 def experiments(incomplete: str) -> list[str]:
     """Presets, and YAML files in the folder that is being typed."""
@@ -36,7 +38,7 @@ def sweep_names(incomplete: str) -> list[str]:
     storage = Settings.from_environment().storage
     if "://" in storage:
         return []
-    return _begun(sorted(path.name for path in Path(storage, "sweeps").glob("*") if path.is_dir()), incomplete)
+    return _begun(sorted(path.name for path in Path(storage, layout.SWEEPS).glob("*") if path.is_dir()), incomplete)
 
 
 def _begun(names: list[str], incomplete: str) -> list[str]:

@@ -49,7 +49,7 @@ def evaluate(
 
     from mcc_core.evaluation.protocols import SEGMENTATION
     from orchestrator.evaluation.request import evaluation_request
-    from orchestrator.evaluation.run import Means, evaluate_checkpoint
+    from orchestrator.evaluation.run import ExecutionOptions, evaluate_checkpoint
     from orchestrator.evaluation.voc_server import write_submission
     from orchestrator.records.lookup import find_checkpoint, slug
     from orchestrator.settings import Settings
@@ -78,7 +78,7 @@ def evaluate(
             request,
             target,
             settings,
-            Means(device, processes, workers),
+            ExecutionOptions(device, processes, workers),
             lambda done, total: progress.update(task, completed=done, total=total),
         )
     _print(result, console)

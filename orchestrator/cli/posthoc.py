@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from orchestrator.analysis import figures as report
+from orchestrator.analysis.leaderboard import leaderboard, table
 from orchestrator.cluster.session import local_capacity
 from orchestrator.settings import Settings
 from orchestrator.workflows.posthoc import plan_posthoc, run_posthoc
@@ -36,9 +36,9 @@ def show_posthoc(file: Path, console: Console, *, dry_run: bool, force: bool) ->
             force=force,
             on_image=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    rows = report.leaderboard(results, made.metric, made.file.mode)
+    rows = leaderboard(results, made.metric, made.file.mode)
     if rows:
-        console.print(board(report.table(rows[:20], made.metric), f"{made.sweep}, by {made.metric}"))
+        console.print(board(table(rows[:20], made.metric), f"{made.sweep}, by {made.metric}"))
     print_unfinished(results, console)
     if problem:
         console.print(f"MLflow did not answer ({problem}); mcc track rebuild {made.sweep}", highlight=False)

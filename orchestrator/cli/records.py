@@ -9,16 +9,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mcc_core.errors import UsageError
-from orchestrator.analysis import figures as report
-from orchestrator.analysis.figures import Result
+from orchestrator.analysis.leaderboard import leaderboard
 from orchestrator.records.checkpoints import best_saved, saved_checkpoints
+from orchestrator.records.results import Result
+from orchestrator.records.status import TrialStatus
 from orchestrator.records.sweeps import Sweep
 from orchestrator.storage.store import Storage
 
 
 def sweep_record(sweep: Sweep, results: Sequence[Result]) -> dict[str, Any]:
     """A sweep with the number of trials in each state, and its best configuration."""
-    rows = report.leaderboard(results, sweep.metric, sweep.mode)
+    rows = leaderboard(results, sweep.metric, sweep.mode)
     return {
         "sweep": sweep.id,
         "name": sweep.document["name"],
@@ -49,7 +50,7 @@ def best_record(
     sweep: Sweep, results: Sequence[Result], runs: Mapping[str, str], storage: Storage, metric: str
 ) -> dict[str, Any]:
     """The best trial by a metric, its MLflow run and its checkpoint. Raises UsageError when nothing was measured."""
-    done = [r for r in results if r.status == "finished" and not math.isnan(r.metrics.get(metric, math.nan))]
+    done = [r for r in results if r.status == TrialStatus.FINISHED and not math.isnan(r.metrics.get(metric, math.nan))]
     if not done:
         raise UsageError(f"{sweep.id}: no finished trial has {metric!r}")
     top = (max if sweep.mode == "max" else min)(done, key=lambda r: r.metrics[metric])

@@ -12,15 +12,16 @@ from rich.table import Table
 
 from mcc_core.errors import UsageError
 from mcc_core.schedules import Constant, value_at
-from orchestrator.analysis import figures as report
-from orchestrator.analysis.figures import Result
+from orchestrator.analysis.leaderboard import all_background, columns, leaderboard, table
 from orchestrator.planning.configurations import Trial
 from orchestrator.planning.plan import Plan
 from orchestrator.records.checkpoints import best_saved, saved_checkpoints
+from orchestrator.records.results import Result
+from orchestrator.records.status import TrialStatus
 from orchestrator.records.sweeps import Sweep
-from orchestrator.records.usage import size_text
 from orchestrator.storage.store import Storage
-from orchestrator.workflows.terminal import board, duration, print_unfinished, shortened
+from orchestrator.text import duration, shortened, size_text
+from orchestrator.workflows.terminal import board, print_unfinished
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -74,7 +75,7 @@ def print_sweeps(found: Sequence[tuple[Sweep, Sequence[Result]]], console: Conso
     for name in ("sweep", "created", "trials", "best", "score"):
         table.add_column(name)
     for sweep, results in found:
-        rows = report.leaderboard(results, sweep.metric, sweep.mode)
+        rows = leaderboard(results, sweep.metric, sweep.mode)
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(sweep.created))
         counts = ", ".join(f"{n} {status}" for status, n in Counter(r.status for r in results).items())
         table.add_row(
@@ -86,7 +87,7 @@ def print_sweeps(found: Sequence[tuple[Sweep, Sequence[Result]]], console: Conso
 def print_status(sweep: Sweep, results: Sequence[Result], console: Console) -> None:
     """One line per trial, and why those that have no result have none."""
     console.print(status_table(sweep, results, console.width))
-    print_unfinished([r for r in results if r.status != "new"], console)
+    print_unfinished([r for r in results if r.status != TrialStatus.NEW], console)
 
 
 def status_table(sweep: Sweep, results: Sequence[Result], width: int) -> Table:
@@ -96,7 +97,7 @@ def status_table(sweep: Sweep, results: Sequence[Result], width: int) -> Table:
     table.add_column("trial", no_wrap=True)
     table.add_column("state")
     measured = {key for result in results for key in result.metrics} | {sweep.metric}
-    shown = {title: key for title, key in report.columns(sweep.metric).items() if key in measured}
+    shown = {title: key for title, key in columns(sweep.metric).items() if key in measured}
     for name in shown:
         table.add_column(name, justify="right")
     if wide:
@@ -116,16 +117,16 @@ def print_best(
 
     `runs` are ids of MLflow runs by identity. Raises UsageError when nothing was measured.
     """
-    rows = report.leaderboard(results, metric, sweep.mode)
+    rows = leaderboard(results, metric, sweep.mode)
     if not rows:
         known = sorted({key for r in results for key in r.metrics if key.endswith("/miou")})
         raise UsageError(
             f"{sweep.id}: no finished trial has {metric!r}" + (f"; such as {', '.join(known)}" if known else "")
         )
-    trials = [r for r in results if r.point == rows[0].point and r.status == "finished"]
+    trials = [r for r in results if r.point == rows[0].point and r.status == TrialStatus.FINISHED]
     pick = max if sweep.mode == "max" else min
     top = pick(trials, key=lambda r: r.metrics[metric])
-    lines = report.table(rows[:5], metric, report.all_background(results))
+    lines = table(rows[:5], metric, all_background(results))
     console.print(board(lines, f"{sweep.id}, by {metric}"))
     if top.identity in runs:
         console.print(f"MLflow run: {runs[top.identity]}", highlight=False, soft_wrap=True)

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.text import size_text
+
 app = typer.Typer(help="Look after the storage (MCC_STORAGE).", no_args_is_help=True)
 
 
@@ -49,10 +51,10 @@ def gc(
     storage = Storage(settings.storage)
     found, notes = storage_care.garbage(storage, settings.home, keep=keep, older_s=3600 * older)
     for one in found:
-        print(f"{storage_care.size_text(one.size):>12}  {one.what}: {one.key}")
+        print(f"{size_text(one.size):>12}  {one.what}: {one.key}")
     if not dry_run:
         found = storage_care.remove(storage, found)
     for note in notes:
         print(f"kept: {note}")
-    total = storage_care.size_text(sum(one.size for one in found))
+    total = size_text(sum(one.size for one in found))
     print(f"{len(found)} things, {total}: {'would be removed' if dry_run else 'removed'}")

@@ -192,7 +192,7 @@ def best(
 ) -> None:
     """Show the best configurations and their checkpoint.
 
-    The numbers are MLflow's.
+    The numbers are those in storage.
     """
     from rich.console import Console
 
@@ -201,12 +201,16 @@ def best(
     from orchestrator.records import sweeps as catalog
     from orchestrator.settings import Settings
     from orchestrator.storage.store import Storage
+    from orchestrator.tracking import queries
 
     settings, console = Settings.from_environment(), Console()
     storage = Storage(settings.storage)
     found = catalog.find(storage, sweep)
-    results, runs, note = catalog.tracked_results(settings, storage, found)
-    if note:
+    results, runs = catalog.results(storage, found.document), {}
+    try:
+        runs = queries.runs(settings, found.id)
+    except Exception as error:  # whatever MLflow, its database or its network come up with
+        note = f"MLflow does not answer ({type(error).__name__}), so its runs are not named"
         Console(stderr=True).print(note, highlight=False, markup=False, soft_wrap=True)
     if as_json:
         print_json(best_record(found, results, runs, storage, metric or found.metric))

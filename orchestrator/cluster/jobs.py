@@ -21,8 +21,8 @@ import mcc_core
 from mcc_core.errors import MCCError, UsageError
 from mcc_core.experiment_files import preset_names
 from mcc_core.structured_files import read_yaml
-from orchestrator.environment import hidden
-from orchestrator.storage.store import reason
+from orchestrator.redaction import redact
+from orchestrator.text import reason
 
 _PASSED = ("MCC_STORAGE", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MCC_HOME", "MCC_STALL_MINUTES")
 _ADDRESSES = ("MCC_STORAGE", "MLFLOW_TRACKING_URI")
@@ -34,7 +34,7 @@ def is_remote(on: str) -> bool:
         return False
     parts = urlsplit(on)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(f"--on {hidden(on)}: expected local, auto or http://HEAD:8265")
+        raise UsageError(f"--on {redact(on)}: expected local, auto or http://HEAD:8265")
     return True
 
 

@@ -180,3 +180,12 @@ def _capacity() -> Capacity:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     each = tuple((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes)
     return Capacity(max(0.0, total.get("CPU", 0.0) - 1), total.get("GPU", 0.0), each)
+
+
+def keep_credentials_out_of_ray() -> None:
+    """Tune copies the AWS keys of its process into what Ray logs and keeps about each trial. Every node has them in
+    its own environment, or needs none. Before trials are started."""
+    from ray.tune.execution import class_cache
+
+    names = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(names)

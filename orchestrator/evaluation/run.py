@@ -26,8 +26,8 @@ from mcc_core.pseudo_labels.crf import require_crf
 from mcc_core.validation import validate
 from orchestrator.cluster.session import cluster
 from orchestrator.evaluation.map_cache import MapCache
-from orchestrator.evaluation.scores import ScoresFile
 from orchestrator.evaluation.sharding import sharded_scores
+from orchestrator.records.scores import ScoresFile
 from orchestrator.settings import Settings
 
 SCORES = "scores.jsonl"
@@ -47,7 +47,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Means:
+class ExecutionOptions:
     """What the work is done with: none of it changes a score."""
 
     device: str = "auto"
@@ -90,7 +90,7 @@ def evaluate_checkpoint(
     request: Request,
     out: Path,
     settings: Settings,
-    means: Means = Means(),
+    options: ExecutionOptions = ExecutionOptions(),
     on_image: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Score a checkpoint; an interrupted run with the same request goes on where it stopped.
@@ -124,7 +124,7 @@ def evaluate_checkpoint(
     done = len(items) - len(left)
     on_image(done, len(items))
     if left:
-        with _source(request, saved, index, left, settings, means, header) as found:
+        with _source(request, saved, index, left, settings, options, header) as found:
             for number, score in enumerate(found, start=done + 1):
                 for name, content in score.masks.items():
                     _write_mask(result.masks(name) / f"{score.image}.png", content)
@@ -169,11 +169,11 @@ def _source(
     index: DataIndex,
     items: Sequence[Item],
     settings: Settings,
-    means: Means,
+    options: ExecutionOptions,
     header: Mapping[str, object],
 ) -> Iterator[Iterable[ImageScore]]:
     """Where scores come from: this process, or workers of a Ray cluster."""
-    if means.workers:
+    if options.workers:
         with cluster(settings) as capacity:
             yield sharded_scores(
                 request.checkpoint,
@@ -181,18 +181,18 @@ def _source(
                 items,
                 index.masks,
                 capacity,
-                workers=means.workers,
-                processes=means.processes,
+                workers=options.workers,
+                processes=options.processes,
                 keep_masks=request.keep_masks,
             )
         return
-    device = chosen_device(means.device)
+    device = chosen_device(options.device)
     network = saved.network().to(device)
-    with Scorer(network, request.settings, index.masks, device, means.processes, request.keep_masks) as scorer:
+    with Scorer(network, request.settings, index.masks, device, options.processes, request.keep_masks) as scorer:
         cache = MapCache(
-            settings.home / "maps", means.cache_bytes, scorer, str(header["checkpoint"]), str(header["data"])
+            settings.home / "maps", options.cache_bytes, scorer, str(header["checkpoint"]), str(header["data"])
         )
-        yield scorer.scores(items, cache.maps if means.cache_bytes else None)
+        yield scorer.scores(items, cache.maps if options.cache_bytes else None)
 
 
 def _index(request: Request, saved: Checkpoint, home: Path) -> DataIndex:

@@ -15,11 +15,14 @@ from typing import Any, Protocol
 from mcc_core.errors import UsageError
 from orchestrator.planning.configurations import OpenSearch, Trial
 from orchestrator.planning.plan import Plan, is_done, search_key
+from orchestrator.records import layout
+from orchestrator.records.budget import Meter
 from orchestrator.records.checkpoints import copy_checkpoint, newest_iteration
 from orchestrator.records.events import TrialState, history, trial_state
-from orchestrator.spec.budget import Meter
-from orchestrator.spec.schedulers import Clone, Drawn, Pbt, perturbed, selected
-from orchestrator.storage.store import Storage, patiently
+from orchestrator.records.status import DONE, TrialStatus
+from orchestrator.search.population import Clone, Drawn, perturbed, selected
+from orchestrator.spec.schedulers import Pbt
+from orchestrator.storage.store import Storage, retry
 from orchestrator.worker.assignment import Assignment
 
 
@@ -29,7 +32,7 @@ class Assign(Protocol):
     def __call__(self, trial: Trial, **changes: Any) -> Assignment: ...
 
 
-class Director:
+class TrialQueue:
     """Hands out trials in the plan's order, as far as the budget allows."""
 
     def __init__(self, plan: Plan, todo: Sequence[Trial], storage: Storage, assign: Assign, meter: Meter) -> None:
@@ -59,7 +62,7 @@ class Director:
 
     def state(self, identity: str) -> TrialState:
         """How a trial stands. Waits for storage that is away."""
-        return patiently(lambda: trial_state(self.storage, identity))
+        return retry(lambda: trial_state(self.storage, identity))
 
     def _allowed(self, trial: Trial) -> Trial | None:
         if not self.meter.may_begin(trial.identity):
@@ -69,7 +72,7 @@ class Director:
         return trial
 
 
-class SearchDirector(Director):
+class SearchQueue(TrialQueue):
     """Asks a TPE search for points when the planned trials are out, and tells it what came of them."""
 
     def __init__(self, plan: Plan, todo: Sequence[Trial], storage: Storage, assign: Assign, meter: Meter) -> None:
@@ -105,7 +108,7 @@ class SearchDirector(Director):
 
     def ended(self, identity: str) -> None:
         state = self.state(identity)
-        if state.status in {"finished", "failed", "pruned"}:
+        if state.status in {TrialStatus.FINISHED, TrialStatus.FAILED, TrialStatus.PRUNED}:
             self._states[identity] = state
             self._tell()
 
@@ -116,19 +119,19 @@ class SearchDirector(Director):
             if number in self._told or not states or None in states:
                 continue
             self._told.add(number)
-            good = [s for s in states if s is not None and s.status in {"finished", "pruned"}]
+            good = [s for s in states if s is not None and s.status in DONE]
             pruned_at = None
-            if any(s.status == "pruned" for s in good):
+            if any(s.status == TrialStatus.PRUNED for s in good):
                 pruned_at = min(newest_iteration(self.storage, i) for i in identities)
             self.open.search.tell(number, _objectives(self.plan, good), pruned_at)
 
     def _save(self) -> None:
         content = json.dumps(self.open.record, indent=1).encode()
-        patiently(lambda: self.storage.write(search_key(self.plan.sweep), content))
+        retry(lambda: self.storage.write(search_key(self.plan.sweep), content))
 
 
 def _objectives(plan: Plan, states: Sequence[TrialState]) -> list[float] | None:
-    """Means over a point's trials of every objective; None when one of them was not measured."""
+    """ExecutionOptions over a point's trials of every objective; None when one of them was not measured."""
     found = []
     for metric, _ in plan.file.objectives:
         values = [s.metrics[metric] for s in states if s.metrics and metric in s.metrics]
@@ -138,7 +141,7 @@ def _objectives(plan: Plan, states: Sequence[TrialState]) -> list[float] | None:
     return found
 
 
-class PopulationDirector(Director):
+class PopulationQueue(TrialQueue):
     """Population based training, one generation after the other.
 
     A generation is decided, written down, and carried out by copying checkpoints, in this order; a launch that was cut
@@ -159,7 +162,7 @@ class PopulationDirector(Director):
         self.clones: dict[str, dict[str, Any]] = {}  # identity of each clone of this generation to its clone event
         self.drawn = [self.maker.member(number) for number in range(len(self.members))]
         try:
-            content = json.loads(patiently(lambda: self.storage.read(population_key(self.plan.sweep))))
+            content = json.loads(retry(lambda: self.storage.read(population_key(self.plan.sweep))))
         except FileNotFoundError:
             return
         self.generation, self.clones = content["generation"], content["clones"]
@@ -194,7 +197,9 @@ class PopulationDirector(Director):
 
     def ended(self, identity: str) -> None:
         self._out.discard(identity)
-        reached = self.state(identity).status == "failed" or newest_iteration(self.storage, identity) >= self.until
+        reached = (
+            self.state(identity).status == TrialStatus.FAILED or newest_iteration(self.storage, identity) >= self.until
+        )
         if not reached:
             self._stuck = True  # stopped before its time: the sweep is being stopped
         if self._out or self.waiting or self._stuck or self.refused or self.until >= self.total:
@@ -208,7 +213,7 @@ class PopulationDirector(Director):
         self._stuck = False
         for trial in self.members:
             state = self.state(trial.identity)
-            failed = state.status == "failed" and state.launch.endswith(f"-g{self.generation}")
+            failed = state.status == TrialStatus.FAILED and state.launch.endswith(f"-g{self.generation}")
             if not failed and newest_iteration(self.storage, trial.identity) < self.until:
                 self.waiting.append(trial)
         if not self.waiting and self.until < self.total:
@@ -250,14 +255,14 @@ class PopulationDirector(Director):
     def _carry_out(self) -> None:
         for identity, clone in self.clones.items():
             if newest_iteration(self.storage, clone["donor"]) <= clone["iteration"]:
-                patiently(lambda i=identity, c=clone: copy_checkpoint(self.storage, c["donor"], c["iteration"], i))  # type: ignore[misc]
+                retry(lambda i=identity, c=clone: copy_checkpoint(self.storage, c["donor"], c["iteration"], i))  # type: ignore[misc]
 
     def _score(self, trial: Trial) -> float | None:
         """The metric of a member's last evaluation; None for one that failed."""
         if newest_iteration(self.storage, trial.identity) < self.until:
             return None
         found = None
-        for event in patiently(lambda: history(self.storage, trial.identity)):
+        for event in retry(lambda: history(self.storage, trial.identity)):
             if event["kind"] == "metrics" and event["iteration"] <= self.until:
                 found = event["metrics"].get(self.plan.file.metric, found)
         return found if found == found else None
@@ -265,19 +270,19 @@ class PopulationDirector(Director):
     def _save(self) -> None:
         drawn = [{"raw": one.raw, "fields": one.fields} for one in self.drawn]
         content = json.dumps({"generation": self.generation, "clones": self.clones, "drawn": drawn}, indent=1).encode()
-        patiently(lambda: self.storage.write(population_key(self.plan.sweep), content))
+        retry(lambda: self.storage.write(population_key(self.plan.sweep), content))
 
 
 def population_key(sweep: str) -> str:
     """Key of the state of a population."""
-    return f"sweeps/{sweep}/population.json"
+    return layout.population(sweep)
 
 
-def director(plan: Plan, todo: Sequence[Trial], storage: Storage, assign: Assign, meter: Meter) -> Director:
+def director(plan: Plan, todo: Sequence[Trial], storage: Storage, assign: Assign, meter: Meter) -> TrialQueue:
     """The director that a plan needs."""
-    kind: Callable[..., Director] = Director
+    kind: Callable[..., TrialQueue] = TrialQueue
     if plan.open is not None:
-        kind = SearchDirector
+        kind = SearchQueue
     elif isinstance(plan.file.scheduler, Pbt):
-        kind = PopulationDirector
+        kind = PopulationQueue
     return kind(plan, todo, storage, assign, meter)

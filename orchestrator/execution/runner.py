@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -30,28 +30,19 @@ from orchestrator.execution.supervisor import Control, prune_key, stop_key
 from orchestrator.execution.tuner import TuneRun
 from orchestrator.planning.configurations import Trial
 from orchestrator.planning.plan import Plan, fitting, is_done, most_workers, plan_document, trial_document
+from orchestrator.records import layout
+from orchestrator.records.budget import Meter
 from orchestrator.records.events import segments, trial_state, trial_states, write_end
 from orchestrator.records.leases import Lease, claimed, held, refuse_deleted
+from orchestrator.records.results import Result
+from orchestrator.records.status import TrialStatus
 from orchestrator.settings import Settings
-from orchestrator.spec.budget import Meter
-from orchestrator.storage.store import Storage, patiently
+from orchestrator.storage.store import Storage, retry
 from orchestrator.worker.assignment import Assignment
 
 _TICK_S = 0.25
 _WATCH_S = 5.0  # between looks at the running trials' events
 _STOP_GRACE_S = 120.0  # from asking stalled trials to stop until they are abandoned
-
-
-@dataclass(frozen=True)
-class TrialResult:
-    """How a trial ended: finished, failed or stopped; new or interrupted where this run did not come to it."""
-
-    identity: str
-    name: str
-    status: str
-    metrics: dict[str, float]
-    message: str
-    log: str | None  # where its last output is
 
 
 def run(
@@ -63,7 +54,7 @@ def run(
     on_tick: Callable[[], None] = lambda: None,
     on_trial: Callable[[Trial], None] = lambda trial: None,
     command: Sequence[str] | None = None,
-) -> list[TrialResult]:
+) -> list[Result]:
     """Run what is left of a plan and return every trial's result, in the plan's order.
 
     Ctrl-C once: running trials write a checkpoint and stop. Twice: KeyboardInterrupt, at once.
@@ -94,7 +85,7 @@ def _run(
     only: Collection[str] | None,
     on_tick: Callable[[], None],
     on_trial: Callable[[Trial], None],
-) -> list[TrialResult]:
+) -> list[Result]:
     launch = f"{time.strftime('%Y%m%d-%H%M%S')}-{socket.gethostname()[:20]}-{os.getpid()}"
     states = trial_states(storage, (t.identity for t in plan.trials))
     todo = [t for t in plan.trials if book.force or not is_done(states[t.identity], plan.file)]
@@ -131,7 +122,7 @@ class _Book:
     def on_record(self) -> Iterator[None]:
         """The plan is stored from the beginning, so that its trials are not taken for nobody's; one that was not there
         before and is refused leaves nothing."""
-        key = f"sweeps/{self.plan.sweep}/plan.json"
+        key = layout.plan(self.plan.sweep)
         fresh = not self.storage.exists(key)
         if fresh:
             self._save()
@@ -146,7 +137,7 @@ class _Book:
         """The plan and the trials that are known; flags of an earlier launch are taken away."""
         self._save()
         self.storage.delete(stop_key(self.plan.sweep))
-        self.storage.delete_folder(f"sweeps/{self.plan.sweep}/prune")
+        self.storage.delete_folder(layout.prunes(self.plan.sweep))
         if self.force:
             self.storage.delete(population_key(self.plan.sweep))
         for trial in todo:
@@ -155,14 +146,14 @@ class _Book:
     def add(self, trial: Trial) -> None:
         """A trial that a search proposed."""
         self.document["trials"].append(trial_document(trial))
-        patiently(self._save)
-        patiently(lambda: self._trial(trial))
+        retry(self._save)
+        retry(lambda: self._trial(trial))
 
     def _save(self) -> None:
-        self.storage.write(f"sweeps/{self.plan.sweep}/plan.json", json.dumps(self.document, indent=1).encode())
+        self.storage.write(layout.plan(self.plan.sweep), json.dumps(self.document, indent=1).encode())
 
     def _trial(self, trial: Trial) -> None:
-        folder = f"trials/{trial.identity}"
+        folder = layout.trial(trial.identity)
         text = yaml.safe_dump(trial.experiment.model_dump(mode="json"), sort_keys=False)
         self.storage.write(f"{folder}/experiment.yaml", text.encode())
         self.storage.write(f"{folder}/environment.json", json.dumps(self.environment, indent=1).encode())
@@ -200,7 +191,7 @@ def _run_trials(
 
     def ask_to_stop() -> None:
         tune_run.stopping = True
-        patiently(lambda: storage.write(stop_key(plan.sweep), b"stop\n"), 30)
+        retry(lambda: storage.write(stop_key(plan.sweep), b"stop\n"), 30)
 
     control = Control(plan, storage, meter, tune_run, ask_to_stop, on_trial)
     with _signals(ask_to_stop):
@@ -278,30 +269,39 @@ def _abandon(stalled: Sequence[str], storage: Storage, launch: str, minutes: flo
         if (log := _last_log(storage, identity)) is not None:
             log = f"; its output: {log}"
         message = f"nothing happened for {minutes:g} minutes, so it was ended (MCC_STALL_MINUTES){log or ''}"
-        write_end(storage, identity, "failed", message, launch=launch)
+        write_end(storage, identity, TrialStatus.FAILED, message, launch=launch)
 
 
 def _close(begun: Iterable[str], storage: Storage, launch: str) -> None:
     """Give an end to trials that were begun in this launch and whose processes are gone without one."""
     for identity in begun:
-        state = patiently(partial(trial_state, storage, identity))
-        if state.status == "running" or not state.launch.startswith(launch):
+        state = retry(partial(trial_state, storage, identity))
+        if state.status == TrialStatus.RUNNING or not state.launch.startswith(launch):
             log = _last_log(storage, identity)
             message = "its process ended without a word" + (f"; its output: {log}" if log else "")
-            write_end(storage, identity, "failed", message, launch=launch)
+            write_end(storage, identity, TrialStatus.FAILED, message, launch=launch)
 
 
-def _result(trial: Trial, storage: Storage) -> TrialResult:
+def _result(trial: Trial, storage: Storage) -> Result:
     state = trial_state(storage, trial.identity)
     # This process runs nothing any more: what has no end was cut off in an earlier run and not begun again.
-    status = "interrupted" if state.status == "running" else state.status
-    return TrialResult(
-        trial.identity, trial.name, status, state.metrics or {}, state.message, _last_log(storage, trial.identity)
+    status = TrialStatus.INTERRUPTED if state.status == TrialStatus.RUNNING else state.status
+    return Result(
+        trial.identity,
+        trial.name,
+        trial.point,
+        trial.varied,
+        trial.seed,
+        status,
+        state.metrics or {},
+        state.message,
+        _last_log(storage, trial.identity),
+        state.cause,
     )
 
 
 def _last_log(storage: Storage, identity: str) -> str | None:
-    logs = storage.list(f"trials/{identity}/logs")
+    logs = storage.list(layout.logs(identity))
     return str(storage.local(logs[-1]) or storage.where(logs[-1])) if logs else None
 
 

@@ -9,10 +9,13 @@ from collections.abc import Callable
 from orchestrator.execution.tuner import TuneRun
 from orchestrator.planning.configurations import Trial
 from orchestrator.planning.plan import Plan
+from orchestrator.records import layout
+from orchestrator.records.budget import Meter
 from orchestrator.records.events import trial_state
-from orchestrator.spec.budget import Meter
-from orchestrator.spec.schedulers import Asha, Median, Pruner
-from orchestrator.storage.store import Storage, patiently
+from orchestrator.records.status import DONE, TrialStatus
+from orchestrator.search.pruning import Pruner
+from orchestrator.spec.schedulers import Asha, Median
+from orchestrator.storage.store import Storage, retry
 
 _POLL_S = 1.0
 _SAVE_S = 30.0
@@ -20,12 +23,12 @@ _SAVE_S = 30.0
 
 def stop_key(sweep: str) -> str:
     """Key of the flag that asks a sweep's trials to stop; whoever writes it stops the sweep."""
-    return f"sweeps/{sweep}/stop"
+    return layout.stop(sweep)
 
 
 def prune_key(sweep: str, identity: str) -> str:
     """Key of the flag that asks one trial of a sweep to stop; it says why."""
-    return f"sweeps/{sweep}/prune/{identity}"
+    return layout.prune(sweep, identity)
 
 
 class Control:
@@ -83,7 +86,7 @@ class Control:
             state = "stopped"
         else:
             state = "ended"
-        patiently(lambda: self.meter.save(state, reason or ""), 30)
+        retry(lambda: self.meter.save(state, reason or ""), 30)
 
     def _welcome(self) -> None:
         new = self.tune_run.director.new
@@ -97,9 +100,9 @@ class Control:
         assert self._pruner is not None
         for trial in self.plan.trials:
             state = trial_state(self.storage, trial.identity)
-            if state.status in {"finished", "pruned"}:
-                self._pruner.ended(trial.identity, pruned=state.status == "pruned")
-            elif state.status != "new":
+            if state.status in DONE:
+                self._pruner.ended(trial.identity, pruned=state.status == TrialStatus.PRUNED)
+            elif state.status != TrialStatus.NEW:
                 self._pruner.look([trial.identity])
 
     def _prune(self, running: list[str]) -> None:
@@ -107,7 +110,7 @@ class Control:
             return
         for identity in self._followed - set(running):
             state = trial_state(self.storage, identity)
-            self._pruner.ended(identity, pruned=state.status == "pruned")
+            self._pruner.ended(identity, pruned=state.status == TrialStatus.PRUNED)
         self._followed = set(running)
         for identity, reason in self._pruner.look(running).items():
             if identity not in self._flagged:

@@ -11,11 +11,12 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from orchestrator.cluster.session import driver_resources, prepare_environment
-from orchestrator.environment import keep_credentials_out_of_ray
-from orchestrator.execution.queue import Director
+from orchestrator.cluster.session import driver_resources, keep_credentials_out_of_ray, prepare_environment
+from orchestrator.execution.queue import TrialQueue
+from orchestrator.records import layout
 from orchestrator.records.events import trial_state, write_end
-from orchestrator.storage.store import Storage, patiently
+from orchestrator.records.status import ENDED, TrialStatus
+from orchestrator.storage.store import Storage, retry
 from orchestrator.worker.warm import run_warm
 
 _TAIL_LINES = 15
@@ -31,7 +32,7 @@ class TuneRun:
 
     def __init__(
         self,
-        director: Director,
+        director: TrialQueue,
         *,
         concurrent: int,
         max_failures: int,
@@ -173,7 +174,7 @@ def drive(
             _end_failed(task, error)
         else:
             if not ran:
-                _end(task, "stopped", "the sweep was stopped while this trial waited for a worker")
+                _end(task, TrialStatus.STOPPED, "the sweep was stopped while this trial waited for a worker")
         return
     resources = {"CPU": task["cpus_per_worker"]}
     if task["gpus_per_worker"]:
@@ -194,7 +195,7 @@ def drive(
             callbacks=[TuneReportCallback()],  # type: ignore[list-item]
         ),
     )
-    patiently(lambda: Storage(task["storage"]).exists(f"trials/{task['identity']}"))  # Ray itself would not wait for it
+    retry(lambda: Storage(task["storage"]).exists(layout.trial(task["identity"])))  # Ray itself would not wait for it
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
@@ -215,27 +216,27 @@ def _stopped(task: Mapping[str, Any]) -> bool:
     return False
 
 
-def _end(task: Mapping[str, Any], status: str, message: str) -> None:
+def _end(task: Mapping[str, Any], status: TrialStatus, message: str) -> None:
     storage = Storage(task["storage"])
-    patiently(lambda: write_end(storage, task["identity"], status, message, launch=task["launch"]))
+    retry(lambda: write_end(storage, task["identity"], status, message, launch=task["launch"]))
 
 
 def _end_failed(task: Mapping[str, Any], error: BaseException) -> None:
     """Put the failure on record, unless a worker did so itself."""
     storage, identity = Storage(task["storage"]), task["identity"]
-    state = patiently(lambda: trial_state(storage, identity))
-    if state.status in {"failed", "finished", "stopped", "pruned"} and state.launch == task["launch"]:
+    state = retry(lambda: trial_state(storage, identity))
+    if state.status in ENDED and state.launch == task["launch"]:
         return
     failures = getattr(error, "worker_failures", None)
     cause = next(iter(failures.values())) if failures else error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     message = "\n".join([lines[-1] if lines else type(cause).__name__, *_log_tail(storage, identity)])
-    _end(task, "failed", message)
+    _end(task, TrialStatus.FAILED, message)
 
 
 def _log_tail(storage: Storage, identity: str) -> list[str]:
     """The last lines that the trial's newest worker printed, with the file they are from."""
-    logs = storage.list(f"trials/{identity}/logs")
+    logs = storage.list(layout.logs(identity))
     if not logs:
         return []
     lines = storage.read(logs[-1]).decode("utf-8", "replace").splitlines()[-_TAIL_LINES:]

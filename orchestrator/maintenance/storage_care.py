@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.records import layout
 from orchestrator.records import sweeps as catalog
 from orchestrator.records.checkpoints import KEPT, best_saved, saved_checkpoints
 from orchestrator.records.leases import claimed, deleting
 from orchestrator.settings import Settings
-from orchestrator.storage.store import Storage, Stored, free_bytes, reason
+from orchestrator.storage.store import Storage, Stored, free_bytes
+from orchestrator.text import reason, size_text
 
 YOUNG_S = 3600.0  # what is younger may belong to a process that just begins
 _LITTLE = 5 << 30  # bytes; less free disk than that is said
@@ -97,11 +99,11 @@ def garbage(
     trials, sweeps = claimed(storage)
     limit = time.time() - older_s
     found: list[Garbage] = []
-    for folder, files in _by_folder(storage, "trials").items():
+    for folder, files in _by_folder(storage, layout.TRIALS).items():
         if folder in trials or any(one.modified > limit for one in files):
             continue
         if folder not in modes:
-            found.append(_all("trial of no sweep", f"trials/{folder}", files))
+            found.append(_all("trial of no sweep", layout.trial(folder), files))
         else:
             found += _checkpoints(storage, folder, modes[folder], keep, {one.key: one for one in files})
     ids = {sweep.id for sweep in catalog.sweeps(storage)}
@@ -122,7 +124,7 @@ def remove(storage: Storage, found: Sequence[Garbage]) -> list[Garbage]:
 
     Raises UsageError when one of the trials is being run.
     """
-    trials = {one.key.split("/")[1]: one for one in found if one.folder and one.key.startswith("trials/")}
+    trials = {one.key.split("/")[1]: one for one in found if one.folder and one.key.startswith(f"{layout.TRIALS}/")}
     with deleting(storage, "", trials) as lease:
         referred = _referred(storage)
         gone = [one for one in found if not any(one is trial and i in referred for i, trial in trials.items())]
@@ -136,15 +138,6 @@ def remove(storage: Storage, found: Sequence[Garbage]) -> list[Garbage]:
                 else:
                     storage.delete(stored.key)
     return gone
-
-
-def size_text(size: float) -> str:
-    """Bytes as people read them."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            break
-        size /= 1024
-    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
 
 
 def _bucket(storage: Storage, create: bool) -> Finding:
@@ -216,7 +209,7 @@ def _referred(storage: Storage) -> dict[str, set[str]]:
     """What each trial that any file of a sweep names is compared by: max, min."""
     found: dict[str, set[str]] = defaultdict(set)
     modes = {sweep.id: {sweep.mode} for sweep in catalog.sweeps(storage)}
-    for one in storage.files("sweeps"):
+    for one in storage.files(layout.SWEEPS):
         if one.key.endswith((".json", ".jsonl")):
             for identity in _IDENTITY.findall(storage.read(one.key).decode("utf-8", "replace")):
                 found[identity] |= modes.get(one.key.split("/")[1], {"max", "min"})

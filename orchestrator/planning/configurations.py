@@ -17,9 +17,11 @@ from mcc_core.errors import UsageError
 from mcc_core.experiment_files import merge
 from mcc_core.methods.registry import experiment_of
 from orchestrator.planning.identity import trial_identity
+from orchestrator.search.population import Drawn, first_values
+from orchestrator.search.tpe import Proposal, TpeSearch
 from orchestrator.spec import space as spaces
-from orchestrator.spec.schedulers import Drawn, Pbt, first_values
-from orchestrator.spec.space import Proposal, Random, Tpe, TpeSearch
+from orchestrator.spec.schedulers import Pbt
+from orchestrator.spec.space import Random, Tpe
 from orchestrator.spec.sweep_file import SweepFile, field_value, fixed_fields, with_derived
 
 MAX_TRIALS = 10_000
@@ -47,7 +49,7 @@ class Candidate:
     experiment: Experiment
 
 
-class Maker:
+class ConfigurationBuilder:
     """Makes configurations of a sweep on its base. Raises UsageError for those that are not valid."""
 
     def __init__(self, sweep: SweepFile, source: str) -> None:
@@ -133,10 +135,10 @@ class Maker:
 
 
 @dataclass
-class Roster:
+class ConfigurationSet:
     """The trials of a sweep, each once."""
 
-    maker: Maker
+    maker: ConfigurationBuilder
     home: Path  # where data that is generated lies
     trials: dict[str, Trial] = field(default_factory=dict)
     indexes: dict[str, DataIndex] = field(default_factory=dict)  # by fingerprint
@@ -188,7 +190,7 @@ class Roster:
 class OpenSearch:
     """A TPE search whose later points are not known when it starts."""
 
-    def __init__(self, roster: Roster, recorded: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, roster: ConfigurationSet, recorded: Sequence[Mapping[str, Any]]) -> None:
         sweep = roster.maker.sweep
         assert isinstance(sweep.search, Tpe)
         self.config, self.roster = sweep.search, roster

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from statistics import median
 
 from mcc_core.config import Experiment
-from orchestrator.planning.estimate import past_speeds, speed_profile
 from orchestrator.records.checkpoints import KEPT
+from orchestrator.records.speeds import past_speeds, speed_profile
 from orchestrator.storage.store import Storage
 
 _PICTURE = 200_000  # bytes of a panel, where no trial left any

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import heapq
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from statistics import median
 
 from mcc_core.config import Experiment
 from mcc_core.data.index import DataIndex
-from mcc_core.methods.registry import method_of
+from orchestrator.records.speeds import Speed, past_speeds, speed_profile
 from orchestrator.storage.store import Storage
 
 TRIAL_OVERHEAD_S = 12.0  # start and end of a trial's processes
 _EVALUATION_SHARE = 0.5  # cost of scoring an image against training on it: no backward pass, but every CAM scale
 _LONG_PROBE_S = 20.0
-
-
-@dataclass(frozen=True)
-class Speed:
-    """What an earlier trial measured: seconds, and bytes in storage."""
-
-    iteration_s: float
-    evaluation_s: float | None  # one evaluation; None when it was not measured
-    checkpoint_bytes: float | None = None  # of one checkpoint
-    picture_bytes: float | None = None  # of one panel, on average
 
 
 @dataclass(frozen=True)
@@ -66,30 +54,6 @@ def estimate_sweep(
     durations = [_duration(e, speed, len(index.val)) for e in experiments]
     worked = sum(d * e.train.workers for d, e in zip(durations, experiments, strict=True))
     return Estimate(_makespan(durations, concurrent), max(durations), speed.iteration_s, source, worked)
-
-
-def speed_profile(experiment: Experiment, cpus_per_worker: float, gpus_per_worker: float) -> str:
-    """Name of what decides a trial's speed: network, crop, batch, views, and the processors given to it."""
-    content = {
-        "method": experiment.method,
-        "model": experiment.model.model_dump(mode="json", exclude={"weights"}),
-        "train": [getattr(experiment.train, name) for name in ("crop", "batch_size", "accumulate", "workers")],
-        "compute": experiment.compute.model_dump(mode="json"),
-        "views": method_of(experiment).speed_fields(experiment),
-        "processors": [cpus_per_worker, gpus_per_worker],
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def speed_record(profile: str, identity: str, speed: Speed) -> tuple[str, bytes]:
-    """(key, content) under which a finished trial leaves its speed."""
-    return f"speeds/{profile}/{identity}.json", json.dumps(asdict(speed)).encode()
-
-
-def past_speeds(storage: Storage, profile: str, limit: int = 20) -> list[Speed]:
-    """Speeds that earlier trials of a profile left."""
-    found = [json.loads(storage.read(key)) for key in storage.list(f"speeds/{profile}")[-limit:]]
-    return [Speed(**{f.name: one[f.name] for f in fields(Speed) if f.name in one}) for one in found]
 
 
 def _duration(experiment: Experiment, speed: Speed, val_images: int) -> float:

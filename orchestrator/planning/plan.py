@@ -14,16 +14,18 @@ from mcc_core.config import Experiment
 from mcc_core.data.index import DataIndex
 from mcc_core.errors import UsageError
 from orchestrator.cluster.session import Capacity, local_capacity
-from orchestrator.planning.configurations import Maker, OpenSearch, Roster, Trial
+from orchestrator.planning.configurations import ConfigurationBuilder, ConfigurationSet, OpenSearch, Trial
 from orchestrator.planning.disk import predicted_bytes
 from orchestrator.planning.estimate import Estimate, estimate_sweep
+from orchestrator.records import layout
 from orchestrator.records.events import TrialState, trial_states
-from orchestrator.records.usage import size_text
+from orchestrator.records.status import TrialStatus
 from orchestrator.settings import Settings
 from orchestrator.spec.schedulers import PRUNING
 from orchestrator.spec.space import Tpe, parse
 from orchestrator.spec.sweep_file import SweepFile, check_fields, known_fields, load_sweep, unknown_field
 from orchestrator.storage.store import Storage
+from orchestrator.text import size_text
 
 CLASS_SCORE = "val/cls/single/f1"  # needs no masks
 
@@ -46,7 +48,7 @@ class Plan:
     notes: tuple[str, ...] = ()  # worth a line before it starts
     warnings: tuple[str, ...] = field(default_factory=tuple)
     open: OpenSearch | None = None  # a search that proposes more trials while it runs
-    maker: Maker | None = None  # of further configurations
+    maker: ConfigurationBuilder | None = None  # of further configurations
 
     @property
     def index(self) -> DataIndex:
@@ -90,9 +92,9 @@ def plan_sweep(
     settings = settings or Settings.from_environment()
     chosen = _with_overrides(sweep, source, base, overrides or {}, workers)
     check_fields(chosen, source)
-    maker, storage = Maker(chosen, source), Storage(settings.storage)
+    maker, storage = ConfigurationBuilder(chosen, source), Storage(settings.storage)
     candidates, left_out = maker.planned()
-    roster = Roster(maker, settings.home)
+    roster = ConfigurationSet(maker, settings.home)
     for candidate in candidates:
         roster.add(candidate)
     opened, sweep_id = None, None
@@ -144,12 +146,14 @@ def plan_sweep(
 
 def is_done(state: TrialState, file: SweepFile) -> bool:
     """Whether a sweep needs no run of a trial: it finished, or a scheduler of the kind that the sweep has ended it."""
-    return state.status == "finished" or (state.status == "pruned" and file.scheduler.kind in PRUNING)
+    return state.status == TrialStatus.FINISHED or (
+        state.status == TrialStatus.PRUNED and file.scheduler.kind in PRUNING
+    )
 
 
 def search_key(sweep: str) -> str:
     """Key of the record of a search's proposals."""
-    return f"sweeps/{sweep}/search.json"
+    return layout.search(sweep)
 
 
 def recorded(storage: Storage, sweep: str) -> list[dict[str, Any]]:

@@ -13,15 +13,16 @@ from pathlib import Path
 
 from mcc_core.errors import MCCError
 from mcc_core.files import file_digest
+from orchestrator.records import layout
 from orchestrator.records.events import newest_attempt, starts
 from orchestrator.storage.outbox import Outbox
-from orchestrator.storage.store import Storage, patiently
+from orchestrator.storage.store import Storage, retry
 
 KEPT = 2  # newest checkpoints kept beside the best
 
 
 @dataclass(frozen=True)
-class Saved:
+class CheckpointRecord:
     """A stored checkpoint, as its sidecar describes it."""
 
     iteration: int
@@ -31,21 +32,21 @@ class Saved:
     attempt: int = 0  # that wrote it; 0 where it is not known
 
     @classmethod
-    def of(cls, file: Path, iteration: int, score: float | None, attempt: int) -> Saved:
+    def of(cls, file: Path, iteration: int, score: float | None, attempt: int) -> CheckpointRecord:
         """Describe a local checkpoint file."""
         return cls(iteration, file.stat().st_size, file_digest(file), score, attempt)
 
     def key(self, identity: str) -> str:
         """Key of the file; the sidecar has `.json` behind it."""
         by = f"-{self.attempt:04d}" if self.attempt else ""
-        return f"trials/{identity}/checkpoints/{self.iteration:07d}{by}.pt"
+        return f"{layout.checkpoints(identity)}/{self.iteration:07d}{by}.pt"
 
 
-class CheckpointShelf:
+class CheckpointStore:
     """Stores a trial's checkpoints through an outbox and removes those that are not worth keeping."""
 
     def __init__(
-        self, outbox: Outbox, identity: str, mode: str, saved: Sequence[Saved], start: int, attempt: int
+        self, outbox: Outbox, identity: str, mode: str, saved: Sequence[CheckpointRecord], start: int, attempt: int
     ) -> None:
         """`saved` is what storage has; what is beyond the iteration `start` that an attempt goes on from is spoiled."""
         self.outbox, self.identity, self.mode, self.attempt = outbox, identity, mode, attempt
@@ -55,7 +56,7 @@ class CheckpointShelf:
 
     def add(self, file: Path, iteration: int, score: float | None) -> str:
         """Queue a local checkpoint file, which is moved away, and its sidecar after it. Returns its key."""
-        one = Saved.of(file, iteration, score, self.attempt)
+        one = CheckpointRecord.of(file, iteration, score, self.attempt)
         key = one.key(self.identity)
         self.outbox.put_file(key, file)
         self.outbox.put(f"{key}.json", json.dumps(asdict(one)).encode())
@@ -70,14 +71,14 @@ class CheckpointShelf:
         for one in [s for s in self.saved if s not in keep]:
             self._remove(one)
 
-    def _remove(self, one: Saved) -> None:
+    def _remove(self, one: CheckpointRecord) -> None:
         key = one.key(self.identity)
         self.outbox.put_delete(f"{key}.json")  # first, so that no sidecar promises a file that is gone
         self.outbox.put_delete(key)
         self.saved.remove(one)
 
 
-def best_saved(saved: Sequence[Saved], mode: str) -> Saved | None:
+def best_saved(saved: Sequence[CheckpointRecord], mode: str) -> CheckpointRecord | None:
     """The checkpoint with the best score; the earlier one of equals."""
     scored = [s for s in saved if s.score is not None and s.score == s.score]
     if not scored:
@@ -86,36 +87,36 @@ def best_saved(saved: Sequence[Saved], mode: str) -> Saved | None:
     return max(scored, key=lambda s: (sign * (s.score or 0.0), -s.iteration))
 
 
-def saved_checkpoints(storage: Storage, identity: str) -> list[Saved]:
+def saved_checkpoints(storage: Storage, identity: str) -> list[CheckpointRecord]:
     """Complete checkpoints in order of iteration.
 
     A sidecar that cannot be read does not count, and neither does what an attempt wrote after another had begun
     before that iteration: the trial's history is the other's from there.
     """
     found = []
-    for key in storage.list(f"trials/{identity}/checkpoints"):
+    for key in storage.list(layout.checkpoints(identity)):
         if key.endswith(".pt.json"):
             try:
-                found.append(Saved(**json.loads(storage.read(key))))
+                found.append(CheckpointRecord(**json.loads(storage.read(key))))
             except (ValueError, TypeError):
                 continue
     known = [s.attempt for s in found if s.attempt]
     begun = starts(storage, identity, after=min(known)) if known else {}
 
-    def stands(one: Saved) -> bool:
+    def stands(one: CheckpointRecord) -> bool:
         later = [first for number, first in begun.items() if number > one.attempt]
         return not one.attempt or all(one.iteration <= first for first in later)
 
     return sorted(filter(stands, found), key=_order)
 
 
-def _order(one: Saved) -> tuple[int, int]:
+def _order(one: CheckpointRecord) -> tuple[int, int]:
     return one.iteration, one.attempt
 
 
 def newest_checkpoint(
     storage: Storage, identity: str, folder: Path, *, only: int | None = None
-) -> tuple[Saved | None, Path | None, list[str]]:
+) -> tuple[CheckpointRecord | None, Path | None, list[str]]:
     """(checkpoint, local file, complaints): the newest whose content is what was written.
 
     A file in a bucket is copied into `folder`. Complaints name files that are cut short or changed.
@@ -144,7 +145,7 @@ def newest_checkpoint(
 
 def newest_iteration(storage: Storage, identity: str) -> int:
     """Iteration of a trial's newest complete checkpoint, 0 without one. Waits for storage that is away."""
-    saved = patiently(lambda: saved_checkpoints(storage, identity))
+    saved = retry(lambda: saved_checkpoints(storage, identity))
     return saved[-1].iteration if saved else 0
 
 
@@ -156,7 +157,9 @@ def copy_checkpoint(storage: Storage, donor: str, iteration: int, identity: str)
     with tempfile.TemporaryDirectory() as folder:
         one, file, complaints = newest_checkpoint(storage, donor, Path(folder), only=iteration)
         if one is None or file is None:
-            raise MCCError("; ".join(complaints) or f"{storage.where(f'trials/{donor}')}: no checkpoint at {iteration}")
+            raise MCCError(
+                "; ".join(complaints) or f"{storage.where(layout.trial(donor))}: no checkpoint at {iteration}"
+            )
         for own in saved_checkpoints(storage, identity):
             if own.iteration == iteration:
                 storage.delete(f"{own.key(identity)}.json")  # until the file is whole nothing promises it

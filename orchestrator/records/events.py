@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mcc_core.errors import MCCError
+from orchestrator.records import layout
+from orchestrator.records.status import TrialStatus
 from orchestrator.storage.outbox import Outbox
 from orchestrator.storage.store import Storage
 
@@ -37,7 +39,7 @@ _LAST = 999_999  # segment number of an end that is written from outside the att
 
 def events_folder(identity: str) -> str:
     """Key of the folder of a trial's event segments."""
-    return f"trials/{identity}/events"
+    return layout.events(identity)
 
 
 class EventLog:
@@ -145,9 +147,9 @@ def history(storage: Storage, identity: str) -> list[Event]:
 
 @dataclass(frozen=True)
 class TrialState:
-    """How far a trial is: new (no event), running (or cut off), finished, failed, stopped, pruned."""
+    """How far a trial is; `running` may be cut off."""
 
-    status: str
+    status: TrialStatus
     attempt: int = 0
     message: str = ""
     metrics: dict[str, float] | None = None
@@ -159,13 +161,13 @@ def trial_state(storage: Storage, identity: str) -> TrialState:
     """State by the last segment alone."""
     names = segments(storage, identity)
     if not names:
-        return TrialState("new")
+        return TrialState(TrialStatus.NEW)
     attempt = int(names[-1].split("-")[0])
     last = read_segment(storage, identity, names[-1])[-1]
     if last["kind"] != "end":
-        return TrialState("running", attempt)
+        return TrialState(TrialStatus.RUNNING, attempt)
     launch, cause = last.get("launch", ""), last.get("cause", "")
-    return TrialState(last["status"], attempt, last["message"], last.get("metrics"), launch, cause)
+    return TrialState(TrialStatus(last["status"]), attempt, last["message"], last.get("metrics"), launch, cause)
 
 
 def trial_states(storage: Storage, identities: Iterable[str]) -> dict[str, TrialState]:
@@ -177,7 +179,7 @@ def trial_states(storage: Storage, identities: Iterable[str]) -> dict[str, Trial
 def claim_attempt(storage: Storage, identity: str) -> int:
     """Number of a new attempt, put on record at once: one that never got to write an event keeps its number, and no
     two have the same."""
-    folder = f"trials/{identity}/attempts"
+    folder = layout.attempts(identity)
     mark = json.dumps({"t": round(time.time(), 3), "host": socket.gethostname(), "pid": os.getpid()}).encode()
     number = 1 + newest_attempt(storage, identity)
     while not storage.create(f"{folder}/{number:04d}.json", mark):
@@ -199,12 +201,19 @@ def starts(storage: Storage, identity: str, *, after: int = 0) -> dict[int, int]
 
 def newest_attempt(storage: Storage, identity: str) -> int:
     """The highest number that an attempt of a trial has had; 0 when there was none."""
-    names = [key.rsplit("/", 1)[1] for key in storage.list(f"trials/{identity}/attempts")] + segments(storage, identity)
+    names = [key.rsplit("/", 1)[1] for key in storage.list(layout.attempts(identity))] + segments(storage, identity)
     return max((int(name[:4]) for name in names), default=0)
 
 
 def write_end(
-    storage: Storage, identity: str, status: str, message: str, *, launch: str = "", iteration: int = 0, cause: str = ""
+    storage: Storage,
+    identity: str,
+    status: TrialStatus,
+    message: str,
+    *,
+    launch: str = "",
+    iteration: int = 0,
+    cause: str = "",
 ) -> None:
     """End the newest attempt from outside, for a worker that could not do it itself."""
     names = segments(storage, identity)
@@ -219,7 +228,7 @@ def write_attempt(
 ) -> None:
     """A whole attempt at once, of a trial that measures something finished and trains nothing."""
     attempt, now = claim_attempt(storage, identity), round(time.time(), 3)
-    end = {"status": "finished", "message": "", "metrics": metrics, "launch": ""}
+    end = {"status": TrialStatus.FINISHED, "message": "", "metrics": metrics, "launch": ""}
     events: list[Event] = [
         {"t": round(began, 3), "kind": "start", "iteration": iteration, "attempt": attempt, "info": info},
         {"t": now, "kind": "metrics", "iteration": iteration, "metrics": metrics},

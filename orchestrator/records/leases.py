@@ -11,10 +11,11 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from mcc_core.errors import MCCError, UsageError
+from orchestrator.processes import born
+from orchestrator.records import layout
 from orchestrator.storage.store import Storage
 
 _REFRESH_S = 10.0
@@ -28,7 +29,7 @@ class Lease:
         self, storage: Storage, launch: str, sweep: str, identities: Iterable[str], *, deletes: bool = False
     ) -> None:
         """`deletes`: the trials are not to be run but deleted."""
-        self.storage, self.key = storage, f"leases/{launch}.json"
+        self.storage, self.key = storage, layout.lease(launch)
         self.content = {
             "launch": launch,
             "sweep": sweep,
@@ -122,7 +123,7 @@ def _busy(number: int, lease: dict[str, Any]) -> UsageError:
 
 
 def _others(storage: Storage, own: str) -> Iterator[dict[str, Any]]:
-    for key in storage.list("leases"):
+    for key in storage.list(layout.LEASES):
         if key == own:
             continue
         try:
@@ -149,11 +150,3 @@ def _lives(lease: dict[str, Any]) -> bool:
     except PermissionError:
         pass
     return bool(born(lease["pid"]) == lease["born"])
-
-
-def born(pid: int) -> str:
-    """Start time of a process, which tells it from a later one of the same number; empty where not to be had."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except (OSError, IndexError):
-        return ""

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from mcc_core.errors import UsageError
 from orchestrator.records import sweeps as catalog
-from orchestrator.records.checkpoints import Saved, best_saved, saved_checkpoints
+from orchestrator.records.checkpoints import CheckpointRecord, best_saved, saved_checkpoints
 from orchestrator.records.events import trial_state
+from orchestrator.records.status import TrialStatus
 from orchestrator.settings import Settings
 from orchestrator.storage.store import Storage
 
@@ -34,7 +35,7 @@ def find_checkpoint(name: str, settings: Settings, source: str = "CHECKPOINT") -
         raise UsageError(f"{source}: {sweep.id} has no trial {trial_name}; such as {close[0]}")
     identity = trials[trial_name]
     saved = best_saved(saved_checkpoints(storage, identity), sweep.mode)
-    if trial_state(storage, identity).status != "finished" or saved is None:
+    if trial_state(storage, identity).status != TrialStatus.FINISHED or saved is None:
         raise UsageError(f"{source}: {name} has no finished training; mcc sweep status {sweep.id}")
     return fetch(storage, settings, identity, saved)
 
@@ -48,12 +49,12 @@ def networks_by_seed(name: str, settings: Settings) -> dict[int, str]:
     for sweep in catalog.sweeps(storage):
         if sweep_name in {sweep.id, sweep.document["name"]}:
             trials = [t for t in sweep.document["trials"] if t["point"] == point and t["name"] != point]
-            done = [t for t in trials if trial_state(storage, t["identity"]).status == "finished"]
+            done = [t for t in trials if trial_state(storage, t["identity"]).status == TrialStatus.FINISHED]
             return {t["seed"]: f"{sweep.id}/{t['name']}" for t in done}
     return {}
 
 
-def fetch(storage: Storage, settings: Settings, identity: str, saved: Saved) -> Path:
+def fetch(storage: Storage, settings: Settings, identity: str, saved: CheckpointRecord) -> Path:
     """A trial's checkpoint as a local file."""
     key = saved.key(identity)
     if (local := storage.local(key)) is not None:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mcc_core.errors import UsageError
-from orchestrator.analysis.figures import Result
+from orchestrator.records import layout
 from orchestrator.records.events import TrialState, history, trial_states
 from orchestrator.records.leases import claimed
-from orchestrator.settings import Settings
+from orchestrator.records.results import Result
+from orchestrator.records.status import DONE, TrialStatus
 from orchestrator.storage.store import Storage
 
 _RESULTS = "results.json"
@@ -40,7 +41,7 @@ class Sweep:
 
 def sweeps(storage: Storage) -> list[Sweep]:
     """All sweeps, newest first."""
-    found = storage.each(lambda key: _sweep(storage, key), storage.folders("sweeps"))
+    found = storage.each(lambda key: _sweep(storage, key), storage.folders(layout.SWEEPS))
     return sorted((sweep for sweep in found if sweep), key=lambda sweep: sweep.created, reverse=True)
 
 
@@ -72,8 +73,9 @@ def results(storage: Storage, document: Mapping[str, Any]) -> list[Result]:
     """
     known = _remembered(storage, document["sweep"])
     states = trial_states(storage, (t["identity"] for t in document["trials"] if t["identity"] not in known))
-    alive = claimed(storage)[0] if any(s.status == "running" for s in states.values()) else set()
-    found = {i: known.get(i) or TrialState("new") for i in (t["identity"] for t in document["trials"])} | states
+    alive = claimed(storage)[0] if any(s.status == TrialStatus.RUNNING for s in states.values()) else set()
+    new = TrialState(TrialStatus.NEW)
+    found = {t["identity"]: known.get(t["identity"], new) for t in document["trials"]} | states
     return [*storage.each(lambda t: _result(storage, t, found[t["identity"]], alive), document["trials"])]
 
 
@@ -82,61 +84,39 @@ def remember(storage: Storage, sweep: str, results: Sequence[Result]) -> None:
     kept = {
         r.identity: {"status": r.status, "metrics": dict(r.metrics), "message": r.message}
         for r in results
-        if r.status in {"finished", "pruned"} and r.metrics
+        if r.status in DONE and r.metrics
     }
-    storage.write(f"sweeps/{sweep}/{_RESULTS}", json.dumps(kept).encode())
+    storage.write(layout.results(sweep), json.dumps(kept).encode())
 
 
 def forget(storage: Storage, sweep: str) -> None:
     """Ask the trials themselves again."""
-    storage.delete(f"sweeps/{sweep}/{_RESULTS}")
+    storage.delete(layout.results(sweep))
 
 
 def _remembered(storage: Storage, sweep: str) -> dict[str, TrialState]:
     try:
-        kept = json.loads(storage.read(f"sweeps/{sweep}/{_RESULTS}"))
-        return {i: TrialState(one["status"], message=one["message"], metrics=one["metrics"]) for i, one in kept.items()}
+        kept = json.loads(storage.read(layout.results(sweep)))
+        return {
+            i: TrialState(TrialStatus(one["status"]), message=one["message"], metrics=one["metrics"])
+            for i, one in kept.items()
+        }
     except (FileNotFoundError, ValueError, KeyError, TypeError):  # not there, or not ours
         return {}
 
 
 def _result(storage: Storage, trial: Mapping[str, Any], state: TrialState, alive: set[str]) -> Result:
     identity, metrics, status, message = trial["identity"], state.metrics or {}, state.status, state.message
-    if not metrics and status != "new":
+    if not metrics and status != TrialStatus.NEW:
         for event in history(storage, identity):
             if event["kind"] == "metrics":
                 metrics = metrics | {k: v for k, v in event["metrics"].items() if k.startswith("val/")}
-    if status == "running" and identity not in alive:
-        status, message = "interrupted", "cut off; submit the sweep again to go on from its last checkpoint"
+    if status == TrialStatus.RUNNING and identity not in alive:
+        status, message = TrialStatus.INTERRUPTED, "cut off; submit the sweep again to go on from its last checkpoint"
     log = None
-    if status not in {"new", "finished", "pruned"} and (logs := storage.list(f"trials/{identity}/logs")):
+    if status not in {TrialStatus.NEW, TrialStatus.FINISHED, TrialStatus.PRUNED} and (
+        logs := storage.list(layout.logs(identity))
+    ):
         log = storage.where(logs[-1])
     point, varied, seed = trial["point"], trial["varied"], trial["seed"]
     return Result(identity, trial["name"], point, varied, seed, status, metrics, message, log, state.cause)
-
-
-def tracked_results(settings: Settings, storage: Storage, sweep: Sweep) -> tuple[list[Result], dict[str, str], str]:
-    """(trials, ids of their MLflow runs by identity, a note for people) as MLflow has them.
-
-    Where MLflow does not answer or lacks a trial that finished, the event logs answer.
-    """
-    from orchestrator.tracking import queries as mlflow_results
-
-    stored, note = results(storage, sweep.document), ""
-    try:
-        pairs = mlflow_results.results(settings, sweep.id)
-    except Exception as error:  # whatever MLflow, its database or its network come up with
-        pairs, note = [], f"MLflow does not answer ({type(error).__name__}); this is from the event logs"
-    shown = {result.identity: (result, run) for result, run in pairs}
-    lacking = [
-        r
-        for r in stored
-        if r.status == "finished" and (r.identity not in shown or shown[r.identity][0].status != "finished")
-    ]
-    if lacking and not note:
-        note = (
-            f"MLflow lacks {len(lacking)} finished trials, so this is from the event logs; mcc track rebuild {sweep.id}"
-        )
-    if note:
-        return stored, {identity: run for identity, (_, run) in shown.items()}, note
-    return [result for result, _ in pairs], {identity: run for identity, (_, run) in shown.items()}, ""

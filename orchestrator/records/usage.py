@@ -44,11 +44,3 @@ def usage(found: Iterable[Span], since: float = 0.0) -> Usage:
         wall += max(0.0, span.end - max(span.start, reached))
         reached = max(reached, span.end)
     return Usage(wall, sum((s.end - s.start) * s.workers for s in cut), len(cut))
-
-
-def size_text(size: float) -> str:
-    """Bytes as people say them: 830 kB, 21 MB, 1.2 GB."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:.3g} {unit}"
-    return f"{size:.0f} bytes"

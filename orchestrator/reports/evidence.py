@@ -11,9 +11,12 @@ from functools import cached_property
 from typing import Any
 
 from orchestrator.analysis.ablation import reference
-from orchestrator.analysis.leaderboard import Result, Row, leaderboard
+from orchestrator.analysis.leaderboard import Row, leaderboard
+from orchestrator.records import layout
 from orchestrator.records import sweeps as catalog
 from orchestrator.records.events import Event, EventReader, settled
+from orchestrator.records.results import Result
+from orchestrator.records.status import TrialStatus
 from orchestrator.records.usage import Span, spans
 from orchestrator.storage.store import Storage
 
@@ -70,7 +73,7 @@ class Evidence:
         scored = [
             r
             for r in self.results
-            if r.status == "finished" and r.metrics.get(metric, float("nan")) == r.metrics.get(metric)
+            if r.status == TrialStatus.FINISHED and r.metrics.get(metric, float("nan")) == r.metrics.get(metric)
         ]
         return sorted(scored, key=lambda r: r.metrics[metric], reverse=self.file["mode"] == "max")
 
@@ -89,11 +92,11 @@ def _record(storage: Storage, trial: Mapping[str, Any]) -> Record:
     found = list(EventReader(storage, identity))
     environment: Mapping[str, Any] = {}
     with suppress(FileNotFoundError, ValueError):
-        environment = json.loads(storage.read(f"trials/{identity}/environment.json"))
+        environment = json.loads(storage.read(layout.environment(identity)))
     return Record(
         settled(event for _, events in found for event in events),
         spans(found, trial["experiment"]["train"]["workers"]),
-        sum(one.size for one in storage.files(f"trials/{identity}")),
+        sum(one.size for one in storage.files(layout.trial(identity))),
         environment,
     )
 

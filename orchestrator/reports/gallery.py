@@ -13,7 +13,7 @@ from mcc_core import checkpoint as checkpoints
 from mcc_core.data.voc import read_mask, read_rgb
 from mcc_core.evaluation.inference import panel, predict
 from mcc_core.evaluation.protocols import ProtocolName
-from orchestrator.analysis.images import Versus
+from orchestrator.analysis.images import ImageComparison
 from orchestrator.reports.pages import render
 
 
@@ -26,7 +26,7 @@ class Side:
 
 
 def write_gallery(
-    found: Versus,
+    found: ImageComparison,
     sides: tuple[Side, Side],
     images: Mapping[str, Path],
     masks: Mapping[str, Path],

@@ -11,13 +11,14 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from orchestrator.environment import hidden
-from orchestrator.records.usage import size_text, usage
+from orchestrator.records.status import DONE
+from orchestrator.records.usage import usage
+from orchestrator.redaction import redact
 from orchestrator.reports.document import Code, Grid, Part, Section, Text
 from orchestrator.reports.evidence import Evidence
+from orchestrator.spec.posthoc_file import PosthocFile
 from orchestrator.spec.sweep_file import SweepFile
-from orchestrator.workflows.posthoc import PosthocFile
-from orchestrator.workflows.terminal import duration
+from orchestrator.text import duration, size_text
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "ray", "mlflow", "optuna")
 
@@ -61,7 +62,7 @@ def cost(evidence: Evidence) -> Section:
     every = [span for record in evidence.records.values() for span in record.spans]
     since, whole = usage(every, document["created"]), usage(every)
     ran = [r for r in evidence.records.values() if any(span.end > document["created"] for span in r.spans)]
-    done = all(r.status in {"finished", "pruned"} for r in evidence.results)
+    done = all(r.status in DONE for r in evidence.results)
     lines = [["", "predicted", "actual" if done else "actual so far", "actual / predicted"]]
 
     def line(name: str, predicted: float | None, actual: float, text: Any) -> None:
@@ -107,7 +108,7 @@ def environment(evidence: Evidence) -> Section:
         parts.append(
             Code("\n".join(f"{name}=={version}" for name, version in packages.items()), f"All {len(packages)} packages")
         )
-    parts.append(Text(f"Storage: {hidden(evidence.storage.url)}"))
+    parts.append(Text(f"Storage: {redact(evidence.storage.url)}"))
     return Section("Environment", parts)
 
 
@@ -118,7 +119,7 @@ def repeat(evidence: Evidence) -> Section:
     told = "sweep.yaml, beside this report and below, is the sweep with every option that its command line had."
     parts: list[Part] = [Text(told), Code(f"{checkout}mcc sweep submit sweep.yaml")]
     if command := list(document["command"]):
-        ran = shlex.join([Path(command[0]).name, *map(hidden, command[1:])])
+        ran = shlex.join([Path(command[0]).name, *map(redact, command[1:])])
         parts.append(Text(f"It was started by: {ran}"))
     parts.append(Code(sweep_yaml(evidence), "sweep.yaml"))
     return Section("Repeat it", parts)

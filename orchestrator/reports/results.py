@@ -14,6 +14,7 @@ from orchestrator.analysis.figures import curves, heat_map
 from orchestrator.analysis.importance import Configuration, importances, means_by_value, needed
 from orchestrator.analysis.leaderboard import COLUMNS, all_background, front, table
 from orchestrator.analysis.statistics import paired
+from orchestrator.records.status import DONE, TrialStatus
 from orchestrator.reports.document import Code, Grid, Part, Picture, Section, Text
 from orchestrator.reports.evidence import Evidence, jpeg, panels
 from orchestrator.reports.provenance import cost, environment, repeat, trials
@@ -57,7 +58,7 @@ def outcome(evidence: Evidence) -> Section:
                 f"{file['protocol']} on {file['split']}. There are no learning curves and no panels."
             )
         )
-    if set(counts) - {"finished", "pruned"}:
+    if set(counts) - DONE:
         parts.append(Text("The sweep is not complete: this is what storage had when the report was made."))
     if not rows:
         parts.append(Text("No trial has finished, so nothing is ranked yet."))
@@ -213,7 +214,7 @@ def classes(evidence: Evidence) -> Section | None:
     keys = [k for k in next(r for r in evidence.rows if r.point == base).values if k.startswith(f"{stage}/iou/")]
     if not keys:
         return Section("IoU by class", [Text(f"{metric}: no IoU of single classes was measured at this stage.")])
-    order = list(next(r for r in evidence.results if r.point == base and r.status == "finished").metrics)
+    order = list(next(r for r in evidence.results if r.point == base and r.status == TrialStatus.FINISHED).metrics)
     others = [row.point for row in evidence.rows if row.point != base][: MOST_COMPARED - 1]
     lines = [["class", base, *others]]
     for key in sorted(keys, key=order.index):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mcc_core.errors import MCCError
+from orchestrator.records import layout
 from orchestrator.records import sweeps as catalog
 from orchestrator.reports.document import pictures, to_html, to_markdown
 from orchestrator.reports.evidence import gather
@@ -57,14 +58,14 @@ def write_report(settings: Settings, name: str | None, out: Path | None) -> tupl
 
 def is_quick(storage: Storage, document: Mapping[str, Any]) -> bool:
     """Whether a sweep's report takes no time worth speaking of, so that every end of the sweep writes it."""
-    return storage.local(f"sweeps/{document['sweep']}") is not None and len(document["trials"]) <= _QUICK_TRIALS
+    return storage.local(layout.sweep(document["sweep"])) is not None and len(document["trials"]) <= _QUICK_TRIALS
 
 
 def final_report(settings: Settings, storage: Storage, document: Mapping[str, Any], *, track: bool) -> tuple[str, str]:
     """Write the page beside the sweep's summary, and to MLflow with `track`; returns (where, what went wrong)."""
     from orchestrator.tracking.sync import attach
 
-    folder = f"sweeps/{document['sweep']}"
+    folder = layout.sweep(document["sweep"])
     key = f"{folder}/{PAGE}"
     try:
         # The plan on record: where nothing was left to run it is that of the launch that ran the trials.

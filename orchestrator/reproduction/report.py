@@ -10,16 +10,16 @@ from pathlib import Path
 from rich.console import Console
 
 from mcc_core.errors import MCCError
-from orchestrator.planning.configurations import Maker
+from orchestrator.planning.configurations import ConfigurationBuilder
 from orchestrator.planning.plan import Plan, plan_document
 from orchestrator.records.events import history
-from orchestrator.records.usage import size_text
 from orchestrator.reports.document import Code, Grid, Picture, Section, pictures, to_html, to_markdown
 from orchestrator.reproduction.scores import Line, rows
 from orchestrator.settings import Settings
 from orchestrator.spec.paper_table import PaperTable
 from orchestrator.spec.sweep_file import SweepFile
 from orchestrator.storage.store import Storage
+from orchestrator.text import size_text
 from orchestrator.tracking import sync as tracking
 
 
@@ -96,7 +96,7 @@ def print_costs(
 ) -> None:
     """Trials, images and FLOPs of a table, and hours on GPUs, before anything starts; without a plan (data are
     missing) what the sweep alone tells."""
-    candidates = [candidate.experiment for candidate in Maker(sweep, name).planned()[0]]
+    candidates = [candidate.experiment for candidate in ConfigurationBuilder(sweep, name).planned()[0]]
     experiments = candidates * len(sweep.seeds)
     images = sum(e.train.iterations * e.train.global_batch for e in experiments)
     done = f", {len(plan.finished)} of them done" if plan else ""

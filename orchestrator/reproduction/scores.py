@@ -23,12 +23,14 @@ from mcc_core.methods.mcc.network import build_vit
 from mcc_core.pseudo_labels.crf import require_crf
 from mcc_core.validation import validate
 from orchestrator.evaluation.request import evaluation_request
-from orchestrator.evaluation.run import Means, evaluate_checkpoint
+from orchestrator.evaluation.run import ExecutionOptions, evaluate_checkpoint
 from orchestrator.evaluation.voc_server import write_submission
 from orchestrator.planning.plan import Plan, plan_sweep
+from orchestrator.records import layout
 from orchestrator.records.checkpoints import saved_checkpoints
 from orchestrator.records.events import history, trial_state
 from orchestrator.records.lookup import fetch
+from orchestrator.records.status import TrialStatus
 from orchestrator.settings import Settings
 from orchestrator.spec.paper_table import PaperTable, Target, differences
 from orchestrator.spec.sweep_file import SweepFile
@@ -142,7 +144,7 @@ def score_plan(
     found: dict[tuple[str, int], Path] = {}
     for trial in plan.trials:
         saved = saved_checkpoints(storage, trial.identity)
-        if trial_state(storage, trial.identity).status == "finished" and saved:
+        if trial_state(storage, trial.identity).status == TrialStatus.FINISHED and saved:
             found[trial.point, trial.seed] = fetch(storage, settings, trial.identity, saved[-1])
     origin = _origin(storage, plan.trials[0].identity)
     return _lines(table, found, origin, None, settings, out, processes, on_image)
@@ -189,7 +191,7 @@ def _lines(
             wanted = list(dict.fromkeys(t.protocol for t in own if t.split == split))
             request = evaluation_request(file, wanted, split, {}, data=str(data) if data else None)
             note = partial(on_image, f"{point} on {split}")
-            result = evaluate_checkpoint(request, folder / split, settings, Means(processes=processes), note)
+            result = evaluate_checkpoint(request, folder / split, settings, ExecutionOptions(processes=processes), note)
             scores[point, seed] |= {m.key: m.value for found in result.metrics.values() for m in found}
         for target in (t for t in own if t.server):
             archive = out / f"{point}-{seed}-{target.split}.tar.gz"
@@ -222,7 +224,7 @@ def _aspects(line: Line, reasons: Mapping[str, str], origin: Origin) -> tuple[As
 
 def _origin(storage: Storage, identity: str) -> Origin:
     """What a trial left on record of its code and machine."""
-    recorded = json.loads(storage.read(f"trials/{identity}/environment.json"))
+    recorded = json.loads(storage.read(layout.environment(identity)))
     info: Mapping[str, Any] = next((e["info"] for e in history(storage, identity) if e["kind"] == "start"), {})
     git = recorded.get("git") or {}
     commit = f", commit {git['commit'][:12]}" if git else ""
@@ -273,7 +275,7 @@ def _submit(
         return
     request = evaluation_request(file, [target.protocol], target.split, {}, data=str(root), keep_masks=True, blind=True)
     note = partial(on_image, f"{target.point} on {target.split}")
-    result = evaluate_checkpoint(request, folder, settings, Means(processes=processes), note)
+    result = evaluate_checkpoint(request, folder, settings, ExecutionOptions(processes=processes), note)
     write_submission(result.masks(target.protocol), result.images, archive)
 
 

@@ -75,8 +75,8 @@ def _renamed(node: Any, names: Mapping[str, str]) -> Any:
 
 def sweep_schema() -> Json:
     """Schema of a sweep file: over training, or (with `of`) over evaluation parameters."""
+    from orchestrator.spec.posthoc_file import PosthocFile
     from orchestrator.spec.sweep_file import SweepFile
-    from orchestrator.workflows.posthoc import PosthocFile
 
     definitions: Json = {}
     for model in (SweepFile, PosthocFile):

@@ -11,7 +11,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -251,79 +251,6 @@ def random_point(parameters: Sequence[Parameter], seed: int, number: int, base: 
     return drawn(parameters, lambda _, space: space.value(space.draw(rng)), base)
 
 
-@dataclass
-class Proposal:
-    """A point of a TPE search and what came of it."""
-
-    number: int
-    params: dict[str, Any]  # as Optuna drew them: what the search is rebuilt from
-    values: dict[str, Any] = field(default_factory=dict)  # dotted field to value
-
-
-class TpeSearch:
-    """Asks Optuna for points and tells it their results."""
-
-    def __init__(
-        self, config: Tpe, parameters: Sequence[Parameter], modes: Sequence[str], base: Callable[[str], Any]
-    ) -> None:
-        import optuna
-
-        self.config, self.parameters, self.base = config, list(parameters), base
-        self._study = study(optuna.samplers.RandomSampler(seed=0), modes)
-        self._open: dict[int, optuna.Trial] = {}
-
-    @property
-    def proposed(self) -> int:
-        return len(self._study.get_trials(deepcopy=False))
-
-    def propose(self, recorded: Mapping[str, Any] | None = None) -> Proposal:
-        """The next point. `recorded` are the parameters that were drawn for it in an earlier launch."""
-        import optuna
-
-        number = self.proposed
-        seed = mixed(self.config.seed, number)
-        if number < self.config.startup:
-            self._study.sampler = optuna.samplers.RandomSampler(seed=seed)
-        else:
-            self._study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.config.startup)
-        if recorded is not None:
-            self._study.enqueue_trial(dict(recorded))
-        trial = self._study.ask()
-        values = drawn(self.parameters, lambda name, space: space.suggested(trial, name), self.base)
-        self._open[number] = trial
-        return Proposal(number, dict(trial.params), values)
-
-    def tell(self, number: int, values: Sequence[float] | None, pruned_at: int | None = None) -> None:
-        """The result of a proposal, once: its objectives, or None where it failed.
-
-        Args:
-            pruned_at: iteration at which the scheduler ended it (searches with one objective).
-        """
-        import optuna
-
-        trial = self._open.pop(number, None)
-        if trial is None:
-            return
-        if values is None or any(map(math.isnan, values)):
-            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        elif pruned_at is not None and len(values) == 1:
-            trial.report(values[0], pruned_at)
-            self._study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-        else:
-            self._study.tell(trial, list(values))
-
-
 def mixed(*numbers: int | str) -> int:
     """One 32-bit seed of several numbers or texts."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, numbers)).encode()).digest()[:4])
-
-
-def study(
-    sampler: optuna.samplers.BaseSampler, modes: Sequence[str], pruner: optuna.pruners.BasePruner | None = None
-) -> optuna.Study:
-    """An Optuna study in memory; what must outlive the process is recorded by its users."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    directions = [getattr(optuna.study.StudyDirection, f"{mode}imize".upper()) for mode in modes]
-    return optuna.create_study(directions=directions, sampler=sampler, pruner=pruner)

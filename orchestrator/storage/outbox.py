@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from orchestrator.records.leases import born
-from orchestrator.storage.store import Storage, is_full, patiently
+from orchestrator.processes import born
+from orchestrator.storage.store import Storage, is_full, retry
 
 _RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0)  # pauses between attempts at one file
 
@@ -46,7 +46,7 @@ class Outbox:
 
     def put(self, key: str, data: bytes) -> None:
         """Queue a file with this content."""
-        patiently(lambda: self._queue(self._written(data), "put", key), when=is_full)
+        retry(lambda: self._queue(self._written(data), "put", key), when=is_full)
 
     def put_file(self, key: str, file: Path) -> None:
         """Queue a file, which is moved away."""
@@ -54,7 +54,7 @@ class Outbox:
 
     def put_delete(self, key: str) -> None:
         """Queue the removal of a stored file, after everything queued before."""
-        patiently(lambda: self._queue(self._written(b""), "del", key), when=is_full)
+        retry(lambda: self._queue(self._written(b""), "del", key), when=is_full)
 
     def drain(self, timeout: float) -> bool:
         """Wait until everything queued is stored; False when that takes longer than `timeout` seconds."""
@@ -156,10 +156,10 @@ def alone(file: Path, seconds: float = 30.0) -> Iterator[None]:
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a+") as lock:
         try:
-            patiently(lambda: fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB), seconds)
+            retry(lambda: fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB), seconds)
         except OSError:
             _kill_holder(file)
-            patiently(lambda: fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB), seconds)
+            retry(lambda: fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB), seconds)
         with contextlib.suppress(OSError):  # no space
             lock.truncate(0)
             lock.write(json.dumps([socket.gethostname(), os.getpid(), born(os.getpid())]))

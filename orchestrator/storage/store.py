@@ -23,6 +23,7 @@ from pyarrow import fs
 
 from mcc_core.errors import UsageError
 from mcc_core.files import PART, whole
+from orchestrator.text import reason
 
 _BLOCK = 8 << 20  # bytes
 PATIENCE_S = 600.0
@@ -291,7 +292,7 @@ class Storage:
         return ((key, kind) for key, kind in found if not key.endswith((PART, "/")) and key != prefix)
 
 
-def patiently(
+def retry(
     action: Callable[[], T], seconds: float = PATIENCE_S, when: Callable[[OSError], bool] = lambda error: True
 ) -> T:
     """Result of `action`, tried again while storage does not answer (or `when` the error is such), for `seconds`."""
@@ -324,12 +325,6 @@ def free_bytes(folder: Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
-
-
-def reason(error: BaseException) -> str:
-    """An error as one line of bounded length; of a long one the beginning and the end, where nested causes stand."""
-    line = " ".join(str(error).split()) or type(error).__name__
-    return line if len(line) <= 400 else f"{line[:200]} [...] {line[-195:]}"
 
 
 def _inside(key: str) -> str:

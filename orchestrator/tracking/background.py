@@ -1,4 +1,4 @@
-"""Feeding MLflow in the background of a sweep, patiently."""
+"""Feeding MLflow in the background of a sweep, retry."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.environment import hidden
+from orchestrator.redaction import redact
 from orchestrator.settings import Settings
 from orchestrator.tracking.sync import Tracker
 
 
-class Feeder:
+class BackgroundSync:
     """Feeds MLflow from a thread, and goes on trying when it is away. `problem` says why it waits, `complaints` which
     trials it cannot show."""
 
@@ -24,7 +24,7 @@ class Feeder:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="tracking", daemon=True)
 
-    def __enter__(self) -> Feeder:
+    def __enter__(self) -> BackgroundSync:
         self._thread.start()
         return self
 
@@ -59,7 +59,7 @@ class Feeder:
             if last:
                 self._tracker.finish()
         except Exception as error:  # MLflow, its database, its network, storage: all of it only delays the view
-            self.problem = hidden(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            self.problem = redact(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
             self._tracker = None  # what it had not sent yet is read again from storage
             return False
         self.problem, self.complaints = None, self._tracker.complaints

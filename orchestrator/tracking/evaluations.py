@@ -9,10 +9,10 @@ from pathlib import Path
 
 from mcc_core.errors import MCCError
 from mcc_core.evaluation.protocols import PROTOCOLS
-from orchestrator.environment import hidden
 from orchestrator.evaluation.run import Evaluation
+from orchestrator.redaction import redact
 from orchestrator.settings import Settings
-from orchestrator.storage.store import reason
+from orchestrator.text import reason
 from orchestrator.tracking import client as mlflow_files
 from orchestrator.tracking.names import metric_name
 
@@ -56,5 +56,5 @@ def track_evaluation(settings: Settings, result: Evaluation, checkpoint: Path) -
             client.log_artifact(run, str(result.folder / file))
         client.set_terminated(run, "FINISHED")
     except (mlflow.exceptions.MlflowException, OSError) as error:
-        raise MCCError(hidden(f"MLflow at {settings.tracking_uri}: {type(error).__name__}: {reason(error)}")) from None
+        raise MCCError(redact(f"MLflow at {settings.tracking_uri}: {type(error).__name__}: {reason(error)}")) from None
     return run

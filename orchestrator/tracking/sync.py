@@ -23,14 +23,19 @@ import yaml
 from mcc_core.errors import MCCError
 from mcc_core.methods.registry import experiment_of
 from mcc_core.validation import flatten
-from orchestrator.analysis import figures as report
-from orchestrator.environment import hidden
+from orchestrator.analysis.figures import markdown, summary
+from orchestrator.analysis.leaderboard import COLUMNS, all_background, leaderboard, table
+from orchestrator.records import layout
 from orchestrator.records import sweeps as catalog
 from orchestrator.records.checkpoints import best_saved, saved_checkpoints
 from orchestrator.records.events import Event, history, read_segment, segments
 from orchestrator.records.leases import claimed
+from orchestrator.records.results import Result
+from orchestrator.records.status import DONE, TrialStatus
+from orchestrator.redaction import redact
 from orchestrator.settings import Settings
-from orchestrator.storage.store import Storage, reason
+from orchestrator.storage.store import Storage
+from orchestrator.text import reason
 from orchestrator.tracking import client as mlflow_files
 from orchestrator.tracking.client import MOST_RUNS
 from orchestrator.tracking.cursor import Cursor
@@ -49,8 +54,9 @@ _STATES = {"finished": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}  # 
 class Tracker:
     """Feeds one sweep's runs. Not for several threads at a time.
 
-    Raises MLflow's and the network's own errors, after which a new Tracker goes on; `Feeder` does that. A trial whose
-    events cannot be shown (a broken file, a value that MLflow refuses) is left alone and named in `complaints`.
+    Raises MLflow's and the network's own errors, after which a new Tracker goes on; `BackgroundSync` does that. A
+    trial whose events cannot be shown (a broken file, a value that MLflow refuses) is left alone and named in
+    `complaints`.
     """
 
     def __init__(self, settings: Settings, document: Mapping[str, Any]) -> None:
@@ -92,22 +98,22 @@ class Tracker:
         document = dict(self.document)
         results = catalog.results(self.storage, document)
         for result in results:
-            if result.status == "interrupted":
+            if result.status == TrialStatus.INTERRUPTED:
                 self.children[result.identity].cut_off(result.message)
         histories = {t["name"]: history(self.storage, t["identity"]) for t in document["trials"]}
-        for name, content in report.summary(document, results, histories).items():
+        for name, content in summary(document, results, histories).items():
             self.artifact(self.parent, name, content)
         last = max((e["t"] for events in histories.values() for e in events), default=document["created"])
         self._scores(results, int(1000 * last))
         statuses = {result.status for result in results}
-        if "running" not in statuses:
-            worst = "FAILED" if "failed" in statuses else "FINISHED" if statuses <= {"finished", "pruned"} else "KILLED"
+        if TrialStatus.RUNNING not in statuses:
+            worst = "FAILED" if TrialStatus.FAILED in statuses else "FINISHED" if statuses <= DONE else "KILLED"
             self.client.set_terminated(self.parent, worst, int(1000 * last))
 
     def reconcile(self) -> None:
         """End the runs of sweeps in this storage that say RUNNING and whose process is gone."""
         trials, sweeps = claimed(self.storage)
-        here = {key.rsplit("/", 1)[-1] for key in self.storage.folders("sweeps")}
+        here = {key.rsplit("/", 1)[-1] for key in self.storage.folders(layout.SWEEPS)}
         query = "attributes.status = 'RUNNING'"
         for run in self.client.search_runs([self.experiment], query, max_results=MOST_RUNS):
             tags = run.data.tags
@@ -124,19 +130,19 @@ class Tracker:
             file.write_bytes(content)
             self.client.log_artifact(run, str(file), str(Path(name).parent) if "/" in name else None)
 
-    def _scores(self, results: Sequence[report.Result], at: int) -> None:
+    def _scores(self, results: Sequence[Result], at: int) -> None:
         from mlflow.entities import Metric, RunTag
 
         file = self.document["file"]
-        rows = report.leaderboard(results, file["metric"], file["mode"])
-        lines = report.table(rows[:20], file["metric"], report.all_background(results))
-        note = f"{file['description'] or self.document['name']}\n\n{report.markdown(lines)}"
+        rows = leaderboard(results, file["metric"], file["mode"])
+        lines = table(rows[:20], file["metric"], all_background(results))
+        note = f"{file['description'] or self.document['name']}\n\n{markdown(lines)}"
         tags = [RunTag("mlflow.note.content", note[:8000])]
         found = {}
         if rows:
             tags.append(RunTag("mcc.best", rows[0].point))
             found = {"best": rows[0].score} | {
-                f"best {name}": rows[0].values[key] for name, key in report.COLUMNS.items() if key in rows[0].values
+                f"best {name}": rows[0].values[key] for name, key in COLUMNS.items() if key in rows[0].values
             }
         self.client.log_batch(self.parent, metrics=[Metric(k, v, at, 0) for k, v in found.items()], tags=tags)
 
@@ -193,7 +199,7 @@ class _Child:
     def cut_off(self, message: str) -> None:
         """End the run of a trial that has no end and no process."""
         if self.run is not None:
-            self._terminate("interrupted", message, None)
+            self._terminate(TrialStatus.INTERRUPTED, message, None)
 
     def _open(self, first: Event) -> None:
         if self.run is None:
@@ -225,7 +231,7 @@ class _Child:
         text = yaml.safe_dump(self.trial["experiment"], sort_keys=False)
         self.tracker.artifact(self.run, "config/experiment.yaml", text.encode())
         with suppress(FileNotFoundError):
-            environment = json.loads(self.storage.read(f"trials/{self.identity}/environment.json"))
+            environment = json.loads(self.storage.read(layout.environment(self.identity)))
             git = environment.get("git") or {}
             self.tracker.artifact(self.run, "config/environment.json", json.dumps(environment, indent=1).encode())
             if git.get("diff"):
@@ -287,14 +293,14 @@ class _Child:
 
     def _end(self, event: Event) -> None:
         """The checkpoints first, so that a run that is over has them."""
-        if event["status"] in {"finished", "failed", "pruned"}:
+        if event["status"] in {TrialStatus.FINISHED, TrialStatus.FAILED, TrialStatus.PRUNED}:
             saved = saved_checkpoints(self.storage, self.identity)
             modes = self.tracker.document["file"]["mode"]
             chosen = {"last": saved[-1] if saved else None, "best": best_saved(saved, modes)}
             for name, one in chosen.items():
                 if one is not None and (name == "last" or one != chosen["last"]):
                     self._checkpoint(one.key(self.identity), f"{name}.pt")
-        self._finished = event["status"] == "finished"
+        self._finished = event["status"] == TrialStatus.FINISHED
         if self.run is not None and event.get("cause"):
             self.client.set_tag(self.run, "mcc.cause", event["cause"])
         self._terminate(event["status"], event["message"], int(1000 * event["t"]))
@@ -335,7 +341,7 @@ def rebuild(settings: Settings, document: Mapping[str, Any]) -> list[str]:
         fresh.finish()
         fresh.reconcile()
     except (MlflowException, OSError) as error:
-        raise MCCError(hidden(f"MLflow at {settings.tracking_uri}: {_line(error)}")) from None
+        raise MCCError(redact(f"MLflow at {settings.tracking_uri}: {_line(error)}")) from None
     return fresh.complaints
 
 
@@ -353,7 +359,7 @@ def attach(settings: Settings, document: Mapping[str, Any], files: Mapping[str, 
         elif tracker.before.status != "RUNNING":
             tracker.client.set_terminated(tracker.parent, tracker.before.status, tracker.before.end_time)
     except (MlflowException, OSError) as error:
-        raise MCCError(hidden(f"MLflow at {settings.tracking_uri}: {_line(error)}")) from None
+        raise MCCError(redact(f"MLflow at {settings.tracking_uri}: {_line(error)}")) from None
 
 
 def forget(settings: Settings, document: Mapping[str, Any]) -> str:
@@ -367,7 +373,7 @@ def forget(settings: Settings, document: Mapping[str, Any]) -> str:
         for run in tracker.runs("sweep") + tracker.runs("trial"):
             tracker.client.delete_run(run.info.run_id)
     except (MlflowException, OSError) as error:
-        return hidden(f"MLflow at {settings.tracking_uri}: {_line(error)}")
+        return redact(f"MLflow at {settings.tracking_uri}: {_line(error)}")
     return ""
 
 

@@ -24,10 +24,12 @@ from mcc_core.data.index import DataIndex, build_index
 from mcc_core.errors import DataError, MCCError
 from mcc_core.methods.registry import experiment_of
 from mcc_core.training.engine import Callbacks, train
+from orchestrator.records import layout
 from orchestrator.records.checkpoints import newest_checkpoint, saved_checkpoints
 from orchestrator.records.events import claim_attempt, newest_attempt, trial_state, write_end
+from orchestrator.records.status import TrialStatus
 from orchestrator.storage.outbox import Outbox, alone, send_leftovers
-from orchestrator.storage.store import Storage, patiently
+from orchestrator.storage.store import Storage, retry
 from orchestrator.worker.assignment import Assignment
 from orchestrator.worker.reporter import DRAIN_S, OtherRank, Reporter, Resume
 
@@ -47,8 +49,8 @@ def train_loop(config: dict[str, Any], *, by_itself: bool = False) -> None:
     task = Assignment(**config)
     rank, world = (0, 1) if by_itself else _ranks()
     storage = Storage(task.storage)
-    state = patiently(lambda: trial_state(storage, task.identity))
-    if state.launch == task.launch and state.status in {"failed", "finished", "pruned"}:
+    state = retry(lambda: trial_state(storage, task.identity))
+    if state.launch == task.launch and state.status in {TrialStatus.FAILED, TrialStatus.FINISHED, TrialStatus.PRUNED}:
         return
     torch.set_num_threads(max(1, round(task.cpus_per_worker)))
     home = task.local_home()
@@ -95,10 +97,10 @@ def _chosen(storage: Storage, task: Assignment, work: Path, rank: int, world: in
     from ray.train.collective import broadcast_from_rank_zero
 
     if rank == 0:
-        newest = patiently(lambda: newest_attempt(storage, task.identity))
+        newest = retry(lambda: newest_attempt(storage, task.identity))
         send_leftovers(storage, _outbox_folder(task), newest, DRAIN_S)
-        attempt = patiently(lambda: claim_attempt(storage, task.identity))
-        one, file, complaints = patiently(lambda: newest_checkpoint(storage, task.identity, work))
+        attempt = retry(lambda: claim_attempt(storage, task.identity))
+        one, file, complaints = retry(lambda: newest_checkpoint(storage, task.identity, work))
         choice = (attempt, one.iteration if one else 0, complaints)
         if world > 1:
             broadcast_from_rank_zero(choice)
@@ -106,9 +108,9 @@ def _chosen(storage: Storage, task: Assignment, work: Path, rank: int, world: in
     attempt, iteration, complaints = broadcast_from_rank_zero(None)
     file = None
     if iteration:
-        _, file, _ = patiently(lambda: newest_checkpoint(storage, task.identity, work, only=iteration))
+        _, file, _ = retry(lambda: newest_checkpoint(storage, task.identity, work, only=iteration))
         if file is None:
-            where = storage.where(f"trials/{task.identity}/checkpoints")
+            where = storage.where(layout.checkpoints(task.identity))
             raise OSError(f"{where}: that of iteration {iteration} cannot be seen from rank {rank}")
     return Resume(attempt, iteration, file, complaints)
 
@@ -170,7 +172,7 @@ def _give_up(
     if reporter is not None:
         reporter.fail(message, cause)
     elif trial_state(storage, task.identity).launch != task.launch:
-        write_end(storage, task.identity, "failed", message, launch=task.launch, cause=cause)
+        write_end(storage, task.identity, TrialStatus.FAILED, message, launch=task.launch, cause=cause)
     if world > 1:
         raise TrialFailedError(message)
 
@@ -225,7 +227,7 @@ class _StopFlag:
 def _output_in(storage: Storage, identity: str, name: str, work: Path) -> Iterator[None]:
     """Everything this process prints, and the traceback of a crash, in the trial's log file in storage; in a bucket it
     is brought up to date every few seconds."""
-    key = f"trials/{identity}/logs/{name}"
+    key = f"{layout.logs(identity)}/{name}"
     target = storage.local(key)
     file = target or work / name
     file.parent.mkdir(parents=True, exist_ok=True)

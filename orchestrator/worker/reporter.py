@@ -17,9 +17,11 @@ import torch
 from mcc_core.config import Experiment
 from mcc_core.evaluation.in_training import EvaluationRecord
 from mcc_core.training.engine import Callbacks, Outcome, StepRecord
-from orchestrator.planning.estimate import Speed, speed_profile, speed_record
-from orchestrator.records.checkpoints import CheckpointShelf, Saved
+from orchestrator.records import layout
+from orchestrator.records.checkpoints import CheckpointRecord, CheckpointStore
 from orchestrator.records.events import EventLog
+from orchestrator.records.speeds import Speed, speed_profile, speed_record
+from orchestrator.records.status import TrialStatus
 from orchestrator.storage.outbox import Outbox
 from orchestrator.storage.store import PATIENCE_S, is_full
 from orchestrator.worker.assignment import Assignment
@@ -46,14 +48,14 @@ class Reporter(Callbacks):
         experiment: Experiment,
         outbox: Outbox,
         resume: Resume,
-        saved: list[Saved],
+        saved: list[CheckpointRecord],
         *,
         to_ray: bool = True,
     ) -> None:
         self.to_ray = to_ray  # whether this is a worker of Ray Train's
         self.task, self.experiment, self.outbox, self.resume = task, experiment, outbox, resume
         self.log = EventLog(outbox, task.identity, resume.attempt)
-        self.shelf = CheckpointShelf(outbox, task.identity, task.mode, saved, resume.iteration, resume.attempt)
+        self.checkpoints = CheckpointStore(outbox, task.identity, task.mode, saved, resume.iteration, resume.attempt)
         self.iteration = resume.iteration
         self.speed = _SpeedMeter(experiment, resume.iteration)
         self.pending: tuple[int, Path] | None = None
@@ -95,7 +97,7 @@ class Reporter(Callbacks):
         metrics = {metric.key: metric.value for metric in record.metrics}
         self.log.emit("metrics", record.iteration, metrics=metrics)
         for name, picture in record.panels:
-            path = f"trials/{self.task.identity}/images/{record.iteration:07d}-{_slug(name)}.png"
+            path = f"{layout.images(self.task.identity)}/{record.iteration:07d}-{_slug(name)}.png"
             encoded = io.BytesIO()
             picture.save(encoded, "PNG")
             self.outbox.put(path, encoded.getvalue())
@@ -113,7 +115,7 @@ class Reporter(Callbacks):
         iteration, file = self.pending
         self.pending = None
         self.log.flush()
-        key = self.shelf.add(file, iteration, score)
+        key = self.checkpoints.add(file, iteration, score)
         self.log.emit("checkpoint", iteration, path=key)
         self.log.flush()
 
@@ -122,14 +124,14 @@ class Reporter(Callbacks):
 
         Raises OSError when storage does not answer."""
         self.store(None)
-        if outcome.status == "finished" and (speed := self.speed.result()):
+        if outcome.status == TrialStatus.FINISHED and (speed := self.speed.result()):
             profile = speed_profile(self.experiment, self.task.cpus_per_worker, self.task.gpus_per_worker)
-            size = self.shelf.saved[-1].size if self.shelf.saved else None
+            size = self.checkpoints.saved[-1].size if self.checkpoints.saved else None
             drawn = sum(self.pictures) / len(self.pictures) if self.pictures else None
             measured = replace(speed, checkpoint_bytes=size, picture_bytes=drawn)
             self.outbox.put(*speed_record(profile, self.task.identity, measured))
-        stopped_by_scheduler = outcome.status == "stopped" and pruned is not None
-        status, message = ("pruned", pruned or "") if stopped_by_scheduler else (outcome.status, "")
+        stopped_by_scheduler = outcome.status == TrialStatus.STOPPED and pruned is not None
+        status, message = (TrialStatus.PRUNED, pruned or "") if stopped_by_scheduler else (outcome.status, "")
         self._end(status, message, outcome.iteration, outcome.metrics)
         if not self.outbox.drain(DRAIN_S):
             raise OSError(f"{self.outbox.storage.url}: does not answer: {self.outbox.error}; the rest waits on disk")
@@ -138,7 +140,7 @@ class Reporter(Callbacks):
         """The run failed for good, perhaps before it began."""
         if not self.started:
             self.on_start(self.iteration, {})
-        self._end("failed", message, self.iteration, {}, cause)
+        self._end(TrialStatus.FAILED, message, self.iteration, {}, cause)
         self.outbox.drain(DRAIN_S)
 
     def _end(self, status: str, message: str, iteration: int, metrics: dict[str, float], cause: str = "") -> None:

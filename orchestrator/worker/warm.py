@@ -12,6 +12,8 @@ import gc
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from orchestrator.records.status import TrialStatus
+
 _LOOK_S = 2.0  # between looks for a stop, while no node has room for a worker
 _kept: list[Any] = []  # the worker actor of this waiting process, at most one
 
@@ -27,7 +29,7 @@ class WarmWorker:
         import torch
 
         from orchestrator.records.events import trial_state
-        from orchestrator.storage.store import Storage, patiently
+        from orchestrator.storage.store import Storage, retry
         from orchestrator.worker.loop import train_loop
 
         train_loop(task, by_itself=True)
@@ -35,8 +37,8 @@ class WarmWorker:
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
         storage = Storage(task["storage"])
-        state = patiently(lambda: trial_state(storage, task["identity"]))
-        return state.status in {"finished", "stopped", "pruned"}
+        state = retry(lambda: trial_state(storage, task["identity"]))
+        return state.status in {TrialStatus.FINISHED, TrialStatus.STOPPED, TrialStatus.PRUNED}
 
 
 def run_warm(task: Mapping[str, Any], max_failures: int, *, keep: bool, stopped: Callable[[], bool]) -> bool:

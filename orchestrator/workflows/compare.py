@@ -11,9 +11,9 @@ from mcc_core import checkpoint as checkpoints
 from mcc_core.data.index import build_index
 from mcc_core.errors import UsageError
 from mcc_core.evaluation.protocols import ProtocolName
-from orchestrator.analysis.images import Scored, Versus, over_seeds, read_scored, versus
+from orchestrator.analysis.images import ImageComparison, Scored, compare_images, over_seeds, read_scored
 from orchestrator.evaluation.request import evaluation_request
-from orchestrator.evaluation.run import Means, evaluate_checkpoint, scores_identity
+from orchestrator.evaluation.run import ExecutionOptions, evaluate_checkpoint, scores_identity
 from orchestrator.records.lookup import find_checkpoint, networks_by_seed
 from orchestrator.reports.gallery import Side, write_gallery
 from orchestrator.settings import Settings
@@ -29,7 +29,7 @@ def compare_networks(
     limit: int | None = None,
     processes: int = 0,
     on_image: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Versus, tuple[Side | None, Side | None]]:
+) -> tuple[ImageComparison, tuple[Side | None, Side | None]]:
     """Compare two checkpoints, trials or evaluation folders; a side is None where a folder was given.
 
     Two configurations (SWEEP/CONFIGURATION of several seeds) are compared over their shared seeds; no side is one
@@ -48,7 +48,7 @@ def compare_networks(
         request = evaluation_request(file, [chosen], split, {}, limit=limit)
         # By all that decides the scores: after a change of the data they are made anew, not refused.
         out = settings.home / "compare" / f"{scores_identity(request, settings)}-{limit or 'all'}"
-        evaluate_checkpoint(request, out, settings, Means(processes=processes), on_image)
+        evaluate_checkpoint(request, out, settings, ExecutionOptions(processes=processes), on_image)
         return read_scored(out, chosen, name), Side(name, file)
 
     seeds, other_seeds = (networks_by_seed(name, settings) for name in (first, second))
@@ -62,11 +62,11 @@ def compare_networks(
             None,
         )
     (one, side), (other, other_side) = scored(first), scored(second)
-    return versus(one, other), (side, other_side)
+    return compare_images(one, other), (side, other_side)
 
 
 def draw_gallery(
-    found: Versus,
+    found: ImageComparison,
     sides: tuple[Side | None, Side | None],
     settings: Settings,
     split: str,

@@ -10,8 +10,10 @@ from pathlib import Path
 from mcc_core.errors import UsageError
 from orchestrator.execution.supervisor import stop_key
 from orchestrator.planning.plan import Plan, plan_sweep
+from orchestrator.records import layout
 from orchestrator.records import sweeps as catalog
 from orchestrator.records.leases import claimed, deleting
+from orchestrator.records.status import TrialStatus
 from orchestrator.records.sweeps import Sweep
 from orchestrator.settings import Settings
 from orchestrator.spec.sweep_file import SweepFile
@@ -62,7 +64,7 @@ def plan_again(sweep: Sweep, settings: Settings) -> Plan:
 def require_submitted(sweep: str) -> None:
     """Raise UsageError unless a sweep of this id was submitted to the storage before."""
     storage = Storage(Settings.from_environment().storage)
-    if not storage.exists(f"sweeps/{sweep}/plan.json"):
+    if not storage.exists(layout.plan(sweep)):
         raise UsageError(f"--resume: {sweep}: was not submitted to {storage.url} before; without --resume it begins")
 
 
@@ -71,7 +73,7 @@ def failed(storage: Storage, sweep: Sweep, trial: str | None = None) -> list[str
 
     Raises UsageError when there are none, or when that one did not fail.
     """
-    found = [r.identity for r in catalog.results(storage, sweep.document) if r.status == "failed"]
+    found = [r.identity for r in catalog.results(storage, sweep.document) if r.status == TrialStatus.FAILED]
     if trial is not None:
         found = [identity for identity in found if identity == _identity(sweep, trial)]
     if not found:
@@ -91,7 +93,7 @@ def _identity(sweep: Sweep, trial: str) -> str:
 def log_of(storage: Storage, sweep: Sweep, trial: str) -> str:
     """Key of the newest log of a trial, by its name or identity. Raises UsageError."""
     identity = _identity(sweep, trial)
-    logs = storage.list(f"trials/{identity}/logs")
+    logs = storage.list(layout.logs(identity))
     if not logs:
         raise UsageError(f"{trial}: has written no log yet; mcc sweep status {sweep.id}")
     return str(max(key for key in logs if key.endswith("rank0.log")))
@@ -147,9 +149,9 @@ def delete(settings: Settings, sweep: Sweep) -> tuple[Deletion, str]:
         what = deletion(storage, sweep)  # again, as another sweep may have come to share a trial
         for identity in what.identities:
             lease.refresh()
-            storage.delete_folder(f"trials/{identity}")
+            storage.delete_folder(layout.trial(identity))
         problem = forget(settings, sweep.document)
-        storage.delete_folder(f"sweeps/{sweep.id}")
+        storage.delete_folder(layout.sweep(sweep.id))
     return what, problem
 
 

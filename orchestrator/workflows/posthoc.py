@@ -20,16 +20,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field
+from typing import Any
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
-from mcc_core.config import Strict
 from mcc_core.errors import UsageError
 from mcc_core.evaluation.metrics import Metric
-from mcc_core.evaluation.protocols import PROTOCOLS, ProtocolName
+from mcc_core.evaluation.protocols import PROTOCOLS
 from mcc_core.evaluation.scoring import Setting
 from mcc_core.experiment_files import merge
 from mcc_core.files import file_digest
@@ -37,34 +34,19 @@ from mcc_core.structured_files import read_yaml
 from mcc_core.validation import validate
 from orchestrator.analysis.figures import summary
 from orchestrator.environment import git_state
-from orchestrator.evaluation.run import Evaluation, Means, Request, evaluate_checkpoint, protocol_settings
+from orchestrator.evaluation.run import Evaluation, ExecutionOptions, Request, evaluate_checkpoint, protocol_settings
+from orchestrator.records import layout
 from orchestrator.records import sweeps as catalog
 from orchestrator.records.events import trial_state, write_attempt
 from orchestrator.records.leases import refuse_deleted
 from orchestrator.records.lookup import find_checkpoint
+from orchestrator.records.status import TrialStatus
 from orchestrator.settings import Settings
-from orchestrator.spec.sweep_file import HeatMap, Slug
+from orchestrator.spec.posthoc_file import PosthocFile
 from orchestrator.storage.store import Storage
-from orchestrator.tracking.background import Feeder
+from orchestrator.tracking.background import BackgroundSync
 
 _MOST = 1000  # points
-
-
-class PosthocFile(Strict):
-    """A sweep over the parameters of one protocol (`EvaluationConfig`)."""
-
-    name: Slug
-    description: str = ""
-    of: str = Field(description="SWEEP/TRIAL, whose best checkpoint is scored, or a checkpoint file")
-    split: str = "val"
-    protocol: ProtocolName
-    set: dict[str, Any] = Field(default_factory=dict, description="dotted parameters fixed for every point")
-    parameters: dict[str, list[Any]] = Field(min_length=1, description="dotted parameter to its values; all pairs")
-    metric: str = Field("miou", description="miou, pixel_accuracy or iou/CLASS")
-    mode: Literal["max", "min"] = "max"
-    heatmap: HeatMap | None = None
-    limit: int | None = Field(None, ge=1, description="the first images only")
-    cache_gb: float = Field(4.0, ge=0, description="disk for what the network said, kept for further such sweeps")
 
 
 @dataclass(frozen=True)
@@ -164,16 +146,16 @@ def run_posthoc(
     storage = Storage(settings.storage)
     storage.check()
     document = posthoc.document()
-    storage.write(f"sweeps/{posthoc.sweep}/plan.json", json.dumps(document, indent=1).encode())
+    storage.write(layout.plan(posthoc.sweep), json.dumps(document, indent=1).encode())
     refuse_deleted(storage, (p.identity for p in posthoc.points))
-    todo = [p for p in posthoc.points if force or trial_state(storage, p.identity).status != "finished"]
-    with Feeder(settings, document) as feeder:
+    todo = [p for p in posthoc.points if force or trial_state(storage, p.identity).status != TrialStatus.FINISHED]
+    with BackgroundSync(settings, document) as feeder:
         if todo:
             _score(posthoc, todo, settings, storage, processes, on_image)
         problem = "" if feeder.finish() else str(feeder.problem)
     results = catalog.results(storage, document)
     for name, content in summary(document, results, {}).items():
-        storage.write(f"sweeps/{posthoc.sweep}/{name}", content)
+        storage.write(f"{layout.sweep(posthoc.sweep)}/{name}", content)
     return results, problem
 
 
@@ -194,7 +176,7 @@ def _score(
         file.limit,
     )
     key = hashlib.sha256("".join(point.identity for point in todo).encode()).hexdigest()[:16]
-    means = Means(processes=processes, cache_bytes=int(file.cache_gb * 1e9))
+    means = ExecutionOptions(processes=processes, cache_bytes=int(file.cache_gb * 1e9))
     found = evaluate_checkpoint(request, settings.home / "posthoc" / key, settings, means, on_image)
     for point in todo:
         values = {metric.key: metric.value for metric in found.metrics[point.setting.name]}

@@ -14,12 +14,15 @@ from orchestrator.environment import git_state
 from orchestrator.execution.runner import run
 from orchestrator.planning.configurations import Trial
 from orchestrator.planning.plan import Plan, plan_document, trial_document
+from orchestrator.records import layout
 from orchestrator.records import sweeps as catalog
+from orchestrator.records.budget import sweep_state
+from orchestrator.records.events import history
+from orchestrator.records.status import DONE, TrialStatus
 from orchestrator.reports.sweep import final_report, is_quick
 from orchestrator.settings import Settings
-from orchestrator.spec.budget import sweep_state
-from orchestrator.storage.store import Storage, patiently
-from orchestrator.tracking.background import Feeder
+from orchestrator.storage.store import Storage, retry
+from orchestrator.tracking.background import BackgroundSync
 from orchestrator.workflows.terminal import SweepProgress, print_summary
 
 
@@ -35,7 +38,7 @@ def run_and_track(plan: Plan, console: Console, *, force: bool = False, only: Co
     git = git_state()
     catalog.forget(storage, plan.sweep)
     document = plan_document(plan, sys.argv, git["commit"] if git else None)
-    with Feeder(settings, document) as feeder:
+    with BackgroundSync(settings, document) as feeder:
         with SweepProgress(plan, storage, console) as progress:
 
             def tick() -> None:
@@ -50,9 +53,10 @@ def run_and_track(plan: Plan, console: Console, *, force: bool = False, only: Co
         with console.status("writing to MLflow"):
             complete = feeder.finish()
     results = catalog.results(storage, document)
-    for name, content in summary(document, results, {}).items():
-        patiently(partial(storage.write, f"sweeps/{plan.sweep}/{name}", content), 60)
-    patiently(partial(catalog.remember, storage, plan.sweep, results), 60)
+    histories = {t["name"]: history(storage, t["identity"]) for t in document["trials"]}
+    for name, content in summary(document, results, histories).items():
+        retry(partial(storage.write, f"{layout.sweep(plan.sweep)}/{name}", content), 60)
+    retry(partial(catalog.remember, storage, plan.sweep, results), 60)
     print_summary(plan, results, storage, console, time.monotonic() - began)
     if is_quick(storage, document):
         with console.status("writing the report"):
@@ -69,12 +73,12 @@ def run_and_track(plan: Plan, console: Console, *, force: bool = False, only: Co
     state = sweep_state(storage, plan.sweep)
     if state.get("state") == "budget reached":
         console.print(f"budget reached: {state['reason']}", highlight=False, markup=False, soft_wrap=True)
-        return 1 if any(result.status == "failed" for result in results) else 0
+        return 1 if any(result.status == TrialStatus.FAILED for result in results) else 0
     return exit_code([result.status for result in results])
 
 
-def exit_code(statuses: list[str]) -> int:
+def exit_code(statuses: list[TrialStatus]) -> int:
     """0: all finished or pruned. 130: stopped, and nothing worse. 1: a trial failed or has no result."""
-    if set(statuses) <= {"finished", "pruned"}:
+    if set(statuses) <= DONE:
         return 0
-    return 130 if "stopped" in statuses and "failed" not in statuses else 1
+    return 130 if TrialStatus.STOPPED in statuses and TrialStatus.FAILED not in statuses else 1

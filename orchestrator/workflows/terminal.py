@@ -13,22 +13,37 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.analysis import figures as report
-from orchestrator.analysis.figures import Result
+from orchestrator.analysis.leaderboard import CAM, SEG, all_background, leaderboard, table
 from orchestrator.planning.configurations import Trial
 from orchestrator.planning.plan import Plan
+from orchestrator.records import layout
 from orchestrator.records.events import EventReader
+from orchestrator.records.results import Result
+from orchestrator.records.status import ENDED, TrialStatus
 from orchestrator.storage.store import Storage
+from orchestrator.text import duration, shortened
 
 _REFRESH_S = 1.0
 _PLAIN_S = 15.0
 _REASONS = {
-    "new": "did not start; submit the sweep again",
-    "stopped": "submit the sweep again to go on from its last checkpoint",
+    TrialStatus.NEW: "did not start; submit the sweep again",
+    TrialStatus.STOPPED: "submit the sweep again to go on from its last checkpoint",
 }
 LOSSES = ("mcc", "seg", "cls", "aff")  # beside the total, in the order in which narrow terminals drop them last
-_STYLES = {"finished": "green", "failed": "red", "running": "cyan", "pruned": "yellow"}
-_ORDER = ("running", "failed", "stopped", "waiting", "pruned", "finished")  # what is shown first when not all fits
+_STYLES = {
+    TrialStatus.FINISHED: "green",
+    TrialStatus.FAILED: "red",
+    TrialStatus.RUNNING: "cyan",
+    TrialStatus.PRUNED: "yellow",
+}
+_ORDER = (
+    TrialStatus.RUNNING,
+    TrialStatus.FAILED,
+    TrialStatus.STOPPED,
+    TrialStatus.WAITING,
+    TrialStatus.PRUNED,
+    TrialStatus.FINISHED,
+)  # what is shown first when not all fits
 _FIXED = 49  # width of the table without the trial's name, the iteration and the optional losses
 _LOSS = 8  # width of one of those
 
@@ -37,7 +52,7 @@ _LOSS = 8  # width of one of those
 class _Watched:
     trial: Trial
     reader: EventReader
-    status: str = "waiting"
+    status: TrialStatus = TrialStatus.WAITING
     iteration: int = 0
     attempt: int = 1
     metrics: dict[str, float] = field(default_factory=dict)
@@ -49,7 +64,7 @@ class _Watched:
                     max(self.iteration, event["iteration"]) if event["kind"] != "start" else event["iteration"]
                 )
                 if event["kind"] == "start":
-                    self.status, self.attempt = "running", event["attempt"]
+                    self.status, self.attempt = TrialStatus.RUNNING, event["attempt"]
                 elif event["kind"] == "metrics":
                     self.metrics |= event["metrics"]
                 elif event["kind"] == "end":
@@ -130,21 +145,21 @@ class SweepProgress:
         return Group(table, *more, Text(self._foot(), style="dim"))
 
     def _row(self, w: _Watched, losses: Sequence[str], width: int) -> list[str | Text]:
-        state = w.status if w.attempt == 1 or w.status != "running" else f"try {w.attempt}"
-        going = w.status == "running"
+        state = w.status if w.attempt == 1 or w.status != TrialStatus.RUNNING else f"try {w.attempt}"
+        going = w.status == TrialStatus.RUNNING
         return [
             shortened(w.trial.name, width),
             Text(state, style=_STYLES.get(w.status, "dim")),
-            f"{w.iteration}/{w.trial.experiment.train.iterations}" if w.status != "waiting" else "",
+            f"{w.iteration}/{w.trial.experiment.train.iterations}" if w.status != TrialStatus.WAITING else "",
             *(_number(w.metrics.get(f"loss/{name}"), 3) for name in ("total", *losses)),
-            _percent(w.metrics.get(report.CAM)),
-            _percent(w.metrics.get(report.SEG)),
+            _percent(w.metrics.get(CAM)),
+            _percent(w.metrics.get(SEG)),
             _number(w.speed, 1) if going else "",
             duration(w.seconds_left, short=True) if going and w.seconds_left is not None else "",
         ]
 
     def _foot(self) -> str:
-        done = sum(w.status in {"finished", "failed", "stopped", "pruned"} for w in self._watched)
+        done = sum(w.status in ENDED for w in self._watched)
         text = f"{done} of {len(self._watched)} trials done, {duration(time.monotonic() - self.began)} so far"
         left = self._left()
         text += f", about {duration(left)} to go" if left is not None else ""
@@ -152,7 +167,7 @@ class SweepProgress:
 
     def _left(self) -> float | None:
         """Seconds until all trials are done, at the pace of those that run."""
-        known = [w for w in self._watched if w.seconds_left is not None and w.status == "running"]
+        known = [w for w in self._watched if w.seconds_left is not None and w.status == TrialStatus.RUNNING]
         if not known:
             return None
         full = [
@@ -160,7 +175,7 @@ class SweepProgress:
             for w in known
             if w.seconds_left and w.iteration < w.trial.experiment.train.iterations
         ]
-        waiting = sum(w.status == "waiting" for w in self._watched)
+        waiting = sum(w.status == TrialStatus.WAITING for w in self._watched)
         mean = sum(full) / len(full) if full else 0.0
         work = sum(w.seconds_left or 0.0 for w in known) + waiting * mean
         return work / max(1, min(self.plan.concurrent, len(known) + waiting))
@@ -172,26 +187,26 @@ class SweepProgress:
                 f" {name} {text}"
                 for name, text in (
                     ("loss", _number(w.metrics.get("loss/total"), 3)),
-                    ("CAM", _percent(w.metrics.get(report.CAM))),
-                    ("seg", _percent(w.metrics.get(report.SEG))),
+                    ("CAM", _percent(w.metrics.get(CAM))),
+                    ("seg", _percent(w.metrics.get(SEG))),
                 )
                 if text
             )
             for w in self._watched
-            if w.status == "running"
+            if w.status == TrialStatus.RUNNING
         ]
         return " | ".join([self._foot().replace("\n", "; "), *running[:4]])
 
 
 def print_summary(plan: Plan, results: Sequence[Result], storage: Storage, console: Console, seconds: float) -> None:
     """One screen: leaderboard with the score of an empty prediction in it, failures, what to do next."""
-    rows = report.leaderboard(results, plan.file.metric, plan.file.mode)
+    rows = leaderboard(results, plan.file.metric, plan.file.mode)
     if rows:
-        lines = report.table(rows[:10], plan.file.metric, report.all_background(results))
+        lines = table(rows[:10], plan.file.metric, all_background(results))
         console.print(board(lines, f"{plan.sweep}: {duration(seconds)}, by {plan.file.metric}"))
         console.print(f"best: [bold]{rows[0].point}[/bold] {rows[0].text(plan.file.metric)}", highlight=False)
     print_unfinished(results, console)
-    places = [("summary", f"sweeps/{plan.sweep}"), ("pictures, checkpoints, logs", "trials")]
+    places = [("summary", layout.sweep(plan.sweep)), ("pictures, checkpoints, logs", "trials")]
     for name, key in places:
         console.print(f"{name}: {storage.local(key) or storage.where(key)}", highlight=False, soft_wrap=True)
     console.print(
@@ -201,7 +216,7 @@ def print_summary(plan: Plan, results: Sequence[Result], storage: Storage, conso
 
 def print_unfinished(results: Sequence[Result], console: Console, most: int = 10) -> None:
     """Trials that have no result: why in a line, and the file with their last output."""
-    bad = [r for r in results if r.status not in {"finished", "running"}]
+    bad = [r for r in results if r.status not in {TrialStatus.FINISHED, TrialStatus.RUNNING}]
     for result in bad[:most]:
         reason = result.message or _REASONS.get(result.status, "")
         console.print(f"{result.status} {result.name}: {reason}", highlight=False, markup=False, soft_wrap=True)
@@ -219,25 +234,6 @@ def board(lines: Sequence[Sequence[str]], title: str) -> Table:
     for line in lines[1:]:
         table.add_row(*map(Text, line))
     return table
-
-
-def shortened(text: str, width: int) -> str:
-    """A text with its middle left out: names of trials differ at their ends."""
-    if len(text) <= width:
-        return text
-    head = (width - 1) // 2
-    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
-
-
-def duration(seconds: float, *, short: bool = False) -> str:
-    """Seconds as people say them: 45 s, 3 min 20 s, 2 h 5 min; short: 45s, 3m20s, 2h05m."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s" if short else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s" if short else f"{whole // 60} min {whole % 60} s"
-    hours, minutes = whole // 3600, whole % 3600 // 60
-    return f"{hours}h{minutes:02d}m" if short else f"{hours} h {minutes} min"
 
 
 def _number(value: Any, digits: int) -> str:

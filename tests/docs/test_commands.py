@@ -19,8 +19,9 @@ from PIL import Image
 
 from mcc_core.structured_files import read_yaml
 from mcc_core.validation import validate
+from orchestrator.spec.posthoc_file import PosthocFile
 from orchestrator.spec.sweep_file import load_sweep
-from orchestrator.workflows.posthoc import PosthocFile, is_posthoc
+from orchestrator.workflows.posthoc import is_posthoc
 
 BIN = Path(sys.executable).parent
 ALL = [command for page in docs.PAGES for command in docs.commands(page)]

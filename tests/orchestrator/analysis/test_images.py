@@ -26,11 +26,11 @@ from mcc_core.errors import UsageError
 from mcc_core.evaluation.scoring import totals
 from mcc_core.experiment_files import resolve
 from mcc_core.methods.mcc.network import MCCNet
-from orchestrator.analysis.images import iou_counts, read_scored, versus
+from orchestrator.analysis.images import compare_images, iou_counts, read_scored
 from orchestrator.analysis.statistics import mean_iou
 from orchestrator.evaluation.request import evaluation_request
-from orchestrator.evaluation.run import Means, evaluate_checkpoint
-from orchestrator.records.checkpoints import Saved
+from orchestrator.evaluation.run import ExecutionOptions, evaluate_checkpoint
+from orchestrator.records.checkpoints import CheckpointRecord
 from orchestrator.records.events import write_end
 from orchestrator.settings import Settings
 from orchestrator.storage.store import Storage
@@ -67,7 +67,7 @@ def evaluated(
     home: Path, out: str, seed: int, protocol: str = "single", limit: int | None = None, **changes: Any
 ) -> Path:
     request = evaluation_request(home / f"{seed}.pt", [protocol], "val", changes, limit=limit)  # type: ignore[list-item]
-    evaluate_checkpoint(request, home / out, Settings.at(home), Means("cpu"))
+    evaluate_checkpoint(request, home / out, Settings.at(home), ExecutionOptions("cpu"))
     return home / out
 
 
@@ -80,13 +80,15 @@ def test_unlike_measurements_are_refused_with_a_sentence(home: Path) -> None:
     }
     for message, folder in cases.items():
         with pytest.raises(UsageError, match=message):
-            versus(a, read_scored(folder, None, "B"))
+            compare_images(a, read_scored(folder, None, "B"))
     with pytest.raises(UsageError, match="`mcc evaluate` writes it"):
         read_scored(home / "none", None, "B")
 
 
 def test_scores_changes_and_moves(home: Path) -> None:
-    found = versus(read_scored(evaluated(home, "a", 0), None, "A"), read_scored(evaluated(home, "e", 1), None, "B"))
+    found = compare_images(
+        read_scored(evaluated(home, "a", 0), None, "A"), read_scored(evaluated(home, "e", 1), None, "B")
+    )
     assert found.difference.mean == pytest.approx(found.scores[1] - found.scores[0])
     changes = [other - one for _, one, other in found.classes]
     assert changes == sorted(changes)
@@ -101,7 +103,7 @@ def test_configurations_are_compared_over_their_shared_seeds(home: Path) -> None
     for point, seed, network in (("a", 0, 0), ("a", 1, 1), ("b", 0, 1), ("b", 1, 1), ("b", 2, 0), ("c", 5, 0)):
         identity = f"{point}{seed}"
         trials.append({"identity": identity, "name": f"{point} s{seed}", "point": point, "seed": seed})
-        saved = Saved.of(home / f"{network}.pt", 6, 0.5, attempt=0)
+        saved = CheckpointRecord.of(home / f"{network}.pt", 6, 0.5, attempt=0)
         key = saved.key(identity)
         storage.write(key, (home / f"{network}.pt").read_bytes())
         storage.write(f"{key}.json", json.dumps(asdict(saved)).encode())

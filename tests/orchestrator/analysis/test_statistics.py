@@ -13,8 +13,9 @@ from scipy import stats
 from mcc_core.errors import UsageError
 from orchestrator.analysis.ablation import comparison, latex
 from orchestrator.analysis.figures import markdown, summary
-from orchestrator.analysis.leaderboard import SEG, Result, front, leaderboard, table
+from orchestrator.analysis.leaderboard import SEG, front, leaderboard, table
 from orchestrator.analysis.statistics import bootstrap, holm, mean_iou, paired, pareto, seeds_to_decide, verdict
+from orchestrator.records.results import Result
 from orchestrator.spec.design import Design
 
 

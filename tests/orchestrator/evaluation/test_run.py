@@ -29,13 +29,13 @@ from mcc_core.experiment_files import resolve
 from mcc_core.methods.mcc.network import MCCNet
 from orchestrator.cluster.session import prepare_environment
 from orchestrator.evaluation.request import evaluation_request
-from orchestrator.evaluation.run import Evaluation, Means, evaluate_checkpoint
-from orchestrator.evaluation.scores import read_scores
+from orchestrator.evaluation.run import Evaluation, ExecutionOptions, evaluate_checkpoint
+from orchestrator.records.scores import read_scores
 from orchestrator.settings import Settings
 from orchestrator.tracking.evaluations import track_evaluation
 
 prepare_environment()
-ON_CPU = Means("cpu")
+ON_CPU = ExecutionOptions("cpu")
 EXPERIMENT = resolve("tiny", SMALL | {"data.shapes_val": 24})
 
 
@@ -71,7 +71,7 @@ def score(
     checkpoint: Path,
     out: Path,
     protocols: tuple[str, ...] = ("single", "cam"),
-    means: Means = ON_CPU,
+    means: ExecutionOptions = ON_CPU,
     changes: Mapping[str, Any] | None = None,
     seen: list[int] | None = None,
     **more: Any,
@@ -147,15 +147,17 @@ def test_maps_from_the_disk_score_the_same(checkpoint: Path, tmp_path: Path) -> 
     """With room for all, for some and for the first images only; then another setting without the network's scales."""
     names = ("cam", "ms")
     shutil.rmtree(checkpoint.parent / "maps", ignore_errors=True)
-    first = score(checkpoint, tmp_path / "a", names, Means("cpu", cache_bytes=1 << 30))
+    first = score(checkpoint, tmp_path / "a", names, ExecutionOptions("cpu", cache_bytes=1 << 30))
     files = list((checkpoint.parent / "maps").rglob("*.npz"))
     assert len(files) == 24 and {np.load(f)["multi/1.0/0"].dtype for f in files} == {np.dtype("float16")}
     times = {f: f.stat().st_mtime_ns for f in files}
-    assert score(checkpoint, tmp_path / "b", names, Means("cpu", cache_bytes=1 << 30)).metrics == first.metrics
+    assert (
+        score(checkpoint, tmp_path / "b", names, ExecutionOptions("cpu", cache_bytes=1 << 30)).metrics == first.metrics
+    )
     assert {f: f.stat().st_mtime_ns for f in files} == times
     shutil.rmtree(checkpoint.parent / "maps")
     small = 3 * files[0].stat().st_size if files[0].exists() else 12_000
-    assert score(checkpoint, tmp_path / "c", names, Means("cpu", cache_bytes=small)).metrics == first.metrics
+    assert score(checkpoint, tmp_path / "c", names, ExecutionOptions("cpu", cache_bytes=small)).metrics == first.metrics
     assert 0 < sum(f.stat().st_size for f in (checkpoint.parent / "maps").rglob("*.npz")) <= small
     exact = score(checkpoint, tmp_path / "d", names)
     for name in names:
@@ -181,10 +183,10 @@ def test_ray_workers_score_the_same_and_one_is_killed(checkpoint: Path, tmp_path
 
     request = evaluation_request(checkpoint, ["single", "ms"], "val", {})
     settings = Settings.at(checkpoint.parent)
-    evaluate_checkpoint(request, tmp_path / "shared", settings, Means("cpu", workers=2), kill_one)
+    evaluate_checkpoint(request, tmp_path / "shared", settings, ExecutionOptions("cpu", workers=2), kill_one)
     assert killed and counts(tmp_path / "shared") == counts(tmp_path / "alone")
     with pytest.raises(UsageError, match="--workers 500: they need 500 CPUs and"):
-        score(checkpoint, tmp_path / "many", means=Means("cpu", workers=500))
+        score(checkpoint, tmp_path / "many", means=ExecutionOptions("cpu", workers=500))
 
 
 def test_the_file_for_the_server(checkpoint: Path, home: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from orchestrator.cli import main
 from orchestrator.records.checkpoints import CheckpointShelf, newest_checkpoint
 from orchestrator.records.events import EventLog, claim_attempt, history, newest_attempt, segments
 from orchestrator.storage.outbox import Outbox, alone, send_leftovers
-from orchestrator.storage.store import Storage, is_full, patiently
+from orchestrator.storage.store import Storage, is_full, retry
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_an_error_that_waiting_cannot_mend_is_raised_at_once(tmp_path: Path) -> 
     with pytest.raises(FileNotFoundError):
         outbox.put("k", b"")
     with pytest.raises(PermissionError):
-        patiently(lambda: (_ for _ in ()).throw(PermissionError(errno.EACCES, "no")), when=is_full)
+        retry(lambda: (_ for _ in ()).throw(PermissionError(errno.EACCES, "no")), when=is_full)
     assert time.monotonic() - began < 5
 
 

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from tiny import settings_in, tiny_sweep
 
-from orchestrator.execution.queue import Director, PopulationDirector, SearchDirector, director
+from orchestrator.execution.queue import PopulationQueue, SearchQueue, TrialQueue, director
 from orchestrator.planning.configurations import Trial
 from orchestrator.planning.plan import Plan, plan_sweep, recorded
-from orchestrator.records.checkpoints import Saved, newest_checkpoint, newest_iteration
-from orchestrator.spec.budget import Budget, Meter, sweep_state
-from orchestrator.spec.schedulers import Asha, Median, Pruner
+from orchestrator.records.budget import Meter, sweep_state
+from orchestrator.records.checkpoints import CheckpointRecord, newest_checkpoint, newest_iteration
+from orchestrator.search.pruning import Pruner
+from orchestrator.spec.budget import Budget
+from orchestrator.spec.schedulers import Asha, Median
 from orchestrator.storage.store import Storage
 from orchestrator.worker.assignment import Assignment
 
@@ -51,7 +53,7 @@ def assign(trial: Trial, **changes: Any) -> Assignment:
     return Assignment(**fields | changes)
 
 
-def directing(made: Plan, storage: Storage, todo: list[Trial] | None = None) -> Director:
+def directing(made: Plan, storage: Storage, todo: list[Trial] | None = None) -> TrialQueue:
     trials = list(made.trials) if todo is None else todo
     return director(made, trials, storage, assign, Meter(storage, made.sweep, made.file.budget))
 
@@ -74,7 +76,7 @@ def end(storage: Storage, task: Assignment, value: float, status: str = "finishe
 def checkpoint(storage: Storage, identity: str, iteration: int, content: bytes) -> None:
     file = Path(storage.url) / "made.pt"
     file.write_bytes(content)
-    saved = Saved.of(file, iteration, None, 0)
+    saved = CheckpointRecord.of(file, iteration, None, 0)
     storage.write(saved.key(identity), content)
     storage.write(f"{saved.key(identity)}.json", json.dumps(asdict(saved)).encode())
 
@@ -91,7 +93,7 @@ SEARCH: dict[str, Any] = {
 }
 
 
-def go(guide: Director, storage: Storage, most: int = 100) -> list[Assignment]:
+def go(guide: TrialQueue, storage: Storage, most: int = 100) -> list[Assignment]:
     """Run what is handed out, one after the other; a trial's score is its weight of the contrast, plus its seed."""
     done = []
     while len(done) < most and (task := guide.take()) is not None:
@@ -104,7 +106,7 @@ def go(guide: Director, storage: Storage, most: int = 100) -> list[Assignment]:
 def test_a_search_is_told_the_mean_over_seeds_and_goes_on_from_its_record(tmp_path: Path, storage: Storage) -> None:
     made = plan(tmp_path, **SEARCH, seeds=[0, 1])
     guide = directing(made, storage)
-    assert isinstance(guide, SearchDirector)
+    assert isinstance(guide, SearchQueue)
     first = go(guide, storage, most=7)  # 2 seeds each: point 3 is half done
     assert [t.seed for t in first] == [0, 1, 0, 1, 0, 1, 0]
     values = {t.number: t.value for t in guide.open.search._study.get_trials(deepcopy=False)}
@@ -130,7 +132,7 @@ def test_a_point_that_is_proposed_again_is_not_run_again(tmp_path: Path, storage
     coarse = {"parameters": {"mask.scale": {"choice": [1, 2]}}, "search": {"kind": "tpe", "points": 8, "startup": 2}}
     guide = directing(plan(tmp_path, **coarse), storage)
     assert 1 <= len(go(guide, storage)) <= 2
-    assert isinstance(guide, SearchDirector) and guide.over() and guide.open.left == 0
+    assert isinstance(guide, SearchQueue) and guide.over() and guide.open.left == 0
     assert all(t.state.name == "COMPLETE" for t in guide.open.search._study.get_trials(deepcopy=False))
 
 
@@ -151,7 +153,7 @@ POPULATION: dict[str, Any] = {
 }
 
 
-def segment(guide: Director, storage: Storage, score: dict[str, float]) -> list[Assignment]:
+def segment(guide: TrialQueue, storage: Storage, score: dict[str, float]) -> list[Assignment]:
     """One generation: hand out every member, then end each with a checkpoint of its own content."""
     tasks = []
     while (task := guide.take()) is not None:
@@ -178,7 +180,7 @@ def test_a_population_goes_on_after_any_interruption_as_it_would_have(tmp_path: 
     # Cut off before the clone was copied: another process copies it and hands out the same second generation.
     checkpoint(storage, worst.identity, 2, b"its own")
     again = directing(plan(tmp_path, **POPULATION), storage)
-    assert isinstance(again, PopulationDirector)
+    assert isinstance(again, PopulationQueue)
     assert weights(storage, worst.identity, 2) == b"member-3 at 2"
     second, other = segment(again, storage, score), []
     while (task := guide.take()) is not None:

@@ -21,10 +21,10 @@ from orchestrator.execution.queue import population_key
 from orchestrator.execution.runner import run
 from orchestrator.planning.configurations import Trial
 from orchestrator.planning.plan import Plan, plan_sweep, recorded
+from orchestrator.records.budget import sweep_state
 from orchestrator.records.checkpoints import newest_checkpoint, saved_checkpoints
 from orchestrator.records.events import history, segments, trial_state
 from orchestrator.settings import Settings
-from orchestrator.spec.budget import sweep_state
 from orchestrator.storage.store import Storage
 
 

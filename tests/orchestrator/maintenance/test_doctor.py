@@ -13,7 +13,8 @@ import pytest
 from mlflow_server import mlflow_server
 from s3_server import free_port
 
-from orchestrator.maintenance.doctor import Finding, examine
+from orchestrator.findings import Finding
+from orchestrator.maintenance.doctor import examine
 from orchestrator.settings import Settings
 
 SECRET = "d0ctor-s3cr3t-value"

@@ -19,10 +19,10 @@ from mcc_core.experiment_files import resolve
 from mcc_core.methods.mcc.network import MCCNet
 from orchestrator.cluster.session import Capacity
 from orchestrator.planning.disk import checkpoint_bytes
-from orchestrator.planning.estimate import Speed, speed_profile, speed_record
 from orchestrator.planning.identity import source_hash
 from orchestrator.planning.plan import Plan, make_plan, plan_document, plan_sweep
 from orchestrator.records.events import write_end
+from orchestrator.records.speeds import Speed, speed_profile, speed_record
 from orchestrator.settings import Settings
 from orchestrator.spec.sweep_file import load_sweep
 from orchestrator.storage.store import Storage

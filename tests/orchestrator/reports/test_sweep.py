@@ -14,12 +14,13 @@ from mcc_core.experiment_files import resolve
 from orchestrator.analysis.importance import Configuration, importances, means_by_value, needed
 from orchestrator.records.events import history
 from orchestrator.records.sweeps import Sweep
-from orchestrator.records.usage import Span, Usage, size_text, spans, usage
+from orchestrator.records.usage import Span, Usage, spans, usage
 from orchestrator.reports.document import Code, Grid, Picture, Section, Text, to_html, to_markdown
 from orchestrator.reports.evidence import gather
 from orchestrator.reports.results import sections
 from orchestrator.reports.sweep import report_files
 from orchestrator.storage.store import Storage
+from orchestrator.text import size_text
 
 CAM, SEG, F1 = "val/cam/ms/miou", "val/seg/single/miou", "val/cls/single/f1"
 

@@ -14,9 +14,11 @@ from tiny import settings_in, tiny_sweep
 
 from mcc_core.errors import UsageError
 from orchestrator.planning.plan import Plan, plan_sweep
+from orchestrator.search.population import moved, selected
+from orchestrator.search.tpe import TpeSearch
 from orchestrator.settings import Settings
-from orchestrator.spec.schedulers import Pbt, moved, selected
-from orchestrator.spec.space import Space, Tpe, TpeSearch, parse, random_point
+from orchestrator.spec.schedulers import Pbt
+from orchestrator.spec.space import Space, Tpe, parse, random_point
 from orchestrator.storage.store import Storage
 
 SPACES = {

@@ -11,8 +11,9 @@ import yaml
 from mcc_core.errors import UsageError
 from mcc_core.structured_files import read_yaml
 from mcc_core.validation import validate
+from orchestrator.spec.posthoc_file import PosthocFile
 from orchestrator.spec.sweep_file import SweepFile, load_sweep, with_run_options
-from orchestrator.workflows.posthoc import PosthocFile, is_posthoc
+from orchestrator.workflows.posthoc import is_posthoc
 
 REPOSITORY = Path(__file__).parents[3]
 

@@ -14,7 +14,7 @@ import pytest
 from s3_server import S3Server, s3_server
 
 from mcc_core.errors import UsageError
-from orchestrator.storage.store import Storage, patiently
+from orchestrator.storage.store import Storage, retry
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_missing_things(storage: Storage) -> None:
     with pytest.raises(FileNotFoundError):
         storage.read("no/such")
     with pytest.raises(FileNotFoundError):
-        patiently(lambda: storage.read("no/such"))
+        retry(lambda: storage.read("no/such"))
 
 
 def test_a_list_has_the_files_of_one_folder_in_order(storage: Storage) -> None:

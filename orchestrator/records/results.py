@@ -1,0 +1,24 @@
+"""A trial of a sweep as it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from orchestrator.records.status import TrialStatus
+
+
+@dataclass(frozen=True)
+class Result:
+    """One trial as the reports see it; `metrics` are those of its last evaluation."""
+
+    identity: str
+    name: str
+    point: str
+    varied: Mapping[str, str]
+    seed: int
+    status: TrialStatus
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    message: str = ""
+    log: str | None = None  # where the last output of a trial that did not finish is
+    cause: str = ""  # of a failure that has a name, such as nan
