@@ -9,23 +9,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mcc_core.methods.mcc.network import MCCOutput
 from mcc_core.methods.toco import crops
 from mcc_core.methods.toco.objective import Batch, ToCoObjective
+from mcc_core.networks.contrast import ContrastOutput
 from mcc_core.pseudo_labels.cam import multi_scale_maps
 
 
 class PlainObjective(ToCoObjective):
     """Losses equal to `ToCoObjective`'s, without the savings."""
 
-    def _forward(self, batch: Batch, with_view2: bool) -> MCCOutput:
+    def _forward(self, batch: Batch, with_view2: bool) -> ContrastOutput:
         return self.model(batch["view1"])
 
-    def _cams(self, batch: Batch, output: MCCOutput, classes: Tensor) -> tuple[Tensor, Tensor]:
+    def _cams(self, batch: Batch, output: ContrastOutput, classes: Tensor) -> tuple[Tensor, Tensor]:
         maps = multi_scale_maps(self.model, batch["view1"], self.experiment.cam.scales)
         return maps["cam"][:, classes], maps["aux_cam"][:, classes]
 
-    def _projected(self, batch: Batch, output: MCCOutput, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _projected(self, batch: Batch, output: ContrastOutput, positions: Tensor) -> tuple[Tensor, Tensor]:
         model, views = self.model, (batch["view1"], batch["view2"])
         with torch.no_grad():
             queries = torch.cat([model.momentum_projector(model.encoder(view).cls) for view in views])

@@ -17,8 +17,8 @@ from mcc_core.errors import UsageError
 from mcc_core.experiment_files import resolve
 from mcc_core.import_weights import import_weights
 from mcc_core.methods.mcc.network import MCCNet
-from mcc_core.methods.mcc.published import from_published
 from mcc_core.methods.registry import method_of
+from mcc_core.networks.published import from_published
 
 LAYOUTS = json.loads((Path(__file__).parents[1] / "data" / "golden" / "checkpoint_layout.json").read_text())
 

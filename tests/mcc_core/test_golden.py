@@ -8,7 +8,7 @@ from pathlib import Path
 import golden
 import pytest
 
-from mcc_core.methods.mcc.published import from_published
+from mcc_core.networks.published import from_published
 
 SHIPPED = Path(__file__).parents[1] / "data" / "golden"
 # More recordings can be checked without copying them here: MCC_GOLDEN=folder.

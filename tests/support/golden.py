@@ -26,7 +26,7 @@ from mcc_core.experiment_files import merge
 from mcc_core.methods.mcc.config import Experiment
 from mcc_core.methods.mcc.network import MCCNet
 from mcc_core.methods.mcc.objective import MCCObjective, MCCStep
-from mcc_core.methods.mcc.published import from_published
+from mcc_core.networks.published import from_published
 from mcc_core.validation import validate
 
 LOSS_TOLERANCE = 1e-4  # relative

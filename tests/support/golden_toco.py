@@ -24,10 +24,10 @@ from golden import (
 from torch import Tensor
 
 from mcc_core.experiment_files import resolve
-from mcc_core.methods.mcc.published import from_published
 from mcc_core.methods.toco.config import Experiment
 from mcc_core.methods.toco.network import ToCoNet
 from mcc_core.methods.toco.objective import ToCoObjective, ToCoStep
+from mcc_core.networks.published import from_published
 
 
 class _EveryTerm(ToCoObjective):

@@ -60,7 +60,7 @@ class ToCo(Method):
         return cam_evaluation(experiment, num_classes, iteration)
 
     def from_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        from mcc_core.methods.mcc.published import from_published
+        from mcc_core.networks.published import from_published
 
         return from_published(state)
 

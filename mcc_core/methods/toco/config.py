@@ -7,8 +7,16 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from mcc_core import config as shared
-from mcc_core.config import AugmentConfig, EnergyConfig, Fraction, ParConfig, Strict, Weight, bounded
-from mcc_core.methods.mcc.config import ModelConfig
+from mcc_core.config import (
+    AugmentConfig,
+    ContrastModelConfig,
+    EnergyConfig,
+    Fraction,
+    ParConfig,
+    Strict,
+    Weight,
+    bounded,
+)
 from mcc_core.schedules import Scheduled
 
 
@@ -74,7 +82,7 @@ class Experiment(shared.Experiment):
 
     method: Literal["toco"] = "toco"
     augment: AugmentConfig = AugmentConfig()
-    model: ModelConfig = ModelConfig()
+    model: ContrastModelConfig = ContrastModelConfig()
     thresholds: ThresholdConfig = ThresholdConfig()
     crops: CropConfig = CropConfig()
     contrast: ContrastConfig = ContrastConfig()

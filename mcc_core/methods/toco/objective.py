@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from mcc_core.losses import terms as losses
 from mcc_core.methods.base import Step
-from mcc_core.methods.mcc.network import MCCOutput
 from mcc_core.methods.objective import Objective, class_ids, present_classes, settled
 from mcc_core.methods.toco import crops
 from mcc_core.methods.toco.config import Experiment
 from mcc_core.methods.toco.network import ToCoNet
 from mcc_core.networks.base import MapStage
+from mcc_core.networks.contrast import ContrastOutput
 from mcc_core.pseudo_labels.cam import multi_scale_maps
 from mcc_core.pseudo_labels.labels import inside_boxes, refined_label, token_label
 from mcc_core.schedules import always_zero
@@ -40,7 +40,7 @@ class Contrast:
 class ToCoStep(Step):
     """The losses of a step and what they were computed from. Maps are of the classes `classes` only."""
 
-    output: MCCOutput
+    output: ContrastOutput
     classes: Tensor  # K class indices present in the batch
     cams: tuple[Tensor, Tensor]  # final and auxiliary, B,K,S,S, all classes of `classes` for every image
     affinity_label: Tensor | None  # B,h,w
@@ -125,7 +125,7 @@ class ToCoObjective(Objective):
             total, terms, len(labels), output, classes, cams, affinity_label, compared, refined, state=state
         )
 
-    def _ptc(self, batch: Batch, output: MCCOutput, maps: _Maps, terms: dict[str, Tensor]) -> Tensor:
+    def _ptc(self, batch: Batch, output: ContrastOutput, maps: _Maps, terms: dict[str, Tensor]) -> Tensor:
         """Adds `ptc`, the contrast of final patch tokens; the token labels B,h,w behind it."""
         grid = self.model.encoder.grid(*batch["view1"].shape[-2:])
         label = inside_boxes(token_label(maps.aux, grid, maps.background, maps.foreground), batch["box"])
@@ -136,7 +136,7 @@ class ToCoObjective(Objective):
     def _segmentation(
         self,
         batch: Batch,
-        output: MCCOutput,
+        output: ContrastOutput,
         maps: _Maps,
         weights: Mapping[str, float],
         iteration: int,
@@ -165,7 +165,7 @@ class ToCoObjective(Objective):
     def _ctc(
         self,
         batch: Batch,
-        output: MCCOutput,
+        output: ContrastOutput,
         maps: _Maps,
         priority: Tensor,
         iteration: int,
@@ -183,17 +183,17 @@ class ToCoObjective(Objective):
         terms["ctc"] = losses.contrast(queries, keys, flags, temperature, e.contrast.epsilon, e.contrast.empty_term)
         return Contrast(places, positions, queries, keys, flags)
 
-    def _forward(self, batch: Batch, with_view2: bool) -> MCCOutput:
+    def _forward(self, batch: Batch, with_view2: bool) -> ContrastOutput:
         """The one pass that serves classification, unflipped CAM, and both global views."""
         return self.model(batch["view1"], batch["view2"] if with_view2 else None)
 
-    def _cams(self, batch: Batch, output: MCCOutput, classes: Tensor) -> tuple[Tensor, Tensor]:
+    def _cams(self, batch: Batch, output: ContrastOutput, classes: Tensor) -> tuple[Tensor, Tensor]:
         """CAMs of `classes`; the classification forward serves as their unflipped forward at scale 1."""
         scales = self.experiment.cam.scales
-        maps: dict[MapStage, Tensor] = multi_scale_maps(self.model, batch["view1"], scales, _detached(output), classes)
+        maps: dict[MapStage, Tensor] = multi_scale_maps(self.model, batch["view1"], scales, output.detached(), classes)
         return maps["cam"], maps["aux_cam"]
 
-    def _projected(self, batch: Batch, output: MCCOutput, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _projected(self, batch: Batch, output: ContrastOutput, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Queries 2B,E and keys (2+V)B,E, view-major.
 
         The teacher's encoder is the student's, so queries are the student's own global tokens, detached, through the
@@ -208,7 +208,7 @@ class ToCoObjective(Objective):
         local_tokens = model.crop_tokens(local.transpose(0, 1).flatten(0, 1))
         return queries, model.projector(torch.cat([global_tokens, local_tokens]))
 
-    def _untouched(self, terms: Mapping[str, Tensor], output: MCCOutput) -> Tensor:
+    def _untouched(self, terms: Mapping[str, Tensor], output: ContrastOutput) -> Tensor:
         """Zero, connected to the trained parameters that no computed term reaches."""
         zero = output.cls.new_zeros(())
         if "seg" not in terms and "reg" not in terms:
@@ -220,10 +220,3 @@ class ToCoObjective(Objective):
 
 def _enlarged(logits: Tensor, label: Tensor) -> Tensor:
     return F.interpolate(logits, size=label.shape[-2:], mode="bilinear", align_corners=False)
-
-
-def _detached(output: MCCOutput) -> MCCOutput:
-    features = output.features
-    return replace(
-        output, features=type(features)(features.cls.detach(), features.patches.detach(), features.aux.detach())
-    )
