@@ -106,8 +106,15 @@ def plan_posthoc(source: Path, settings: Settings) -> Posthoc:
     file = validate(PosthocFile, read_yaml(source), str(source))
     checkpoint = find_checkpoint(file.of, settings, f"{source}: of")
     saved = checkpoints.load(checkpoint)
-    if file.metric.removeprefix("iou/") not in {"miou", "pixel_accuracy", "background", *saved.classes}:
-        raise UsageError(f"{source}: metric: {file.metric!r}: expected miou, pixel_accuracy or iou/CLASS")
+    measured = ["miou", "pixel_accuracy", *(f"iou/{name}" for name in ("background", *saved.classes))]
+    measured += ["coverage"] if file.protocol == "refined" else []
+    if file.metric not in measured:
+        raise UsageError(f"{source}: metric: {file.metric!r}: expected one of {', '.join(measured)}")
+    for key, choices in file.parameters.items():
+        if twice := [value for value in choices if choices.count(value) > 1]:
+            raise UsageError(f"{source}: parameters.{key}: {twice[0]} is there twice")
+        if key in file.set:
+            raise UsageError(f"{source}: {key}: in set and in parameters; take one out")
     for axis in (file.heatmap.x, file.heatmap.y) if file.heatmap else ():
         if axis not in file.parameters:
             raise UsageError(f"{source}: heatmap: {axis!r} is not among parameters ({', '.join(file.parameters)})")
