@@ -17,7 +17,7 @@ def import_weights(
         str | None, typer.Option("--base", help="Preset or experiment file for what the weights do not say.")
     ] = None,
     method: Annotated[
-        str | None, typer.Option("--method", help="Whose network it is: mcc or toco. Default: the base's, or mcc.")
+        str | None, typer.Option("--method", help="Whose network it is. Default: that of --base, or mcc.")
     ] = None,
 ) -> None:
     """Turn a published weights file into a checkpoint.

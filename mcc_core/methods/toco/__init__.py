@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mcc_core.config import EvaluationConfig
+from mcc_core.errors import UsageError
 from mcc_core.methods.base import Augmentation, Method, cam_evaluation
 from mcc_core.methods.toco.config import Experiment
 
@@ -28,7 +29,13 @@ class ToCo(Method):
     def network(self, experiment: Experiment, num_classes: int) -> ToCoNet:
         from mcc_core.methods.toco.network import ToCoNet
 
-        return ToCoNet(experiment.model, num_classes, experiment.compute)
+        network = ToCoNet(experiment.model, num_classes, experiment.compute)
+        if experiment.crops.size < network.stride:
+            raise UsageError(
+                f"crops.size: {experiment.crops.size}: must be at least a patch of {experiment.model.backbone}, "
+                f"{network.stride} pixels"
+            )
+        return network
 
     def objective(self, network: ToCoNet, experiment: Experiment) -> ToCoObjective:
         from mcc_core.methods.toco.objective import ToCoObjective

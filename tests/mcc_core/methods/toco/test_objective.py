@@ -170,6 +170,12 @@ def test_draws_are_the_generators(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first.shape == (2, 16, 16) and torch.equal(first, again) and not torch.equal(first, other)
 
 
+def test_crops_smaller_than_a_patch_are_refused() -> None:
+    experiment = resolve("toco", SMALL | {"crops.size": 7})
+    with pytest.raises(UsageError, match=r"crops.size: 7: must be at least a patch of deit_tiny_patch16_224, 8 pixels"):
+        METHODS["toco"].network(experiment, 4)
+
+
 # --- the losses themselves ---
 
 
