@@ -46,7 +46,7 @@ def evaluate(
     panels: int = 0,
     images: int | None = None,
 ) -> EvaluationRecord:
-    """Score CAMs and segmentation as the published in-training evaluation does (PAPER_NOTES row 24).
+    """Score CAMs and segmentation as the published in-training evaluation does.
 
     Images are squashed to the crop; segmentation is single-scale, CAMs are multi-scale and know the image's labels;
     maps are compared at the mask's own size. With torch.distributed every rank scores its share and confusion

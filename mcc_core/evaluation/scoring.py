@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mcc_core.config import EvaluationConfig
 from mcc_core.data.index import Item
 from mcc_core.data.voc import palette_png, read_mask, read_rgb
 from mcc_core.errors import UsageError
 from mcc_core.evaluation.metrics import ConfusionMatrix, Metric
 from mcc_core.evaluation.protocols import (
     PROTOCOLS,
-    EvaluationConfig,
     Maps,
     ProtocolName,
     label_map,

@@ -12,8 +12,10 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, PatchDropout
 from timm.layers.attention import Attention
+from timm.layers.drop import DropPath
+from timm.layers.mlp import Mlp
+from timm.layers.patch_dropout import PatchDropout
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -29,7 +31,7 @@ class Features:
 
     cls: Tensor  # B,D after the final norm
     patches: Tensor  # B,D,h,w after the final norm
-    aux: Tensor  # B,D,h,w output of the auxiliary block, before any norm (PAPER_NOTES row 19)
+    aux: Tensor  # B,D,h,w output of the auxiliary block, before any norm
 
 
 class Encoder(nn.Module):

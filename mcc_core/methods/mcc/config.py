@@ -51,7 +51,7 @@ class ContrastConfig(Strict):
 
 
 class CamConfig(shared.CamConfig):
-    """Multi-scale class activation maps and which of them decides what (PAPER_NOTES rows 5, 16, 18)."""
+    """Multi-scale class activation maps and which of them decides what."""
 
     positiveness_aux_until: int | None = Field(
         12_000,
@@ -83,7 +83,7 @@ class LossConfig(shared.LossConfig):
     )
 
 
-# What `compat` sets; docs/method.md has the row of PAPER_NOTES behind each.
+# What `compat` sets; docs/method.md says why.
 BUNDLES: dict[str, dict[str, Any]] = {
     "paper": {
         "model.projector.kind": "linear",
