@@ -110,7 +110,9 @@ def test_masks_that_belong_to_no_image_are_refused(tmp_path: Path) -> None:
     for i in range(4):
         picture(tmp_path / "images" / "cat" / f"{i}.png", i)
     picture(tmp_path / "masks" / "other.png")
-    with pytest.raises(DataError, match=r"no mask is named as an image is: expected cat-0.png and so on, found 1 files"):
+    with pytest.raises(
+        DataError, match=r"no mask is named as an image is: expected cat-0.png and so on, found 1 files"
+    ):
         draft_folder(tmp_path / "images", masks=tmp_path / "masks")
     with pytest.raises(DataError, match=r"--masks .*nowhere: no such folder"):
         draft_folder(tmp_path / "images", masks=tmp_path / "nowhere")
