@@ -1,4 +1,4 @@
-"""Optimisers over parameter groups, and learning rates with warm-up (PAPER_NOTES recipe and row 20)."""
+"""Optimisers over parameter groups, and learning rates with warm-up (docs/method.md)."""
 
 from __future__ import annotations
 

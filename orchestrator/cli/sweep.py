@@ -26,12 +26,15 @@ Concurrent = Annotated[int | None, typer.Option("--max-concurrent", min=1, help=
 def _plan(
     file: Path, base: str | None, set_: list[str] | None, workers: int | None, seeds: str | None, most: int | None
 ) -> Plan:
+    from rich.console import Console
+
     from orchestrator.planning.plan import plan_sweep
     from orchestrator.settings import Settings
     from orchestrator.spec.sweep_file import load_sweep, with_run_options
 
     sweep = with_run_options(load_sweep(file), seed_list(seeds) if seeds else None, most)
-    return plan_sweep(sweep, str(file), base, overrides(set_), workers, Settings.from_environment())
+    with Console(stderr=True).status("planning: data, earlier trials, a few training steps"):
+        return plan_sweep(sweep, str(file), base, overrides(set_), workers, Settings.from_environment())
 
 
 def _refuse(file: Path, *options: object) -> None:

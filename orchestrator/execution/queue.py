@@ -150,9 +150,9 @@ class PopulationQueue(TrialQueue):
 
     def __init__(self, plan: Plan, todo: Sequence[Trial], storage: Storage, assign: Assign, meter: Meter) -> None:
         super().__init__(plan, (), storage, assign, meter)
-        assert isinstance(plan.file.scheduler, Pbt) and plan.maker is not None
+        assert isinstance(plan.file.scheduler, Pbt) and plan.builder is not None
         self.config: Pbt = plan.file.scheduler
-        self.maker, self.members = plan.maker, list(plan.trials)
+        self.builder, self.members = plan.builder, list(plan.trials)
         self.total = plan.trials[0].experiment.train.iterations
         self._load()
         self._begin()
@@ -160,7 +160,7 @@ class PopulationQueue(TrialQueue):
     def _load(self) -> None:
         self.generation = 0
         self.clones: dict[str, dict[str, Any]] = {}  # identity of each clone of this generation to its clone event
-        self.drawn = [self.maker.member(number) for number in range(len(self.members))]
+        self.drawn = [self.builder.member(number) for number in range(len(self.members))]
         try:
             content = json.loads(retry(lambda: self.storage.read(population_key(self.plan.sweep))))
         except FileNotFoundError:
@@ -184,7 +184,7 @@ class PopulationQueue(TrialQueue):
             drawn = self.drawn[number]
             return self.assign(
                 trial,
-                experiment=self.maker.candidate(drawn.fields, trial.point).experiment.model_dump(mode="json"),
+                experiment=self.builder.candidate(drawn.fields, trial.point).experiment.model_dump(mode="json"),
                 until=self.until,
                 launch=f"{self.assign(trial).launch}-g{self.generation}",
                 clone=self.clones.get(trial.identity),
@@ -243,10 +243,10 @@ class PopulationQueue(TrialQueue):
         raw = self.drawn[pair.donor].raw
         for attempt in range(20):
             found = perturbed(
-                self.config, self.maker.parameters, raw, self.generation, pair.member, attempt, self.maker.base
+                self.config, self.builder.parameters, raw, self.generation, pair.member, attempt, self.builder.base
             )
             try:
-                self.maker.candidate(found.fields)
+                self.builder.candidate(found.fields)
                 return found
             except UsageError:  # such as a background threshold above that of the foreground
                 continue

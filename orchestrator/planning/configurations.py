@@ -138,7 +138,7 @@ class ConfigurationBuilder:
 class ConfigurationSet:
     """The trials of a sweep, each once."""
 
-    maker: ConfigurationBuilder
+    builder: ConfigurationBuilder
     home: Path  # where data that is generated lies
     trials: dict[str, Trial] = field(default_factory=dict)
     indexes: dict[str, DataIndex] = field(default_factory=dict)  # by fingerprint
@@ -149,14 +149,14 @@ class ConfigurationSet:
         self._by_data: dict[str, DataIndex] = {}
 
     def add(self, candidate: Candidate) -> list[Trial]:
-        """A configuration's trials, one for each seed; what is on the roster already is not added again."""
-        seeds = self.maker.sweep.seeds
+        """A configuration's trials, one for each seed; what is there already is not added again."""
+        seeds = self.builder.sweep.seeds
         found = []
         for seed in seeds:
             name = f"{candidate.point} s{seed}" if len(seeds) > 1 else candidate.point
             fingerprint = self._index(candidate.experiment.data).fingerprint
             identity = trial_identity(candidate.experiment, seed, fingerprint)
-            if isinstance(self.maker.sweep.scheduler, Pbt):
+            if isinstance(self.builder.sweep.scheduler, Pbt):
                 identity = self._member_identity(candidate.point, identity)
             if identity in self.trials:
                 self.duplicates.append(name)
@@ -171,12 +171,12 @@ class ConfigurationSet:
 
     def base_identity(self) -> str:
         """Identity of the sweep's base with its first seed."""
-        experiment = self.maker.candidate({}).experiment
-        return trial_identity(experiment, self.maker.sweep.seeds[0], self._index(experiment.data).fingerprint)
+        experiment = self.builder.candidate({}).experiment
+        return trial_identity(experiment, self.builder.sweep.seeds[0], self._index(experiment.data).fingerprint)
 
     def _member_identity(self, point: str, identity: str) -> str:
         """A member of a population is no ordinary trial: its configuration changes, and so do its weights."""
-        content = f"{point} {identity} {self.maker.definition()}"
+        content = f"{point} {identity} {self.builder.definition()}"
         return f"pbt-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
     def _index(self, data: DataConfig) -> DataIndex:
@@ -190,12 +190,15 @@ class ConfigurationSet:
 class OpenSearch:
     """A TPE search whose later points are not known when it starts."""
 
-    def __init__(self, roster: ConfigurationSet, recorded: Sequence[Mapping[str, Any]]) -> None:
-        sweep = roster.maker.sweep
+    def __init__(self, configurations: ConfigurationSet, recorded: Sequence[Mapping[str, Any]]) -> None:
+        sweep = configurations.builder.sweep
         assert isinstance(sweep.search, Tpe)
-        self.config, self.roster = sweep.search, roster
+        self.config, self.configurations = sweep.search, configurations
         self.search = TpeSearch(
-            sweep.search, roster.maker.parameters, [m for _, m in sweep.objectives], roster.maker.base
+            sweep.search,
+            configurations.builder.parameters,
+            [m for _, m in sweep.objectives],
+            configurations.builder.base,
         )
         self.record: list[dict[str, Any]] = []  # what the search is rebuilt from
         self.identities: dict[int, list[str]] = {}  # of each proposal; none where it was not valid
@@ -214,7 +217,9 @@ class OpenSearch:
         proposal: Proposal = self.search.propose(recorded)
         self.record.append({"number": proposal.number, "params": proposal.params})
         try:
-            trials = self.roster.add(self.roster.maker.candidate(proposal.values, number=proposal.number))
+            trials = self.configurations.add(
+                self.configurations.builder.candidate(proposal.values, number=proposal.number)
+            )
         except UsageError:
             self.search.tell(proposal.number, None)
             trials = []

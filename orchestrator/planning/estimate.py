@@ -22,7 +22,6 @@ class Estimate:
     """Predicted duration of what is left of a sweep."""
 
     total_s: float
-    trial_s: float  # of the longest trial
     iteration_s: float
     source: str  # what it rests on
     worker_s: float = 0.0  # seconds of every worker, added up
@@ -40,7 +39,7 @@ def estimate_sweep(
 ) -> Estimate | None:
     """Estimate for trials that are still to run; `index` is the data of the first. None when nothing is known."""
     if not experiments:
-        return Estimate(0.0, 0.0, 0.0, "nothing is left to run")
+        return Estimate(0.0, 0.0, "nothing is left to run")
     first = experiments[0]
     past = past_speeds(storage, speed_profile(first, cpus_per_worker, gpus_per_worker))
     if past:
@@ -53,7 +52,7 @@ def estimate_sweep(
         return None
     durations = [_duration(e, speed, len(index.val)) for e in experiments]
     worked = sum(d * e.train.workers for d, e in zip(durations, experiments, strict=True))
-    return Estimate(_makespan(durations, concurrent), max(durations), speed.iteration_s, source, worked)
+    return Estimate(_makespan(durations, concurrent), speed.iteration_s, source, worked)
 
 
 def _duration(experiment: Experiment, speed: Speed, val_images: int) -> float:
@@ -84,14 +83,16 @@ def _probe(
     device = torch.device("cuda" if gpus_per_worker else "cpu")
     train = experiment.train.model_copy(update={"loader_workers": 0})
     model = experiment.model.model_copy(update={"weights": "random"})
-    plain = experiment.model_copy(update={"train": train, "model": model})
+    compute = experiment.compute.model_copy(update={"compile": False})  # compiling takes longer than the steps
+    plain = experiment.model_copy(update={"train": train, "model": model, "compute": compute})
+    how = ", not compiled" if experiment.compute.compile else ""
     one = plain.model_copy(update={"train": train.model_copy(update={"batch_size": 1})})
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, round(cpus_per_worker)))
     try:
         estimate = probe(one, index, device, steps=1) * train.batch_size
         if estimate * 4 > _LONG_PROBE_S:
-            return Speed(estimate, None), "one measured step of one image"
-        return Speed(probe(plain, index, device, steps=2), None), "2 measured steps"
+            return Speed(estimate, None), f"one measured step of one image{how}"
+        return Speed(probe(plain, index, device, steps=2), None), f"2 measured steps{how}"
     finally:
         torch.set_num_threads(threads)

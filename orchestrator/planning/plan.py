@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from mcc_core.config import Experiment
@@ -23,7 +23,7 @@ from orchestrator.records.status import TrialStatus
 from orchestrator.settings import Settings
 from orchestrator.spec.schedulers import PRUNING
 from orchestrator.spec.space import Tpe, parse
-from orchestrator.spec.sweep_file import SweepFile, check_fields, known_fields, load_sweep, unknown_field
+from orchestrator.spec.sweep_file import SweepFile, check_fields, known_fields, unknown_field
 from orchestrator.storage.store import Storage
 from orchestrator.text import size_text
 
@@ -48,7 +48,7 @@ class Plan:
     notes: tuple[str, ...] = ()  # worth a line before it starts
     warnings: tuple[str, ...] = field(default_factory=tuple)
     open: OpenSearch | None = None  # a search that proposes more trials while it runs
-    maker: ConfigurationBuilder | None = None  # of further configurations
+    builder: ConfigurationBuilder | None = None  # of further configurations
 
     @property
     def index(self) -> DataIndex:
@@ -61,23 +61,6 @@ class Plan:
         return self.estimate.total_s if self.estimate else None
 
 
-def make_plan(
-    sweep_file: Path,
-    base: str | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    workers: int | None = None,
-    settings: Settings | None = None,
-    *,
-    estimate: bool = True,
-) -> Plan:
-    """Check a sweep file and everything it needs.
-
-    Writes nothing but caches. Raises UsageError or DataError, one line per mistake.
-    """
-    sweep = load_sweep(sweep_file)
-    return plan_sweep(sweep, str(sweep_file), base, overrides, workers, settings, estimate=estimate)
-
-
 def plan_sweep(
     sweep: SweepFile,
     source: str,
@@ -88,31 +71,36 @@ def plan_sweep(
     *,
     estimate: bool = True,
 ) -> Plan:
-    """Like `make_plan`, of a sweep that is not in a file."""
+    """Check a sweep and everything it needs.
+
+    Writes nothing but caches.
+
+    Args:
+        source: where the sweep comes from, for messages.
+        estimate: predict time and disk too, by a few training steps where no trial of the kind ran before.
+
+    Raises UsageError or DataError, one line per mistake.
+    """
     settings = settings or Settings.from_environment()
     chosen = _with_overrides(sweep, source, base, overrides or {}, workers)
     check_fields(chosen, source)
-    maker, storage = ConfigurationBuilder(chosen, source), Storage(settings.storage)
-    candidates, left_out = maker.planned()
-    roster = ConfigurationSet(maker, settings.home)
+    storage = Storage(settings.storage)
+    builder = ConfigurationBuilder(chosen, source)
+    candidates, left_out = builder.planned()
+    known = ConfigurationSet(builder, settings.home)
     for candidate in candidates:
-        roster.add(candidate)
-    opened, sweep_id = None, None
-    if isinstance(chosen.search, Tpe):
-        sweep_id = f"{chosen.name}-{_short_hash([maker.definition(), roster.base_identity()])}"
-        opened = OpenSearch(roster, recorded(storage, sweep_id))
-    trials = tuple(roster.trials.values())
+        known.add(candidate)
+    sweep_id, opened = _search(chosen, builder, known, storage)
+    trials = tuple(known.trials.values())
     if not trials:
         raise UsageError(f"{source}: parameters: no valid configuration was drawn; the first: {left_out[0]}")
     named = "metric" in sweep.model_fields_set or len(chosen.objectives) > 1
-    chosen, unscored = _measurable(chosen, source, list(roster.indexes.values()), named=named)
-    for metric, _ in {chosen.objectives[0], *chosen.objectives, (chosen.metric, chosen.mode)}:
-        check_metric(metric, f"{source}: metric", trials[0].experiment)
-    check_models(trials, roster.indexes, download=settings.ray_address is None)
+    chosen, unscored = _measurable(chosen, source, list(known.indexes.values()), named=named)
+    check_metrics(chosen, source, trials, known.indexes)
+    check_models(trials, known.indexes, download=settings.ray_address is None)
     capacity = local_capacity() if settings.ray_address is None else None
     concurrent, gpus, notes = _concurrency(chosen, source, trials, capacity)
     states = trial_states(storage, (t.identity for t in trials))
-    finished = frozenset(i for i, state in states.items() if is_done(state, chosen))
     notes += unscored
     notes += [f"{len(left_out)} drawn points are not valid and left out, such as {left_out[0]}"] if left_out else []
     plan = Plan(
@@ -120,28 +108,43 @@ def plan_sweep(
         file=chosen,
         source=source,
         trials=trials,
-        indexes=roster.indexes,
+        indexes=known.indexes,
         concurrent=concurrent,
         gpus_per_worker=gpus,
-        duplicates=tuple(roster.duplicates),
-        finished=finished,
+        duplicates=tuple(known.duplicates),
+        finished=frozenset(i for i, state in states.items() if is_done(state, chosen)),
         notes=tuple(notes),
-        warnings=tuple(w for index in roster.indexes.values() for w in index.skipped),
+        warnings=tuple(w for index in known.indexes.values() for w in index.skipped),
         open=opened,
-        maker=maker,
+        builder=builder,
     )
-    if not estimate:
-        return plan
-    left = [t for t in trials if t.identity not in finished]
-    unknown = opened.left * len(chosen.seeds) if opened else 0
-    experiments = [*(t.experiment for t in left), *([trials[0].experiment] * unknown)]
+    return _estimated(plan, storage, may_probe=capacity is not None) if estimate else plan
+
+
+def _search(
+    sweep: SweepFile, builder: ConfigurationBuilder, known: ConfigurationSet, storage: Storage
+) -> tuple[str | None, OpenSearch | None]:
+    """(id of the sweep, the search with the proposals of earlier launches) of a search that proposes as it goes."""
+    if not isinstance(sweep.search, Tpe):
+        return None, None
+    sweep_id = f"{sweep.name}-{_short_hash([builder.definition(), known.base_identity()])}"
+    return sweep_id, OpenSearch(known, recorded(storage, sweep_id))
+
+
+def _estimated(plan: Plan, storage: Storage, *, may_probe: bool) -> Plan:
+    """The plan with the time and disk of what is left of it."""
+    left = [t for t in plan.trials if t.identity not in plan.finished]
+    unknown = plan.open.left * len(plan.file.seeds) if plan.open else 0
+    experiments = [*(t.experiment for t in left), *([plan.trials[0].experiment] * unknown)]
     index = plan.indexes[left[0].fingerprint] if left else plan.index
-    processors = (chosen.resources.cpus_per_worker, gpus)
-    measured = estimate_sweep(experiments, index, concurrent, *processors, storage, may_probe=capacity is not None)
+    processors = (plan.file.resources.cpus_per_worker, plan.gpus_per_worker)
+    measured = estimate_sweep(experiments, index, plan.concurrent, *processors, storage, may_probe=may_probe)
     disk, free = predicted_bytes(experiments, len(index.classes), *processors, storage), storage.free_bytes()
+    notes = plan.notes
     if free is not None and disk > free:
-        notes.append(f"{storage.url}: {size_text(free)} are free; the trials will keep up to {size_text(disk)} there")
-    return replace(plan, estimate=measured, disk_bytes=disk, notes=tuple(notes))
+        need = f"{size_text(free)} are free; the trials will keep up to {size_text(disk)} there"
+        notes = (*notes, f"{storage.url}: {need}")
+    return replace(plan, estimate=measured, disk_bytes=disk, notes=notes)
 
 
 def is_done(state: TrialState, file: SweepFile) -> bool:
@@ -198,19 +201,31 @@ def _measurable(
     return sweep.model_copy(update={"metric": CLASS_SCORE}), ["val has no masks: the classes alone are scored (f1)"]
 
 
-def check_metric(metric: str, source: str, experiment: Experiment) -> None:
-    """Raise UsageError unless evaluation records a metric of this key."""
+def check_metrics(sweep: SweepFile, source: str, trials: Sequence[Trial], indexes: Mapping[str, DataIndex]) -> None:
+    """Raise UsageError unless the evaluation of every trial records what the sweep compares by."""
+    kinds = {(t.experiment.method, t.fingerprint): t for t in trials}.values()
+    for metric in dict.fromkeys((*(name for name, _ in sweep.objectives), sweep.metric)):
+        for trial in kinds:
+            check_metric(metric, f"{source}: metric", trial.experiment, indexes[trial.fingerprint].classes)
+
+
+def check_metric(metric: str, source: str, experiment: Experiment, classes: Sequence[str]) -> None:
+    """Raise UsageError unless evaluation records a metric of this key on data of these foreground classes."""
     from mcc_core.evaluation.in_training import STAGES
     from mcc_core.methods.registry import method_of
 
     stages = (*method_of(experiment).map_stages, "seg")
-    known = {f"val/{stage}/{protocol}" for stage, protocol in STAGES.items() if stage in stages}
-    head, _, name = metric.rpartition("/")
-    per_class = head.endswith("/iou") and head.removesuffix("/iou") in known
-    if metric == CLASS_SCORE or (head in known and name in {"miou", "pixel_accuracy"}) or per_class:
+    heads = [f"val/{stage}/{protocol}" for stage, protocol in STAGES.items() if stage in stages]
+    names = ["miou", "pixel_accuracy", *(f"iou/{name}" for name in ("background", *classes))]
+    known = [CLASS_SCORE, *(f"{head}/{name}" for head in heads for name in names)]
+    if metric in known:
         return
-    examples = ", ".join(sorted(f"{k}/miou" for k in known))
-    raise UsageError(f"{source}: {metric!r}: evaluation records no such metric; such as {examples}")
+    if "/iou/" in metric and metric.partition("/iou/")[0] in heads:
+        there = ", ".join(("background", *classes))
+        raise UsageError(f"{source}: {metric!r}: the data has no such class; it has {there}")
+    close = difflib.get_close_matches(metric, known, n=1)
+    examples = f"did you mean {close[0]}?" if close else f"such as {', '.join(f'{head}/miou' for head in heads)}"
+    raise UsageError(f"{source}: {metric!r}: evaluation records no such metric; {examples}")
 
 
 def check_models(trials: Sequence[Trial], indexes: Mapping[str, DataIndex], *, download: bool) -> None:
@@ -251,8 +266,9 @@ def _with_overrides(
         option = "--workers" if key == "train.workers" and workers is not None else "--set"
         if wrong := unknown_field(option, key, known):
             raise UsageError(wrong)
-        if key in chosen.parameters:
-            raise UsageError(f"{option}: {key}: {source} varies it; remove one of the two")
+        if key in chosen.parameters or key in chosen.derived:
+            how = "varies" if key in chosen.parameters else "derives"
+            raise UsageError(f"{option}: {key}: {source} {how} it; remove one of the two")
     return chosen.model_copy(update={"set": chosen.set | changes})
 
 

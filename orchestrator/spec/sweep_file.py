@@ -6,6 +6,7 @@ A sweep file is YAML data. Mistakes are found here, before anything runs, and na
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -129,6 +130,14 @@ class SweepFile(Strict):
         except UsageError as error:
             raise ValueError(str(error)) from None
         return parameters
+
+    @model_validator(mode="after")
+    def _once(self) -> SweepFile:
+        places = {"set": self.set, "parameters": self.parameters, "derived": self.derived}
+        for (one, first), (other, second) in itertools.combinations(places.items(), 2):
+            if both := [key for key in first if key in second]:
+                raise ValueError(f"{both[0]}: in {one} and in {other}; take one out")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> SweepFile:

@@ -40,6 +40,7 @@ from orchestrator.records import sweeps as catalog
 from orchestrator.records.events import trial_state, write_attempt
 from orchestrator.records.leases import refuse_deleted
 from orchestrator.records.lookup import find_checkpoint
+from orchestrator.records.results import Result
 from orchestrator.records.status import TrialStatus
 from orchestrator.settings import Settings
 from orchestrator.spec.posthoc_file import PosthocFile
@@ -106,8 +107,15 @@ def plan_posthoc(source: Path, settings: Settings) -> Posthoc:
     file = validate(PosthocFile, read_yaml(source), str(source))
     checkpoint = find_checkpoint(file.of, settings, f"{source}: of")
     saved = checkpoints.load(checkpoint)
-    if file.metric.removeprefix("iou/") not in {"miou", "pixel_accuracy", "background", *saved.classes}:
-        raise UsageError(f"{source}: metric: {file.metric!r}: expected miou, pixel_accuracy or iou/CLASS")
+    measured = ["miou", "pixel_accuracy", *(f"iou/{name}" for name in ("background", *saved.classes))]
+    measured += ["coverage"] if file.protocol == "refined" else []
+    if file.metric not in measured:
+        raise UsageError(f"{source}: metric: {file.metric!r}: expected one of {', '.join(measured)}")
+    for key, choices in file.parameters.items():
+        if twice := [value for value in choices if choices.count(value) > 1]:
+            raise UsageError(f"{source}: parameters.{key}: {twice[0]} is there twice")
+        if key in file.set:
+            raise UsageError(f"{source}: {key}: in set and in parameters; take one out")
     for axis in (file.heatmap.x, file.heatmap.y) if file.heatmap else ():
         if axis not in file.parameters:
             raise UsageError(f"{source}: heatmap: {axis!r} is not among parameters ({', '.join(file.parameters)})")
@@ -138,7 +146,7 @@ def run_posthoc(
     processes: int = 0,
     force: bool = False,
     on_image: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[list[catalog.Result], str]:
+) -> tuple[list[Result], str]:
     """Score the points that were not scored before; returns all results and what kept MLflow from having them.
 
     Raises UsageError or DataError as `evaluate_checkpoint` does.

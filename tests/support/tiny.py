@@ -32,7 +32,9 @@ TINY: dict[str, Any] = {
 
 def tiny_sweep(name: str = "tiny", **fields: Any) -> SweepFile:
     """A sweep on the smallest experiment; `set` is added to it, other fields are the sweep's."""
-    return SweepFile.model_validate({"name": name, "base": "tiny", **fields, "set": TINY | fields.get("set", {})})
+    varied = {*fields.get("parameters", ()), *fields.get("derived", ())}
+    fixed = {key: value for key, value in TINY.items() if key not in varied} | fields.get("set", {})
+    return SweepFile.model_validate({"name": name, "base": "tiny", **fields, "set": fixed})
 
 
 def settings_in(folder: Path, **changes: Any) -> Settings:

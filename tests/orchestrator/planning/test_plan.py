@@ -20,7 +20,7 @@ from mcc_core.methods.mcc.network import MCCNet
 from orchestrator.cluster.session import Capacity
 from orchestrator.planning.disk import checkpoint_bytes
 from orchestrator.planning.identity import source_hash
-from orchestrator.planning.plan import Plan, make_plan, plan_document, plan_sweep
+from orchestrator.planning.plan import Plan, plan_document, plan_sweep
 from orchestrator.records.events import write_end
 from orchestrator.records.speeds import Speed, speed_profile, speed_record
 from orchestrator.settings import Settings
@@ -124,7 +124,7 @@ def test_comments_and_order_of_a_sweep_file_do_not_matter(settings: Settings, tm
     first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
     first.write_text(text)
     second.write_text(f"# a comment\n{text}\n# and another\n")
-    one, two = (make_plan(f, settings=settings, estimate=False) for f in (first, second))
+    one, two = (plan_sweep(load_sweep(f), str(f), settings=settings, estimate=False) for f in (first, second))
     assert (one.sweep, one.trials) == (two.sweep, two.trials)
 
 
@@ -172,7 +172,12 @@ def test_weights_are_known_by_content(settings: Settings, tmp_path: Path) -> Non
         ({"set": {"model.backbone": "vit_nope"}}, "model.backbone: 'vit_nope' is not a timm model"),
         ({"set": {"model.aux_block": 9}}, "model.aux_block: 9: the backbone has 2 blocks"),
         ({"metric": "val/seg/single/mIoU"}, "s.yaml: metric: 'val/seg/single/mIoU': evaluation records no such"),
-        ({"metric": "loss"}, "evaluation records no such metric; such as val/aux_cam/ms/miou"),
+        ({"metric": "loss"}, "evaluation records no such metric; such as val/cam/ms/miou"),
+        (
+            {"metric": "val/seg/single/iou/dog"},
+            "single/iou/dog': the data has no such class; it has background, ",
+        ),
+        ({"metric": "val/seg/ms/miou"}, "no such metric; did you mean val/seg/single/miou?"),
         ({"parameters": {"mask.ratio": [0.5, 1.2]}}, "s.yaml: parameters.mask.ratio[1]: 1.2: 1.2 is out of range"),
         ({"overrides": {"mask.ration": 1}}, "--set: mask.ration: unknown field, did you mean mask.ratio?"),
         ({"overrides": {"mask.ratio": 7}}, "mask.ratio"),
@@ -266,13 +271,15 @@ def test_shipped_sweeps_are_planned_on_shapes_and_elsewhere_as_far_as_there_are_
     sweep = load_sweep(file)
     if sweep.base == "tiny":
         few = {"data.shapes_train": 8, "data.shapes_val": 4, "data.shapes_size": 48}
-        made = make_plan(file, None, few, None, settings, estimate=False)
+        made = plan_sweep(load_sweep(file), str(file), None, few, None, settings, estimate=False)
         points = {trial.point for trial in made.trials}
         assert len(made.trials) == len(points) * len(sweep.seeds) > 1 and not made.duplicates
         assert sweep.baseline is None or sweep.baseline in points
     for base in {"voc", *sweep.bases} if sweep.base == "tiny" else [sweep.base]:
         with pytest.raises(MCCError, match=r"data\.root") as caught:
-            make_plan(file, base, {"data.root": str(tmp_path / "none")}, None, settings, estimate=False)
+            plan_sweep(
+                load_sweep(file), str(file), base, {"data.root": str(tmp_path / "none")}, None, settings, estimate=False
+            )
         assert len(str(caught.value).splitlines()) == 1 and str(tmp_path / "none") in str(caught.value)
 
 
