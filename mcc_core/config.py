@@ -150,10 +150,19 @@ class CrfConfig(Strict):
 class EvaluationConfig(Strict):
     """Parameters of the protocols. None of them changes a weight."""
 
-    style: Literal["voc", "coco"] = Field(
-        "voc", description="ms: voc sums flips and takes the maximum over scales, coco the other way round, on a square"
+    style: Literal["voc", "coco", "mean"] = Field(
+        "voc",
+        description="ms: voc sums flips and takes the maximum over scales, coco the other way round, on a square; "
+        "mean: the mean of probabilities over both",
     )
     scales: tuple[PositiveFloat, ...] = Field((1.0, 1.25, 1.5), min_length=1, description="of ms and ms_crf")
+    class_threshold: float | None = Field(
+        None, ge=0, le=1, description="style mean: classes whose mean score is at or below it are left out of ms"
+    )
+    class_top: int | None = Field(
+        None, ge=1, description="style mean: so many classes of the highest scores stay in ms"
+    )
+    background_power: float = Field(1.0, gt=0, description="style mean: the background's probability to this power")
     cam_scales: tuple[PositiveFloat, ...] = Field((1.0, 0.5, 1.5), min_length=1, description="of cam and aux_cam")
     cam_threshold: Fraction = Field(0.5, description="CAM values at or below it are background")
     crop: int = Field(448, ge=16, description="side of the square that cam, single and coco's ms squash images to")
@@ -168,13 +177,20 @@ class LossConfig(Strict):
 
 
 class OptimConfig(Strict):
-    """AdamW with a polynomial decay after a linear warm-up."""
+    """The optimiser and its learning rate, which decays after a linear warm-up."""
 
+    kind: Literal["adamw", "sgd"] = Field("adamw", description="sgd: with Nesterov momentum")
     lr: float = Field(6e-5, gt=0)
     head_lr_scale: float = Field(10.0, gt=0, description="factor for classifiers, projector and decoder")
     weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    power: float = Field(0.9, gt=0)
+    betas: tuple[float, float] = Field((0.9, 0.999), description="adamw")
+    momentum: float = Field(0.9, gt=0, lt=1, description="sgd")
+    schedule: Literal["poly", "cosine"] = Field(
+        "poly", description="poly: a power of what is left of the run; cosine: half a cosine, constant before it"
+    )
+    power: float = Field(0.9, gt=0, description="poly")
+    decay_start: int = Field(0, ge=0, description="cosine: iteration at which the decay begins")
+    decay_iterations: int | None = Field(None, ge=1, description="cosine: its length; null: to the end")
     warmup: int = Field(1500, ge=0, description="iterations")
     warmup_start: float = Field(1e-6, ge=0)
     warmup_start_is: Literal["ratio", "rate"] = Field(

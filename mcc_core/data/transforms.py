@@ -57,14 +57,14 @@ def augment(image: Tensor, config: AugmentConfig, crop: int, generator: torch.Ge
     the crop gives the same images; `box` follows it, unless `published_box` asks for the unflipped one.
     The flags change no random draw, so that trials which differ in one of them see the same images.
     """
-    draw = _Draw(generator)
+    draw = Draw(generator)
     base, box = _crop(image, config.scale, crop, draw)
     flip, flip_local, flip_2 = draw.chance(0.5), draw.chance(0.5), draw.chance(0.5)
     view1 = TF.horizontal_flip(base) if flip else base
     if flip and not config.published_box:
         box = (box[0], box[1], crop - box[3], crop - box[2])
     local = TF.horizontal_flip(view1) if flip_local and not config.align_local_flip else view1
-    view2 = _resized_crop(image, config.global_crop, crop, draw)
+    view2 = resized_crop(image, config.global_crop, crop, draw)
     view2 = TF.horizontal_flip(view2) if flip_2 else view2
     view1, local, view2 = _colours(view1, draw), _colours(local, draw), _colours(view2, draw)
     view1 = _blur(view1, draw)
@@ -74,7 +74,7 @@ def augment(image: Tensor, config: AugmentConfig, crop: int, generator: torch.Ge
     return Views(normalise(view1), normalise(view2), normalise(local), box)
 
 
-class _Draw:
+class Draw:
     """Random choices from one generator."""
 
     def __init__(self, generator: torch.Generator) -> None:
@@ -94,7 +94,7 @@ class _Draw:
         return torch.randperm(n, generator=self.generator).tolist()
 
 
-def _crop(image: Tensor, scale: tuple[float, float], crop: int, draw: _Draw) -> tuple[Tensor, Box]:
+def _crop(image: Tensor, scale: tuple[float, float], crop: int, draw: Draw) -> tuple[Tensor, Box]:
     """The image rescaled at random, then a random window of crop x crop; where it is smaller it lies at random."""
     factor = draw.uniform(*scale)
     height, width = (max(1, round(side * factor)) for side in image.shape[-2:])
@@ -107,7 +107,13 @@ def _crop(image: Tensor, scale: tuple[float, float], crop: int, draw: _Draw) -> 
     return canvas, (y[1], y[1] + rows, x[1], x[1] + columns)
 
 
-def _resized_crop(image: Tensor, area: tuple[float, float], crop: int, draw: _Draw) -> Tensor:
+def resized_crop(
+    image: Tensor,
+    area: tuple[float, float],
+    crop: int,
+    draw: Draw,
+    interpolation: TF.InterpolationMode = TF.InterpolationMode.BILINEAR,
+) -> Tensor:
     """A window of a random share of the area and an aspect ratio of 3:4 to 4:3, resized to crop x crop.
 
     An image too long or too tall for any of ten tries gives its middle, cut to that range of ratios.
@@ -119,27 +125,34 @@ def _resized_crop(image: Tensor, area: tuple[float, float], crop: int, draw: _Dr
         h, w = round((target / ratio) ** 0.5), round((target * ratio) ** 0.5)
         if 0 < h <= height and 0 < w <= width:
             top, left = draw.integer(height - h), draw.integer(width - w)
-            return TF.resized_crop(image, top, left, h, w, [crop, crop], antialias=True)
+            return TF.resized_crop(image, top, left, h, w, [crop, crop], interpolation, antialias=True)
     h, w = max(1, min(height, round(width * 4 / 3))), max(1, min(width, round(height * 4 / 3)))
-    return TF.resized_crop(image, (height - h) // 2, (width - w) // 2, h, w, [crop, crop], antialias=True)
+    top, left = (height - h) // 2, (width - w) // 2
+    return TF.resized_crop(image, top, left, h, w, [crop, crop], interpolation, antialias=True)
 
 
-def _colours(image: Tensor, draw: _Draw) -> Tensor:
+def _colours(image: Tensor, draw: Draw) -> Tensor:
     """Colour jitter (.4 brightness, .4 contrast, .2 saturation, .1 hue, in random order) with p .8; grey with .2."""
     if draw.chance(0.8):
-        for step in draw.permutation(4):
-            if step == 0:
-                image = TF.adjust_brightness(image, draw.uniform(0.6, 1.4))
-            elif step == 1:
-                image = TF.adjust_contrast(image, draw.uniform(0.6, 1.4))
-            elif step == 2:
-                image = TF.adjust_saturation(image, draw.uniform(0.8, 1.2))
-            else:
-                image = TF.adjust_hue(image, draw.uniform(-0.1, 0.1))
+        image = jitter(image, draw, 0.4, 0.4, 0.2, 0.1)
     return TF.rgb_to_grayscale(image, 3) if draw.chance(0.2) else image
 
 
-def _blur(image: Tensor, draw: _Draw) -> Tensor:
+def jitter(image: Tensor, draw: Draw, brightness: float, contrast: float, saturation: float, hue: float) -> Tensor:
+    """Brightness, contrast and saturation times 1 +- their range, hue moved by +- its own, in random order."""
+    for step in draw.permutation(4):
+        if step == 0:
+            image = TF.adjust_brightness(image, draw.uniform(1 - brightness, 1 + brightness))
+        elif step == 1:
+            image = TF.adjust_contrast(image, draw.uniform(1 - contrast, 1 + contrast))
+        elif step == 2:
+            image = TF.adjust_saturation(image, draw.uniform(1 - saturation, 1 + saturation))
+        else:
+            image = TF.adjust_hue(image, draw.uniform(-hue, hue))
+    return image
+
+
+def _blur(image: Tensor, draw: Draw) -> Tensor:
     sigma = draw.uniform(0.1, 2.0)
     reach = max(1, round(3 * sigma))
     return TF.gaussian_blur(image, [2 * reach + 1, 2 * reach + 1], [sigma, sigma])

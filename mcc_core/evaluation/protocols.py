@@ -6,7 +6,7 @@
 | cam_crf | a dense CRF on the final CAMs and the background threshold, scaled to probabilities (ours: not published) |
 | refined | what trains the segmentation: final CAMs refined; pixels it leaves open are 255, not scored |
 | single | segmentation of the squashed image, one scale: the in-training evaluation |
-| ms | segmentation over scales and flips: VOC at native size, COCO squashed |
+| ms | segmentation over scales and flips: VOC and mean at native size, COCO squashed |
 | ms_crf | the same and a dense CRF on its softmax |
 
 The two halves are apart: `network_maps` needs the network, `label_map` only its output at token resolution. So the
@@ -79,6 +79,7 @@ class Maps:
     multi: dict[float, MapPair] = field(default_factory=dict)
     cam: dict[float, MapPair] = field(default_factory=dict)  # of the classes `present`
     aux_cam: dict[float, MapPair] = field(default_factory=dict)
+    scores: dict[float, Tensor] = field(default_factory=dict)  # 1,C class logits by scale, mean over flips; style mean
     present: tuple[int, ...] = ()  # 0-based class indices
     padded: tuple[int, int] | None = None  # size of what `multi` is of, where the image was padded (`padded`)
 
@@ -93,6 +94,8 @@ class Maps:
             for scale, pair in getattr(self, name).items():
                 for j, one in enumerate(pair):
                     found[f"{name}/{scale!r}/{j}"] = one.numpy().astype(dtype)
+        for scale, logits in self.scores.items():
+            found[f"scores/{scale!r}"] = logits.numpy().astype(dtype)
         return found
 
     @classmethod
@@ -105,7 +108,10 @@ class Maps:
         tensors = {n: torch.from_numpy(a.astype(np.float32)) for n, a in arrays.items() if n not in sizes}
         maps.single = tensors.pop("single", None)
         for key in tensors:
-            name, scale, _ = key.split("/")
+            name, scale, *_ = key.split("/")
+            if name == "scores":
+                maps.scores[float(scale)] = tensors[key]
+                continue
             getattr(maps, name)[float(scale)] = (tensors[f"{name}/{scale}/0"], tensors[f"{name}/{scale}/1"])
         return maps
 
@@ -133,10 +139,10 @@ def network_maps(
                 getattr(maps, stage).update(zip(config.cam_scales, _on_cpu(pairs), strict=True))
     if any(name in protocols for name in _MULTI):
         source = square
-        if config.style == "voc":
+        if config.style != "coco":
             source = padded(normalise(pixels)[None].to(device), least_side(model, config.scales))
             maps.padded = _padded_size(source, image)
-        maps.multi = dict(zip(config.scales, _on_cpu(raw_logits(model, source, config.scales)), strict=True))
+        maps.multi, maps.scores = _multi_scale(model, source, config)
     return maps
 
 
@@ -159,11 +165,26 @@ def segmentation_maps(
     size = None if squashed else _padded_size(source, images[0])
     if protocol == "single":
         return [Maps(single=one[None]) for one in model(source).seg.cpu()]
-    pairs = dict(zip(config.scales, _on_cpu(raw_logits(model, source, config.scales)), strict=True))
+    pairs, scores = _multi_scale(model, source, config)
     return [
-        Maps(multi={scale: (a[i : i + 1], b[i : i + 1]) for scale, (a, b) in pairs.items()}, padded=size)
+        Maps(
+            multi={scale: (a[i : i + 1], b[i : i + 1]) for scale, (a, b) in pairs.items()},
+            scores={scale: logits[i : i + 1] for scale, logits in scores.items()},
+            padded=size,
+        )
         for i in range(len(images))
     ]
+
+
+def _multi_scale(
+    model: Network, images: Tensor, config: EvaluationConfig
+) -> tuple[dict[float, MapPair], dict[float, Tensor]]:
+    """Segmentation logits by scale, and class logits by scale where the style asks for them; on the CPU."""
+    found = _raw(model, images, config.scales)
+    pairs = dict(zip(config.scales, _on_cpu([pair for pair, _ in found]), strict=True))
+    if config.style != "mean":
+        return pairs, {}
+    return pairs, {scale: logits.cpu() for scale, (_, logits) in zip(config.scales, found, strict=True)}
 
 
 def least_side(model: Network, scales: Sequence[float]) -> int:
@@ -188,12 +209,18 @@ def _padded_size(source: Tensor, image: np.ndarray) -> tuple[int, int] | None:
 @torch.no_grad()
 def raw_logits(model: Network, images: Tensor, scales: Sequence[float]) -> list[MapPair]:
     """Segmentation logits B,C+1,h,w at token resolution for each scale: of the images and of their flips."""
+    return [pair for pair, _ in _raw(model, images, scales)]
+
+
+def _raw(model: Network, images: Tensor, scales: Sequence[float]) -> list[tuple[MapPair, Tensor]]:
+    """For each scale `raw_logits`, and class logits B,C as the mean over flips."""
     found = []
     for scale in scales:
         target = [max(model.stride, round(side * scale)) for side in images.shape[-2:]]
         scaled = F.interpolate(images, size=target, mode="bilinear", align_corners=False)
-        straight, flipped = model(torch.cat([scaled, scaled.flip(-1)])).seg.chunk(2)
-        found.append((straight, flipped))
+        output = model(torch.cat([scaled, scaled.flip(-1)]))
+        straight, flipped = output.seg.chunk(2)
+        found.append(((straight, flipped), output.cls.unflatten(0, (2, -1)).mean(0)))
     return found
 
 
@@ -208,6 +235,28 @@ def combined_logits(pairs: Sequence[MapPair], size: tuple[int, int], style: str)
     return reduce(over_scales, map(one_scale, pairs))
 
 
+def mean_probabilities(maps: Maps, config: EvaluationConfig, size: tuple[int, int]) -> Tensor:
+    """Probabilities 1,C+1,H,W of `size` over scales and flips, of style mean.
+
+    Classes of low scores are 0, and the background is raised to its power; the sum need not be 1.
+    """
+    total: Tensor | float = 0.0
+    for scale in config.scales:
+        straight, flipped = (logits.softmax(1) for logits in maps.multi[scale])
+        both = (straight + flipped.flip(-1)) / 2
+        total = total + F.interpolate(both, size=size, mode="bilinear", align_corners=True)
+    assert isinstance(total, Tensor)
+    mean = total / len(config.scales)
+    scores = torch.stack([maps.scores[scale] for scale in config.scales]).mean(0).sigmoid()[0]
+    kept = torch.ones_like(scores, dtype=torch.bool)
+    if config.class_threshold is not None:
+        kept &= scores > config.class_threshold
+    if config.class_top is not None:
+        kept &= scores >= scores.topk(min(config.class_top, len(scores))).values[-1]
+    background = mean[:, :1] ** config.background_power
+    return torch.cat([background, mean[:, 1:] * kept[:, None, None]], 1)
+
+
 def label_map(maps: Maps, protocol: ProtocolName, config: EvaluationConfig, image: np.ndarray) -> np.ndarray:
     """Labels H,W uint8 of an image H,W,3 uint8, 0 background; 255 where `refined` decides nothing.
 
@@ -219,6 +268,10 @@ def label_map(maps: Maps, protocol: ProtocolName, config: EvaluationConfig, imag
     if protocol == "single":
         assert maps.single is not None
         logits = F.interpolate(maps.single, size=size, mode="bilinear", align_corners=False)
+    elif config.style == "mean":
+        mean = mean_probabilities(maps, config, maps.padded or size)[0, :, : size[0], : size[1]]
+        scores = dense_crf(image, mean.numpy(), config.crf) if protocol == "ms_crf" else mean.numpy()
+        return scores.argmax(0).astype(np.uint8)
     else:
         pairs = [maps.multi[scale] for scale in config.scales]
         logits = combined_logits(pairs, maps.padded or size, config.style)[..., : size[0], : size[1]]

@@ -17,7 +17,7 @@ from mcc_core.validation import validate
 if TYPE_CHECKING:
     from mcc_core.networks.base import Network
 
-METHODS: dict[str, Method] = {method.name: method for method in (MCC(), ToCo())}
+METHODS: dict[str, Method] = {method.name: method for method in (MCC(), ToCo(), SLRNet())}
 GROUP = "mcc.methods"  # entry points by which installed packages offer methods of their own
 DEFAULT = MCC.name
 

@@ -34,11 +34,11 @@ def refine(images: Tensor, scores: Tensor, config: ParConfig) -> Tensor:
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if scores.shape[-2:] != size:
         scores = F.interpolate(scores, size=size, mode="bilinear", align_corners=True)
-    neighbours = _neighbours(size[0], size[1], config.dilations, images.device)
+    near = neighbours(size[0], size[1], config.dilations, images.device)
     place = _place_weights(config, scores)
     return torch.stack(
         [
-            _refine_one(image.to(scores.dtype), one, neighbours, place, config)
+            _refine_one(image.to(scores.dtype), one, near, place, config)
             for image, one in zip(images, scores, strict=True)
         ]
     )
@@ -53,7 +53,7 @@ def _refine_one(image: Tensor, scores: Tensor, neighbours: Tensor, place: Tensor
     return table.T.reshape(scores.shape)
 
 
-def _neighbours(height: int, width: int, dilations: tuple[int, ...], device: torch.device) -> Tensor:
+def neighbours(height: int, width: int, dilations: tuple[int, ...], device: torch.device) -> Tensor:
     """Pixel numbers N,n of every pixel's neighbours; those outside the image are moved onto its border."""
     steps = torch.tensor([(d * dy, d * dx) for d in dilations for dy, dx in _RING], device=device, dtype=torch.int32)
     rows = torch.arange(height, device=device, dtype=torch.int32)[:, None] + steps[:, 0]

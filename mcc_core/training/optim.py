@@ -1,6 +1,8 @@
-"""AdamW parameter groups and the polynomial schedule with warm-up (docs/method.md)."""
+"""Optimisers over parameter groups, and learning rates with warm-up (docs/method.md)."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 
@@ -13,11 +15,15 @@ def learning_rate(config: OptimConfig, iteration: int, total: int) -> float:
     if iteration < config.warmup:
         start = config.warmup_start if config.warmup_start_is == "ratio" else config.warmup_start / config.lr
         return config.lr * (1 - (1 - iteration / config.warmup) * (1 - start))
+    if config.schedule == "cosine":
+        length = config.decay_iterations or max(1, total - config.decay_start)
+        done = min(1.0, max(0, iteration - config.decay_start) / length)
+        return config.lr * 0.5 * (1 + math.cos(math.pi * done))
     return config.lr * (1 - iteration / total) ** config.power
 
 
 def build_optimizer(network: Network, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW over the network's parameter groups. Call `set_learning_rate` before each step."""
+    """The optimiser over the network's parameter groups. Call `set_learning_rate` before each step."""
     groups = [
         {
             "params": list(group.parameters),
@@ -26,6 +32,10 @@ def build_optimizer(network: Network, config: OptimConfig) -> torch.optim.Optimi
         }
         for group in network.parameter_groups(config)
     ]
+    if config.kind == "sgd":
+        return torch.optim.SGD(
+            groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=True
+        )
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
 
 
