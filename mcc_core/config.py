@@ -84,6 +84,15 @@ class ModelConfig(Strict):
     )
 
 
+class ContrastModelConfig(ModelConfig):
+    """Encoder and heads of methods that contrast class tokens."""
+
+    aux_block: int = Field(10, ge=1, description="block (1-based) whose output feeds the auxiliary classifier")
+    decoder_channels: int = Field(512, ge=1)
+    decoder_dilation: int = Field(5, ge=1)
+    projector: ProjectorConfig = ProjectorConfig()
+
+
 class ThresholdConfig(Strict):
     """Thresholds on min-max normalised CAMs."""
 

@@ -82,6 +82,15 @@ class Encoder(nn.Module):
         features = Features(tokens[:, 0], self._as_map(tokens, h, w), self._as_map(aux, h, w))
         return features, None if cls is None else cls.to(images.dtype)
 
+    def class_tokens(self, images: Tensor) -> Tensor:
+        """Class tokens B,D of images B,3,H,W; the last block computes nothing else."""
+        with self._autocast(images):
+            tokens = self.embed(images)
+            *blocks, last = self.vit.blocks
+            for block in blocks:
+                tokens = self._run(block, tokens)
+            return self.vit.norm(self._run(last, tokens, _Dense(class_only=True))).to(images.dtype)
+
     def _tokens(self, images: Tensor, others: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Final and auxiliary tokens of `images`, class tokens of `others`."""
         count = len(images)
