@@ -154,6 +154,12 @@ class EvaluationConfig(Strict):
         "voc", description="ms: voc sums flips and takes the maximum over scales, coco the other way round, on a square"
     )
     scales: tuple[PositiveFloat, ...] = Field((1.0, 1.25, 1.5), min_length=1, description="of ms and ms_crf")
+    long_side: int | None = Field(
+        None, ge=16, description="voc's ms: images are resized so that their longer side has so many pixels"
+    )
+    flips: Literal["sum", "mean"] = Field(
+        "sum", description="voc's ms: logits of an image and its flip; a CRF sees half the logits with mean"
+    )
     cam_scales: tuple[PositiveFloat, ...] = Field((1.0, 0.5, 1.5), min_length=1, description="of cam and aux_cam")
     cam_threshold: Fraction = Field(0.5, description="CAM values at or below it are background")
     crop: int = Field(448, ge=16, description="side of the square that cam, single and coco's ms squash images to")
