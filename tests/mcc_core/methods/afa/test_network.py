@@ -64,5 +64,5 @@ def test_norms_of_the_encoder_are_not_trained() -> None:
 
 def test_an_unknown_backbone_is_one_line() -> None:
     experiment: Any = resolve("afa", {"model.weights": "random", "model.backbone": "mit_b9"})
-    with pytest.raises(UsageError, match="model.backbone: 'mit_b9' is not a mix transformer"):
+    with pytest.raises(UsageError, match=r"model\.backbone: 'mit_b9' is not a mix transformer"):
         AFANet(experiment.model, 3)
