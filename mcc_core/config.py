@@ -163,6 +163,12 @@ class EvaluationConfig(Strict):
         None, ge=1, description="style mean: so many classes of the highest scores stay in ms"
     )
     background_power: float = Field(1.0, gt=0, description="style mean: the background's probability to this power")
+    long_side: int | None = Field(
+        None, ge=16, description="voc's ms: images are resized so that their longer side has so many pixels"
+    )
+    flips: Literal["sum", "mean"] = Field(
+        "sum", description="voc's ms: logits of an image and its flip; a CRF sees half the logits with mean"
+    )
     cam_scales: tuple[PositiveFloat, ...] = Field((1.0, 0.5, 1.5), min_length=1, description="of cam and aux_cam")
     cam_threshold: Fraction = Field(0.5, description="CAM values at or below it are background")
     crop: int = Field(448, ge=16, description="side of the square that cam, single and coco's ms squash images to")
@@ -245,9 +251,7 @@ class Experiment(Strict):
     bundles: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # values of `compat`, and the fields that each sets
 
     description: str = ""
-    method: str = Field(
-        "mcc", description="what is trained: one of the package's methods, or an installed one"
-    )
+    method: str = Field("mcc", description="what is trained: one of the package's methods, or an installed one")
     compat: str = Field("published", description="whose recipe, where the published code differs from the text")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

@@ -1,4 +1,4 @@
-"""Checkpoints of the published MCC and ToCo code, and ImageNet backbones, as checkpoints of ours."""
+"""Checkpoints of the published MCC, ToCo and AFA code, and ImageNet backbones, as checkpoints of ours."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from mcc_core.errors import UsageError
 from mcc_core.experiment_files import resolve
 from mcc_core.methods.registry import DEFAULT, method_named, method_of
 from mcc_core.networks.backbones import fill_backbone, shape_text
+from mcc_core.networks.mix_transformer import fill
 from mcc_core.weights_file import named_tensors, read_content, top_names
 
 # (width, depth, patch side, register tokens): timm's name
@@ -34,6 +35,16 @@ _BACKBONES = {
     (768, 12, 14, 4): "vit_base_patch14_reg4_dinov2",
     (1024, 24, 14, 4): "vit_large_patch14_reg4_dinov2",
 }
+# (width of the last stage, depths): the mix transformer's name
+_MIX_TRANSFORMERS: dict[tuple[int, tuple[int, ...]], str] = {
+    (256, (2, 2, 2, 2)): "mit_b0",
+    (512, (2, 2, 2, 2)): "mit_b1",
+    (512, (3, 4, 6, 3)): "mit_b2",
+    (512, (3, 4, 18, 3)): "mit_b3",
+    (512, (3, 8, 27, 3)): "mit_b4",
+    (512, (3, 6, 40, 3)): "mit_b5",
+}
+_MIX_MARK = "patch_embed1.proj.weight"  # a tensor that only a mix transformer has
 _CLASSES = {20: VOC_CLASSES, 80: COCO_CLASSES}
 
 
@@ -48,23 +59,28 @@ class Imported:
 
 
 def import_weights(path: Path, base: str | None = None, method: str | None = None) -> Imported:
-    """Read a checkpoint of the published MCC or ToCo code, or an ImageNet backbone (timm or DeiT naming).
+    """Read a checkpoint of published MCC, ToCo or AFA code, or an ImageNet backbone (timm, DeiT or SegFormer naming).
 
     Args:
         base: preset or experiment file to take what no weights file says from (auxiliary block, classes); default:
             the method's recipe for VOC with 20 classes and with a backbone alone, for COCO with 80.
-        method: whose network it is; default: the base's, or MCC, whose published names ToCo's are too.
+        method: whose network it is; default: the base's, or AFA for a mix transformer, or MCC, whose published names
+            ToCo's are too.
 
     Raises UsageError when the file is of another kind, is ours already, is not finite, or lacks or misshapes a tensor.
     """
     if method is not None:
         method_named(method, "--method")
     state = _tensors(path)
+    if base is None and method is None and any(name.endswith(_MIX_MARK) for name in state):
+        method = "afa"
     if "classifier.weight" in state and any(name.startswith("encoder.") for name in state):
         return _import_network(path, state, base, method)
-    if "patch_embed.proj.weight" in state:
+    if "patch_embed.proj.weight" in state or _MIX_MARK in state:
         return _import_backbone(path, state, base, method)
-    raise UsageError(f"{path}: neither a published MCC or ToCo checkpoint nor an ImageNet backbone; {top_names(state)}")
+    raise UsageError(
+        f"{path}: neither a published MCC, ToCo or AFA checkpoint nor an ImageNet backbone; {top_names(state)}"
+    )
 
 
 def _experiment(backbone: str, base: str | None, method: str | None, classes: int) -> Experiment:
@@ -101,7 +117,7 @@ def _import_network(path: Path, state: dict[str, Tensor], base: str | None, meth
     fresh = tuple(n for n in own if n not in ours)
     network.load_state_dict({n: ours.get(n, t).float() for n, t in own.items()})
     kind = f"published {method_of(experiment).title} network"
-    if base is None and method is None:
+    if method_of(experiment).name == DEFAULT and base is None and method is None:
         kind += ", or ToCo's, which names its tensors alike (--method toco)"
     unused = tuple(n for n in state if n.startswith("encoder.head.")) + tuple(n for n in ours if n not in own)
     weights = network.state_dict()
@@ -113,9 +129,13 @@ def _import_backbone(path: Path, state: dict[str, Tensor], base: str | None, met
     experiment = _experiment(_backbone(path, state), base, method, len(VOC_CLASSES))
     classes = COCO_CLASSES if base is not None and base.endswith("coco") else VOC_CLASSES
     network = _network(experiment, len(classes))
-    fill_backbone(network.encoder.vit, state, str(path))
+    prefix = "encoder." if _MIX_MARK in state else "encoder.vit."
+    if _MIX_MARK in state:
+        fill(network.encoder, state, str(path))
+    else:
+        fill_backbone(network.encoder.vit, state, str(path))
     weights = network.state_dict()
-    unused = tuple(name for name in state if f"encoder.vit.{name}" not in weights)
+    unused = tuple(name for name in state if f"{prefix}{name}" not in weights)
     fresh = tuple(name for name in weights if not name.startswith("encoder."))
     return Imported(Checkpoint(experiment, classes, 0, 0, weights, None, {}), "backbone alone", unused, fresh)
 
@@ -135,7 +155,9 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _backbone(path: Path, vit: Mapping[str, Tensor]) -> str:
-    """The timm backbone that tensors in timm naming belong to, by their shapes."""
+    """The backbone that tensors in timm's or SegFormer's naming belong to, by their shapes."""
+    if _MIX_MARK in vit:
+        return _mix_transformer(path, vit)
     patch = vit.get("patch_embed.proj.weight")
     if patch is None or patch.ndim != 4:
         raise UsageError(f"{path}: lacks patch_embed.proj.weight of a vision transformer")
@@ -147,6 +169,17 @@ def _backbone(path: Path, vit: Mapping[str, Tensor]) -> str:
             f"{path}: no known backbone of width {found[0]}, depth {found[1]}, patch {found[2]}, {found[3]} registers"
         )
     return _BACKBONES[found]
+
+
+def _mix_transformer(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    numbers = [re.match(r"block(\d)\.(\d+)\.", name) for name in tensors]
+    blocks = {(int(m[1]), int(m[2])) for m in numbers if m}
+    last = tensors.get("patch_embed4.proj.weight")
+    width = 0 if last is None else len(last)
+    depths = tuple(sum(stage == s for s, _ in blocks) for stage in (1, 2, 3, 4))
+    if (width, depths) not in _MIX_TRANSFORMERS:
+        raise UsageError(f"{path}: no known mix transformer of width {width} and depths {depths}")
+    return _MIX_TRANSFORMERS[width, depths]
 
 
 def cached_backbone(backbone: str) -> Path | None:

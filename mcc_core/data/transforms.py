@@ -1,4 +1,4 @@
-"""The augmentation of training images: two global views and a local one."""
+"""The augmentation of training images: two global views and a local one, or one view."""
 
 from __future__ import annotations
 
@@ -38,6 +38,22 @@ class ThreeViews:
         """`view1`, `view2`, `local` 3,S,S and `box` of an image 3,H,W uint8."""
         views = augment(image, self.config, self.crop, generator)
         return {"view1": views.view1, "view2": views.view2, "local": views.local, "box": torch.tensor(views.box)}
+
+
+@dataclass(frozen=True)
+class OneView:
+    """The augmentation of methods that look at one view: random scale, crop with black padding, flip."""
+
+    scale: tuple[float, float]
+    crop: int
+
+    def __call__(self, image: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """`view1` 3,S,S and `box` of an image 3,H,W uint8; the box follows the flip."""
+        draw = Draw(generator)
+        view, box = _crop(image, self.scale, self.crop, draw, padding=(0.0, 0.0, 0.0))
+        if draw.chance(0.5):
+            view, box = TF.horizontal_flip(view), (box[0], box[1], self.crop - box[3], self.crop - box[2])
+        return {"view1": normalise(view), "box": torch.tensor(box)}
 
 
 def normalise(image: Tensor) -> Tensor:
@@ -94,13 +110,15 @@ class Draw:
         return torch.randperm(n, generator=self.generator).tolist()
 
 
-def _crop(image: Tensor, scale: tuple[float, float], crop: int, draw: Draw) -> tuple[Tensor, Box]:
+def _crop(
+    image: Tensor, scale: tuple[float, float], crop: int, draw: Draw, padding: tuple[float, float, float] = MEAN
+) -> tuple[Tensor, Box]:
     """The image rescaled at random, then a random window of crop x crop; where it is smaller it lies at random."""
     factor = draw.uniform(*scale)
     height, width = (max(1, round(side * factor)) for side in image.shape[-2:])
     image = TF.resize(image, [height, width], antialias=True)
     top, left = draw.integer(abs(height - crop)), draw.integer(abs(width - crop))
-    canvas = torch.tensor(MEAN).mul(255).round().to(torch.uint8)[:, None, None].expand(3, crop, crop).clone()
+    canvas = torch.tensor(padding).mul(255).round().to(torch.uint8)[:, None, None].expand(3, crop, crop).clone()
     rows, columns = min(height, crop), min(width, crop)
     y, x = (top, 0) if height >= crop else (0, top), (left, 0) if width >= crop else (0, left)
     canvas[:, y[1] : y[1] + rows, x[1] : x[1] + columns] = image[:, y[0] : y[0] + rows, x[0] : x[0] + columns]

@@ -59,7 +59,7 @@ def network_config(configs: Sequence[EvaluationConfig]) -> EvaluationConfig:
     """
     first = configs[0]
     for other in configs:
-        for name in ("style", "crop"):
+        for name in ("style", "crop", "long_side"):
             if getattr(other, name) != getattr(first, name):
                 raise UsageError(
                     f"{name}: {getattr(first, name)} and {getattr(other, name)}: one pass can serve one only"
@@ -140,8 +140,10 @@ def network_maps(
     if any(name in protocols for name in _MULTI):
         source = square
         if config.style != "coco":
-            source = padded(normalise(pixels)[None].to(device), least_side(model, config.scales))
-            maps.padded = _padded_size(source, image)
+            source = lengthened(normalise(pixels)[None].to(device), config.long_side)
+            size = source.shape[-2:]
+            source = padded(source, least_side(model, config.scales))
+            maps.padded = _padded_size(source, size)
         maps.multi, maps.scores = _multi_scale(model, source, config)
     return maps
 
@@ -160,9 +162,12 @@ def segmentation_maps(
     if squashed:
         pixels = TF.resize(pixels, [config.crop, config.crop], antialias=False)
     source = normalise(pixels).to(device)
+    size = None
     if not squashed:
+        source = lengthened(source, config.long_side)
+        before = source.shape[-2:]
         source = padded(source, least_side(model, config.scales))
-    size = None if squashed else _padded_size(source, images[0])
+        size = _padded_size(source, before)
     if protocol == "single":
         return [Maps(single=one[None]) for one in model(source).seg.cpu()]
     pairs, scores = _multi_scale(model, source, config)
@@ -201,9 +206,24 @@ def padded(images: Tensor, least: int) -> Tensor:
     return F.pad(images, (0, max(0, least - width), 0, max(0, least - height)))
 
 
-def _padded_size(source: Tensor, image: np.ndarray) -> tuple[int, int] | None:
+def lengthened(images: Tensor, long_side: int | None) -> Tensor:
+    """Images B,3,H,W resized so that the longer side is `long_side`, or as they are."""
+    if long_side is None:
+        return images
+    size = lengthened_size((images.shape[-2], images.shape[-1]), long_side)
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+
+
+def lengthened_size(size: tuple[int, int], long_side: int | None) -> tuple[int, int]:
+    """H,W after `lengthened`."""
+    if long_side is None:
+        return size
+    return max(1, round(size[0] * long_side / max(size))), max(1, round(size[1] * long_side / max(size)))
+
+
+def _padded_size(source: Tensor, before: tuple[int, ...]) -> tuple[int, int] | None:
     size = source.shape[-2], source.shape[-1]
-    return size if size != image.shape[:2] else None
+    return size if size != tuple(before) else None
 
 
 @torch.no_grad()
@@ -274,7 +294,14 @@ def label_map(maps: Maps, protocol: ProtocolName, config: EvaluationConfig, imag
         return scores.argmax(0).astype(np.uint8)
     else:
         pairs = [maps.multi[scale] for scale in config.scales]
-        logits = combined_logits(pairs, maps.padded or size, config.style)[..., : size[0], : size[1]]
+        logits = combined_logits(pairs, maps.padded or size, config.style)
+        if maps.padded is not None:
+            inside = lengthened_size(size, config.long_side)
+            logits = logits[..., : inside[0], : inside[1]]
+            if inside != size:
+                logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        if config.style == "voc" and config.flips == "mean":
+            logits = logits / 2
     if protocol == "ms_crf":
         return dense_crf(image, logits[0].softmax(0).numpy(), config.crf).argmax(0).astype(np.uint8)
     return logits[0].max(0).indices.to(torch.uint8).numpy()

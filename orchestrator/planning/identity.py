@@ -55,11 +55,12 @@ def trial_identity(experiment: Experiment, seed: int, fingerprint: str) -> str:
 
 
 def weights_identity(model: ModelConfig) -> str:
-    """What the initial weights are: a file by its content, a download by name and timm version."""
+    """What the initial weights are: a file by its content, a download by name and its library's version."""
     if model.weights == "random":
         return "random"
-    if model.weights == "timm":
-        return f"timm {version('timm')} {model.backbone}"
+    if isinstance(model.weights, str):
+        library = "timm" if model.weights == "timm" else "segmentation_models_pytorch"
+        return f"{library} {version(library)} {model.backbone}"
     file = Path(model.weights)
     stat = file.stat()
     return _file_hash(file, stat.st_size, stat.st_mtime_ns)

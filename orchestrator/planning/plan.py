@@ -245,7 +245,7 @@ def check_models(trials: Sequence[Trial], indexes: Mapping[str, DataIndex], *, d
             network = random_network(trial.experiment, len(indexes[trial.fingerprint].classes))
         if crop < network.stride:
             raise UsageError(f"train.crop: {crop}: below the network's stride of {network.stride} pixels")
-        if model.weights != "random" and (download or model.weights != "timm"):
+        if model.weights != "random" and (download or not isinstance(model.weights, str)):
             method_of(trial.experiment).network(trial.experiment, 1)
 
 
