@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+TEST_PROCESSES ?= 2
 
-.PHONY: demo test test-slow lint docs reference env clean
+.PHONY: demo test test-slow lint docs rooms reference env clean
 
 env: $(VENV)/.ready
 
@@ -26,15 +27,21 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/vulture
+	$(BIN)/codespell mcc_core orchestrator tests docs benchmarks sweeps docker README.md CONTRIBUTING.md CHANGELOG.md
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadscope
 
 test-slow: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest --slow -m slow
 
 docs: $(VENV)/.ready-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+rooms: $(VENV)/.ready-dev
+	$(BIN)/python docs/rooms.py
 
 reference: $(VENV)/.ready-dev
 	$(BIN)/python docs/generate.py

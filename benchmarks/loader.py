@@ -24,8 +24,8 @@ from rich.table import Table
 from mcc_core.config import AugmentConfig
 from mcc_core.data.datasets import TrainingSet
 from mcc_core.data.index import Item
+from mcc_core.data.pixels import read_rgb
 from mcc_core.data.transforms import ThreeViews, augment
-from mcc_core.data.voc import read_rgb
 
 
 def photos(folder: Path, count: int) -> list[Path]:

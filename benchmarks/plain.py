@@ -54,7 +54,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None)
 
 
 def refine_separately(images: Tensor, scores: Tensor, config: ParConfig) -> Tensor:
-    """The two packed score sets (PAPER_NOTES row 16) one after the other, each with an affinity of its own."""
+    """The two packed score sets one after the other, each with an affinity of its own."""
     return torch.cat([plain_refine(images, half, config) for half in scores.chunk(2, dim=1)], dim=1)
 
 

@@ -1,11 +1,12 @@
-"""Time, memory and FLOPs of one training step against the same step written plainly (`plain.py`).
+"""Time, memory and FLOPs of one training step against the same step written plainly (`plain.py`, `plain_<method>.py`).
 
-    python benchmarks/step.py                                         DeiT-Tiny, crop 448, batch 1, all cores
+    python benchmarks/step.py                                         MCC, DeiT-Tiny, crop 448, batch 1, all cores
+    python benchmarks/step.py --method toco
     python benchmarks/step.py --backbone deit_base_patch16_224 --flops-only
     python benchmarks/step.py --crop 224 448 --batch 1 2 --views 4 8  scaling
     python benchmarks/step.py --options                               what each field of `compute` gains and changes
 
-Everything is measured in one process, by turns, with the same weights, images and masks; losses are compared first.
+Everything is measured in one process, by turns, with the same weights, images and draws; losses are compared first.
 Times are medians, ratios are plain over ours. Peak memory is that of a fresh process which makes two steps (CPU) or the
 allocator's peak (GPU).
 """
@@ -13,6 +14,7 @@ allocator's peak (GPU).
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 import statistics
 import sys
@@ -25,27 +27,25 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import plain as plain_module
 import torch
 import torch.multiprocessing as multiprocessing
 import torch.nn.functional as F
-from plain import PlainObjective, explicit_attention, refine_separately
+from plain import explicit_attention, refine_separately
 from rich.console import Console
 from rich.table import Table
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mcc_core.config import ComputeConfig
+from mcc_core.experiment_files import merge
 from mcc_core.losses import terms as losses
-from mcc_core.methods.mcc import objective
-from mcc_core.methods.mcc.config import Experiment
-from mcc_core.methods.mcc.masking import sample_masks
-from mcc_core.methods.mcc.network import MCCNet
-from mcc_core.methods.mcc.objective import MCCObjective
+from mcc_core.methods.registry import experiment_of, method_named
 from mcc_core.pseudo_labels import cam
 from mcc_core.pseudo_labels import labels as pseudo_label
 from mcc_core.training.optim import build_optimizer
 
+# By method: the module of its plain form, and the field with its number of local views.
+METHODS = {"mcc": ("plain", "mask.views"), "toco": ("plain_toco", "crops.views")}
 ITERATION = 5000  # all terms of the published schedule are on
 STAGES = ("cams", "other forward", "refinement", "energy", "backward", "optimizer", "step")
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -61,6 +61,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 class Size:
     """What a step's cost depends on."""
 
+    method: str
     backbone: str
     crop: int
     batch: int
@@ -72,22 +73,30 @@ class Case:
     """One network and one batch, to be stepped either way."""
 
     def __init__(self, size: Size, compute: Mapping[str, Any] | None = None, plainly: bool = False) -> None:
-        crop, batch, views = size.crop, size.batch, size.views
+        crop, batch = size.crop, size.batch
+        plain_form, views = METHODS[size.method]
         fields = {
-            "model": {"backbone": size.backbone, "weights": "random"},
-            "mask": {"views": views},
-            "train": {"crop": crop, "batch_size": batch},
+            "method": size.method,
+            "model.backbone": size.backbone,
+            "model.weights": "random",
+            views: size.views,
+            "train.crop": crop,
+            "train.batch_size": batch,
             "compute": {"recompute": "nothing"} if plainly else compute or {},
         }
-        experiment = Experiment.model_validate(fields)
+        experiment = experiment_of(merge({}, fields, "benchmark"), "benchmark")
+        method = method_named(size.method)
+        self.module = importlib.import_module(f"mcc_core.methods.{size.method}.objective")
+        self.plain_module = importlib.import_module(plain_form)
         self.plainly = plainly
         self.device = torch.device(size.device)
         generator = torch.Generator().manual_seed(0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.model = MCCNet(experiment.model, 20, experiment.compute).to(self.device)
+            self.model = method.network(experiment, 20).to(self.device)
         self.optimizer = build_optimizer(self.model, experiment.optim)
-        self.objective = (PlainObjective if plainly else MCCObjective)(self.model, experiment)
+        build = self.plain_module.PlainObjective if plainly else method.objective
+        self.objective = build(self.model, experiment)
         coarse = torch.randn(3, batch, 3, crop // 16, crop // 16, generator=generator)
         smooth = F.interpolate(coarse.flatten(0, 1), size=crop, mode="bicubic").unflatten(0, (3, batch))
         images = (smooth + 0.1 * torch.randn(smooth.shape, generator=generator)).to(self.device)
@@ -95,8 +104,8 @@ class Case:
         labels[:, [3, 7]] = 1
         boxes = torch.tensor([[0, crop, 0, crop]] * batch, device=self.device)
         self.batch = dict(view1=images[0], view2=images[1], local=images[2], labels=labels, box=boxes)
-        grid = self.model.encoder.grid(crop, crop)
-        self.draws = {"masks": sample_masks(batch, views, grid, 0.95, 4, generator).to(self.device)}
+        draws = method.draws(experiment, self.model, batch, (crop, crop), ITERATION, generator)
+        self.draws = {name: drawn.to(self.device) for name, drawn in draws.items()}
 
     def step(self, stage: Callable[[str], Any]) -> dict[str, float]:
         """One optimiser step at a learning rate of 0, so that every step is the same; its losses."""
@@ -106,7 +115,7 @@ class Case:
             if self.plainly:
                 plainly.enter_context(explicit_attention())
                 plainly.enter_context(mock.patch.object(pseudo_label, "refine", refine_separately))
-                plainly.enter_context(mock.patch.object(objective, "settled", lambda function, x: function(x)))
+                plainly.enter_context(mock.patch.object(self.module, "settled", lambda function, x: function(x)))
             self.optimizer.zero_grad(set_to_none=True)
             step = self.objective(self.batch, self.draws, ITERATION)
             with stage("backward"):
@@ -147,9 +156,9 @@ class Stopwatch:
 
     def time(self, case: Case) -> dict[str, float]:
         with (
-            mock.patch.object(objective, "multi_scale_maps", self.timed("cams", cam.multi_scale_maps)),
-            mock.patch.object(plain_module, "multi_scale_maps", self.timed("cams", cam.multi_scale_maps)),
-            mock.patch.object(objective, "refined_label", self.timed("refinement", pseudo_label.refined_label)),
+            mock.patch.object(case.module, "multi_scale_maps", self.timed("cams", cam.multi_scale_maps)),
+            mock.patch.object(case.plain_module, "multi_scale_maps", self.timed("cams", cam.multi_scale_maps)),
+            mock.patch.object(case.module, "refined_label", self.timed("refinement", pseudo_label.refined_label)),
             mock.patch.object(losses, "dense_energy", self.timed("energy", losses.dense_energy)),
             self.stage("step"),
         ):
@@ -213,7 +222,8 @@ def against_plain(size: Size, rounds: int, flops_only: bool, console: Console) -
     one = forward_gflop(cases["ours"])
     ours, plain = (gflop(case.run) / size.batch / one for case in cases.values())
     console.print(
-        f"{size.backbone}, crop {size.crop}, batch {size.batch}, {size.views} local views\n"
+        f"{method_named(size.method).title}, {size.backbone}, crop {size.crop}, batch {size.batch}, "
+        f"{size.views} local views\n"
         f"forward-equivalents per image ({one:.1f} GFLOP each): ours {ours:.2f}, plain {plain:.2f}, "
         f"ratio {plain / ours:.2f}"
     )
@@ -258,6 +268,7 @@ def options(size: Size, rounds: int, console: Console) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", choices=METHODS, default="mcc")
     parser.add_argument("--backbone", default="deit_tiny_patch16_224")
     parser.add_argument("--crop", type=int, nargs="+", default=[448])
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
@@ -272,7 +283,7 @@ def main() -> None:
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, {given.device}, python {sys.version.split()[0]}"
     )
     for crop, batch, views in itertools.product(given.crop, given.batch, given.views):
-        size = Size(given.backbone, crop, batch, views, given.device)
+        size = Size(given.method, given.backbone, crop, batch, views, given.device)
         if given.options:
             options(size, given.rounds, console)
         else:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Collection, Iterator
@@ -176,8 +175,6 @@ def _yaml(value: Any) -> str:
 
 
 def _cell(text: str) -> str:
-    text = re.sub(r" ?\(PAPER_NOTES[^);]*\)|, PAPER_NOTES[^);]*", "", text)  # notes that are not in the repository
-    text = re.sub(r"\(PAPER_NOTES[^);]*; ", "(", text)
     return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
 
 

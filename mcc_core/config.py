@@ -53,7 +53,7 @@ class DataConfig(Strict):
 
 
 class AugmentConfig(Strict):
-    """Augmentation of the three views (PAPER_NOTES rows 11 and 21)."""
+    """Augmentation of the three views."""
 
     scale: tuple[float, float] = Field((0.5, 2.0), description="range of the random rescaling before the crop")
     global_crop: tuple[float, float] = Field((0.4, 1.0), description="area range of view 2's RandomResizedCrop")
@@ -82,6 +82,15 @@ class ModelConfig(Strict):
         "timm",
         description="timm: its download; random; or a local file: .safetensors/.pth in timm naming, or a checkpoint",
     )
+
+
+class ContrastModelConfig(ModelConfig):
+    """Encoder and heads of methods that contrast class tokens."""
+
+    aux_block: int = Field(10, ge=1, description="block (1-based) whose output feeds the auxiliary classifier")
+    decoder_channels: int = Field(512, ge=1)
+    decoder_dilation: int = Field(5, ge=1)
+    projector: ProjectorConfig = ProjectorConfig()
 
 
 class ThresholdConfig(Strict):
@@ -128,7 +137,7 @@ class EnergyConfig(Strict):
 
 
 class CrfConfig(Strict):
-    """Dense CRF settings; the defaults are the published ones (PAPER_NOTES row 25)."""
+    """Dense CRF settings; the defaults are the published ones."""
 
     iterations: int = Field(10, ge=1, description="mean-field steps")
     gaussian_sxy: float = Field(1.0, gt=0, description="width of the smoothness kernel, in pixels")

@@ -17,8 +17,7 @@ from mcc_core.data.coco import COCO_CLASSES
 from mcc_core.data.voc import VOC_CLASSES
 from mcc_core.errors import UsageError
 from mcc_core.experiment_files import resolve
-from mcc_core.methods.mcc.published import from_published
-from mcc_core.methods.registry import method_of
+from mcc_core.methods.registry import DEFAULT, method_named, method_of
 from mcc_core.networks.backbones import fill_backbone, shape_text
 from mcc_core.weights_file import named_tensors, read_content, top_names
 
@@ -35,7 +34,7 @@ _BACKBONES = {
     (768, 12, 14, 4): "vit_base_patch14_reg4_dinov2",
     (1024, 24, 14, 4): "vit_large_patch14_reg4_dinov2",
 }
-_PRESETS = {20: ("voc", VOC_CLASSES), 80: ("coco", COCO_CLASSES)}
+_CLASSES = {20: VOC_CLASSES, 80: COCO_CLASSES}
 
 
 @dataclass(frozen=True)
@@ -48,30 +47,47 @@ class Imported:
     fresh: tuple[str, ...]  # tensors of ours that the file lacks, drawn anew
 
 
-def import_weights(path: Path, base: str | None = None) -> Imported:
+def import_weights(path: Path, base: str | None = None, method: str | None = None) -> Imported:
     """Read a checkpoint of the published MCC or ToCo code, or an ImageNet backbone (timm or DeiT naming).
 
     Args:
         base: preset or experiment file to take what no weights file says from (auxiliary block, classes); default:
-            voc for 20 classes and for a backbone alone, coco for 80.
+            the method's recipe for VOC with 20 classes and with a backbone alone, for COCO with 80.
+        method: whose network it is; default: the base's, or MCC, whose published names ToCo's are too.
 
     Raises UsageError when the file is of another kind, is ours already, is not finite, or lacks or misshapes a tensor.
     """
+    if method is not None:
+        method_named(method, "--method")
     state = _tensors(path)
     if "classifier.weight" in state and any(name.startswith("encoder.") for name in state):
-        return _import_network(path, state, base)
+        return _import_network(path, state, base, method)
     if "patch_embed.proj.weight" in state:
-        return _import_backbone(path, state, base)
+        return _import_backbone(path, state, base, method)
     raise UsageError(f"{path}: neither a published MCC or ToCo checkpoint nor an ImageNet backbone; {top_names(state)}")
 
 
-def _import_network(path: Path, state: dict[str, Tensor], base: str | None) -> Imported:
+def _experiment(backbone: str, base: str | None, method: str | None, classes: int) -> Experiment:
+    """The experiment that weights of a backbone and so many classes belong to."""
+    fields: dict[str, Any] = {"model.backbone": backbone, "model.weights": "random"}
+    if method is not None:
+        fields["method"] = method
+    return resolve(base or _preset(method or DEFAULT, coco=classes == 80), fields, "--base")
+
+
+def _preset(method: str, *, coco: bool) -> str:
+    """The preset with a method's recipe for COCO or for VOC; the default method's carry no name."""
+    named = ("voc", "coco") if method == DEFAULT else (method, f"{method}-coco")
+    return named[coco]
+
+
+def _import_network(path: Path, state: dict[str, Tensor], base: str | None, method: str | None) -> Imported:
     count = len(state["classifier.weight"])
-    preset, classes = _PRESETS.get(count, ("voc", tuple(f"class{i + 1}" for i in range(count))))
+    classes = _CLASSES.get(count, tuple(f"class{i + 1}" for i in range(count)))
     backbone = _backbone(path, {n.removeprefix("encoder."): t for n, t in state.items() if n.startswith("encoder.")})
-    experiment = resolve(base or preset, {"model.backbone": backbone, "model.weights": "random"}, "--base")
+    experiment = _experiment(backbone, base, method, count)
     network = _network(experiment, count)
-    ours = from_published(state)
+    ours = method_of(experiment).from_published(state)
     own = network.state_dict()
     wrong = [n for n, t in ours.items() if n in own and t.shape != own[n].shape]
     missing = [n for n in own if n not in ours and "projector." not in n]
@@ -84,17 +100,18 @@ def _import_network(path: Path, state: dict[str, Tensor], base: str | None) -> I
         raise UsageError(f"{path}: does not fit {backbone} with {count} classes: {what}")
     fresh = tuple(n for n in own if n not in ours)
     network.load_state_dict({n: ours.get(n, t).float() for n, t in own.items()})
-    kind = "published MCC or ToCo network (they name their tensors alike)"
+    kind = f"published {method_of(experiment).title} network"
+    if base is None and method is None:
+        kind += ", or ToCo's, which names its tensors alike (--method toco)"
     unused = tuple(n for n in state if n.startswith("encoder.head.")) + tuple(n for n in ours if n not in own)
     weights = network.state_dict()
     iterations = experiment.train.iterations
     return Imported(Checkpoint(experiment, classes, iterations, 0, weights, None, {}), kind, unused, fresh)
 
 
-def _import_backbone(path: Path, state: dict[str, Tensor], base: str | None) -> Imported:
-    backbone = _backbone(path, state)
-    experiment = resolve(base or "voc", {"model.backbone": backbone, "model.weights": "random"}, "--base")
-    classes = COCO_CLASSES if base == "coco" else VOC_CLASSES
+def _import_backbone(path: Path, state: dict[str, Tensor], base: str | None, method: str | None) -> Imported:
+    experiment = _experiment(_backbone(path, state), base, method, len(VOC_CLASSES))
+    classes = COCO_CLASSES if base is not None and base.endswith("coco") else VOC_CLASSES
     network = _network(experiment, len(classes))
     fill_backbone(network.encoder.vit, state, str(path))
     weights = network.state_dict()

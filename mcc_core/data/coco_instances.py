@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, Field, FiniteFloat, PositiveInt, ValidationError
 
 from mcc_core.data.coco_outlines import described, is_empty
-from mcc_core.data.voc import MAX_PIXELS
+from mcc_core.data.pixels import MAX_PIXELS
 from mcc_core.errors import DataError, UsageError
 from mcc_core.structured_files import read_json
 

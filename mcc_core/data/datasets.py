@@ -13,8 +13,8 @@ from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.v2 import functional as TF
 
 from mcc_core.data.index import Item
+from mcc_core.data.pixels import read_mask, read_rgb
 from mcc_core.data.transforms import normalise
-from mcc_core.data.voc import read_mask, read_rgb
 from mcc_core.errors import DataError
 
 Augmentation = Callable[[Tensor, torch.Generator], dict[str, Tensor]]

@@ -7,7 +7,7 @@ from glob import glob
 from pathlib import Path
 from typing import NamedTuple
 
-from mcc_core.data.voc import IMAGE_SUFFIXES
+from mcc_core.data.pixels import IMAGE_SUFFIXES
 from mcc_core.errors import UsageError
 
 

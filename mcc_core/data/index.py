@@ -20,16 +20,8 @@ from rich.progress import track
 from mcc_core.config import DataConfig
 from mcc_core.data import shapes
 from mcc_core.data.index_file import INDEX, read_index
-from mcc_core.data.voc import (
-    READING,
-    VOC_CLASSES,
-    image_size,
-    read_class_file,
-    read_labels,
-    read_mask,
-    read_split,
-    valid_classes,
-)
+from mcc_core.data.pixels import READING, image_size, read_mask
+from mcc_core.data.voc import VOC_CLASSES, read_class_file, read_labels, read_split, valid_classes
 from mcc_core.errors import DataError
 from mcc_core.files import file_digest, file_stamp, whole
 from mcc_core.parallel import each

@@ -29,6 +29,9 @@ class IndexedImage(Strict):
     labels: tuple[int, ...] = Field((), description="foreground classes in it, from 0")
     mask: str | None = Field(None, pattern=_PATH)
     mask_digest: str = ""
+    mask_classes: tuple[int, ...] | None = Field(None, description="foreground classes in the mask, from 0")
+    mask_open: bool = Field(False, description="whether pixels of the mask are 255, which are not scored")
+    scaled: bool = Field(False, description="more than 8 bits a channel, scaled to 8")
 
 
 class IndexFile(Strict):

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from pydantic import ValidationError
 
 from mcc_core.data.index_file import HELD, INDEX, IndexedImage, IndexFile, faults, read_index, write_index
-from mcc_core.data.voc import READING, image_size, read_mask
+from mcc_core.data.mask_checks import mask_notes
+from mcc_core.data.pixels import READING, image_size, is_scaled, read_mask
 from mcc_core.errors import DataError
 from mcc_core.files import file_digest, file_stamp
 from mcc_core.parallel import each
@@ -92,7 +94,7 @@ def finish(draft: Draft, out: Path, *, skip_broken: bool = False, progress: Prog
     used = {name for names in splits.values() for name in names}
     images = {name: image for name, image in found.items() if name in used}
     index = IndexFile(source=draft.source, classes=draft.classes, splits=splits, images=images)
-    notes = [*draft.notes, *_alike(draft.classes), *_replaced(index, out)]
+    notes = [*draft.notes, *_alike(draft.classes), *mask_notes(index), *_scaled(index), *_replaced(index, out)]
     return Prepared(index, write_index(index, out), tuple(problems), tuple(notes))
 
 
@@ -122,6 +124,12 @@ def _alike(classes: Sequence[str]) -> list[str]:
         if other != name:
             found.append(f"classes {other!r} and {name!r} are two; is one of them a slip?")
     return found
+
+
+def _scaled(index: IndexFile) -> list[str]:
+    """A note where images have more than 8 bits a channel."""
+    names = [name for name, image in index.images.items() if image.scaled]
+    return [f"{len(names)} images have more than 8 bits a channel, scaled to 8, such as {names[0]}"] if names else []
 
 
 def _replaced(index: IndexFile, out: Path) -> list[str]:
@@ -203,9 +211,18 @@ def _examined(entry: Entry, classes: int) -> IndexedImage | str:
     """An image's line of the index, or what is wrong with it."""
     try:
         size = image_size(entry.image)
-        found = {"bytes": entry.image.stat().st_size, "digest": fingerprint(entry.image), "size": size}
+        found: dict[str, object] = {
+            "bytes": entry.image.stat().st_size,
+            "digest": fingerprint(entry.image),
+            "size": size,
+        }
+        found["scaled"] = is_scaled(entry.image)
         if entry.mask is not None:
-            height, width = read_mask(entry.mask, classes).shape
+            mask = read_mask(entry.mask, classes)
+            height, width = mask.shape
+            numbers = np.unique(mask)
+            found["mask_classes"] = [int(number) - 1 for number in numbers if number not in (0, 255)]
+            found["mask_open"] = bool((numbers == 255).any())
             if (width, height) != size:
                 return f"{entry.mask}: {width}x{height} pixels, its image has {size[0]}x{size[1]}"
             found["mask_digest"] = fingerprint(entry.mask)

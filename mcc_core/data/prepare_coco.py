@@ -19,9 +19,9 @@ from pathlib import Path, PurePosixPath
 from mcc_core.data.archives import is_archive, opened
 from mcc_core.data.coco_instances import Annotation, Instances, Picture, read_instances
 from mcc_core.data.coco_outlines import EXPECTED, OutlineError, label_map, read_outline
+from mcc_core.data.pixels import IMAGE_SUFFIXES
 from mcc_core.data.prepare import Draft, Entry, Progress, make_folder, refuse
 from mcc_core.data.prepare_voc import write_mask
-from mcc_core.data.voc import IMAGE_SUFFIXES
 from mcc_core.errors import DataError, UsageError
 from mcc_core.files import file_digest
 from mcc_core.parallel import each

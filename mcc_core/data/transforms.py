@@ -1,4 +1,4 @@
-"""The augmentation of training images: two global views and a local one (PAPER_NOTES rows 11 and 21)."""
+"""The augmentation of training images: two global views and a local one."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def augment(image: Tensor, config: AugmentConfig, crop: int, generator: torch.Ge
     Colours and blur apply to the padding too.
 
     The published code flips before the crop and once more after it, and takes the box between the two. One flip after
-    the crop gives the same images; `box` follows it, unless `published_box` asks for the unflipped one (row 21).
+    the crop gives the same images; `box` follows it, unless `published_box` asks for the unflipped one.
     The flags change no random draw, so that trials which differ in one of them see the same images.
     """
     draw = _Draw(generator)

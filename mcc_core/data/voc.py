@@ -8,24 +8,16 @@ from __future__ import annotations
 
 import io
 import re
-import struct
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mcc_core.errors import DataError
 
-READING = 2  # of images and masks: a change to what is accepted, or to what is read of a file, changes this
-MAX_PIXELS = 64_000_000  # of an image of unknown origin
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-_ORIENTATION = 0x0112  # the EXIF tag
-# What Pillow raises for a file that is missing, cut short or no image.
-IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 _ID = re.compile(r"[^\s/\\\0.][^\s/\\\0]*")  # cannot leave the folder
 _ANNOTATION_BYTES = 1 << 20
 
@@ -140,56 +132,3 @@ def valid_classes(names: Sequence[str], source: str) -> tuple[str, ...]:
     if not 1 <= len(names) <= 254 or len(set(names)) < len(names) or not all(names):
         raise DataError(f"data.classes: {source}: expected 1 to 254 different class names, found {len(names)} names")
     return tuple(names)
-
-
-def read_rgb(path: Path) -> np.ndarray:
-    """H,W,3 uint8 of an image in any mode, EXIF rotation applied. Raises DataError naming the file."""
-    with _opened(path) as image:
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) of an image, EXIF rotation applied, after decoding it whole. Raises DataError naming the file.
-
-    A JPEG is decoded at an eighth of its size, which reads every byte of it and costs a fraction.
-    """
-    with _opened(path) as image:
-        turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-        size = (image.height, image.width) if turned else (image.width, image.height)
-        image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
-        ImageOps.exif_transpose(image).convert("RGB")
-        return size
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    try:
-        if path.stat().st_size == 0:
-            raise DataError(f"{path}: cannot be read as an image: it is empty (0 bytes)")
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{path}: {image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are read")
-            yield image
-    except IMAGE_ERRORS as error:
-        raise DataError(f"{path}: cannot be read as an image: {_plain(error, path)}") from None
-
-
-def read_mask(path: Path, num_classes: int) -> np.ndarray:
-    """A palette or grey mask H,W uint8. Raises DataError when it cannot be read or has labels out of range."""
-    try:
-        with Image.open(path) as image:
-            if image.mode not in {"P", "L"}:
-                raise DataError(f"{path}: masks must be palette or grey PNGs, not {image.mode}")
-            mask = np.array(image)
-    except IMAGE_ERRORS as error:
-        raise DataError(f"{path}: cannot be read as a mask: {_plain(error, path)}") from None
-    wrong = mask[(mask > num_classes) & (mask != 255)]
-    if len(wrong):
-        raise DataError(f"{path}: label {int(wrong[0])} is out of range: there are {num_classes} classes")
-    return mask
-
-
-def _plain(error: BaseException, path: Path) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error).replace(str(path), path.name) or type(error).__name__

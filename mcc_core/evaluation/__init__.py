@@ -1,0 +1,1 @@
+"""Protocols, scores, predictions and pictures of a trained network."""

@@ -14,7 +14,15 @@ from torch import Tensor
 from mcc_core.config import Experiment
 from mcc_core.data.datasets import EvaluationSet
 from mcc_core.data.index import DataIndex, Item
-from mcc_core.evaluation.metrics import ConfusionMatrix, Metric, Protocol, Stage, f1_counts, f1_score
+from mcc_core.evaluation.metrics import (
+    ConfusionMatrix,
+    Metric,
+    Protocol,
+    Stage,
+    f1_counts,
+    f1_score,
+    require_foreground,
+)
 from mcc_core.evaluation.protocols import at_rest
 from mcc_core.evaluation.visualize import cam_panel
 from mcc_core.methods.registry import method_of
@@ -46,7 +54,7 @@ def evaluate(
     panels: int = 0,
     images: int | None = None,
 ) -> EvaluationRecord:
-    """Score CAMs and segmentation as the published in-training evaluation does (PAPER_NOTES row 24).
+    """Score CAMs and segmentation as the published in-training evaluation does.
 
     Images are squashed to the crop; segmentation is single-scale, CAMs are multi-scale and know the image's labels;
     maps are compared at the mask's own size. With torch.distributed every rank scores its share and confusion
@@ -133,6 +141,7 @@ class _Scorer:
         f1 = Metric(split, "cls", "single", "f1", f1_score(self.f1))
         if not self.matrices["seg"].counts.any():
             return [f1]
+        require_foreground(self.matrices["seg"], split)
         found: list[Metric] = []
         names = ("background", *self.classes)
         for stage in self.stages:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.config import Experiment
+from mcc_core.data.pixels import is_scaled, read_rgb
 from mcc_core.data.transforms import normalise
-from mcc_core.data.voc import palette_png, read_rgb
+from mcc_core.data.voc import palette_png
 from mcc_core.device import chosen_device
 from mcc_core.errors import DataError
 from mcc_core.evaluation.prediction_record import PARTS, PredictionRecord
@@ -82,6 +83,7 @@ class Predicted:
     changed: list[Path] = field(default_factory=list)  # predicted again: the file has another content than before
     renamed: list[tuple[Path, str]] = field(default_factory=list)  # whose results have a number: the name is another's
     repeated: list[Path] = field(default_factory=list)  # named twice in the call
+    scaled: list[Path] = field(default_factory=list)  # of more than 8 bits a channel, scaled to 8
     own: list[Path] = field(default_factory=list)  # left out: what predictions wrote
     broken: list[str] = field(default_factory=list)  # one line for each file that could not be predicted
 
@@ -143,6 +145,8 @@ def predict_files(
                 result.broken.append(reason)
                 on_image(path)
                 continue
+            if is_scaled(path):
+                result.scaled.append(path)
             if name != path.stem:
                 result.renamed.append((path, name))
             if image is None:

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mcc_core.errors import DataError
+
 Stage = Literal["cam", "aux_cam", "pseudo_label", "seg", "cls", "all_background"]
 Protocol = Literal["single", "ms", "ms_crf"]
 
@@ -84,3 +86,12 @@ def f1_score(counts: Tensor) -> float:
     """F1 of all decisions together (micro); 0 when there is nothing to find."""
     hit, false, missed = counts.sum(1).tolist()
     return 2 * hit / max(1, 2 * hit + false + missed)
+
+
+def require_foreground(matrix: ConfusionMatrix, split: str) -> None:
+    """Raise DataError where no scored pixel is of a foreground class: nothing to score is not a score."""
+    if not matrix.counts[1:].any():
+        raise DataError(
+            f"{split}: no pixel of its masks is of a class, so there is nothing to score; is foreground 255 in them? "
+            "255 is not scored: expected 0 background, then the classes in order"
+        )

@@ -2,12 +2,12 @@
 
 | protocol | what is scored |
 |---|---|
-| cam, aux_cam | multi-scale CAM (row 18) of the squashed image with its image-level labels, background threshold |
+| cam, aux_cam | multi-scale CAM of the squashed image with its image-level labels, background threshold |
 | cam_crf | a dense CRF on the final CAMs and the background threshold, scaled to probabilities (ours: not published) |
-| refined | what trains the segmentation: final CAMs refined (row 16); pixels it leaves open are 255, not scored |
+| refined | what trains the segmentation: final CAMs refined; pixels it leaves open are 255, not scored |
 | single | segmentation of the squashed image, one scale: the in-training evaluation |
-| ms | segmentation over scales and flips (PAPER_NOTES row 24): VOC at native size, COCO squashed |
-| ms_crf | the same and a dense CRF on its softmax (row 25) |
+| ms | segmentation over scales and flips: VOC at native size, COCO squashed |
+| ms_crf | the same and a dense CRF on its softmax |
 
 The two halves are apart: `network_maps` needs the network, `label_map` only its output at token resolution. So the
 second half runs in other processes, and any number of its settings can be tried on one pass of the network.
@@ -198,7 +198,7 @@ def raw_logits(model: Network, images: Tensor, scales: Sequence[float]) -> list[
 
 
 def combined_logits(pairs: Sequence[MapPair], size: tuple[int, int], style: str) -> Tensor:
-    """Logits B,C+1,H,W of `size` over scales and flips (PAPER_NOTES row 24)."""
+    """Logits B,C+1,H,W of `size` over scales and flips."""
     over_flips, over_scales = (torch.add, torch.maximum) if style == "voc" else (torch.maximum, torch.add)
 
     def one_scale(pair: MapPair) -> Tensor:

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mcc_core.config import EvaluationConfig
 from mcc_core.data.index import Item
-from mcc_core.data.voc import palette_png, read_mask, read_rgb
+from mcc_core.data.pixels import read_mask, read_rgb
+from mcc_core.data.voc import palette_png
 from mcc_core.errors import UsageError
-from mcc_core.evaluation.metrics import ConfusionMatrix, Metric
+from mcc_core.evaluation.metrics import ConfusionMatrix, Metric, require_foreground
 from mcc_core.evaluation.protocols import (
     PROTOCOLS,
-    EvaluationConfig,
     Maps,
     ProtocolName,
     label_map,
@@ -168,6 +169,7 @@ def metrics(total: Total, split: str, protocol: ProtocolName, classes: Sequence[
     """
     stage, how = PROTOCOLS[protocol]
     matrix = total.matrix
+    require_foreground(matrix, split)
     found = [
         Metric(split, stage, how, "miou", matrix.miou()),
         Metric(split, stage, how, "pixel_accuracy", matrix.pixel_accuracy()),

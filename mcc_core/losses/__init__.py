@@ -1,0 +1,1 @@
+"""Loss terms, one small function each, and the filter behind the dense energy."""

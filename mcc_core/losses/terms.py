@@ -20,7 +20,7 @@ def classification(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def affinity(features: Tensor, labels: Tensor, form: str = "published") -> Tensor:
-    """Token affinity, Eq. 9 (PAPER_NOTES row 12).
+    """Token affinity, Eq. 9.
 
     Over all ordered pairs of reliable tokens of an image except a token with itself: `published` is half of one minus
     the mean absolute cosine of pairs with the same label, plus half of the mean absolute cosine of pairs with different
@@ -50,11 +50,11 @@ def affinity(features: Tensor, labels: Tensor, form: str = "published") -> Tenso
 def contrast(
     queries: Tensor, keys: Tensor, flags: Tensor, temperature: float, epsilon: float, empty_term: bool
 ) -> Tensor:
-    """InfoNCE of global queries against global and local keys (Eq. 7 as published, PAPER_NOTES rows 7 to 9).
+    """InfoNCE of global queries against global and local keys (Eq. 7 as published).
 
     Args:
         queries: Q*B,E view-major, without gradient; keys: K*B,E view-major; flags: B,K, 1 = positive.
-        empty_term: add log(1 + negatives + epsilon) once per image and query, uncounted in the denominator (row 8).
+        empty_term: add log(1 + negatives + epsilon) once per image and query, uncounted in the denominator.
     """
     batch, count = flags.shape
     q = queries.view(-1, batch, queries.shape[1]).transpose(0, 1)
@@ -72,7 +72,7 @@ def contrast(
 
 
 def segmentation(logits: Tensor, labels: Tensor, form: str = "halves") -> Tensor:
-    """Half the mean cross entropy over background pixels plus half of that over foreground pixels (PAPER_NOTES row 15).
+    """Half the mean cross entropy over background pixels plus half of that over foreground pixels.
 
     `form: mean` is the mean over all labelled pixels.
 
@@ -106,7 +106,7 @@ class _DenseEnergy(torch.autograd.Function):
 
 
 def dense_energy(images: Tensor, logits: Tensor, labels: Tensor, boxes: Tensor, config: EnergyConfig) -> Tensor:
-    """Dense energy regularisation of segmentation logits (PAPER_NOTES row 17), times `config.weight`.
+    """Dense energy regularisation of segmentation logits, times `config.weight`.
 
     The energy of a pixel is gated by 1 - its largest probability inside the image box, 0 outside, and is fully open
     where the label is IGNORE.

@@ -11,12 +11,13 @@ from mcc_core.config import ComputeConfig, Experiment
 from mcc_core.errors import UsageError
 from mcc_core.methods.base import Method
 from mcc_core.methods.mcc import MCC
+from mcc_core.methods.toco import ToCo
 from mcc_core.validation import validate
 
 if TYPE_CHECKING:
     from mcc_core.networks.base import Network
 
-METHODS: dict[str, Method] = {method.name: method for method in (MCC(),)}
+METHODS: dict[str, Method] = {method.name: method for method in (MCC(), ToCo())}
 DEFAULT = MCC.name
 
 

@@ -1,0 +1,1 @@
+"""Backbones, encoders and heads, and what any network must offer."""

@@ -12,8 +12,10 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, PatchDropout
 from timm.layers.attention import Attention
+from timm.layers.drop import DropPath
+from timm.layers.mlp import Mlp
+from timm.layers.patch_dropout import PatchDropout
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -29,7 +31,7 @@ class Features:
 
     cls: Tensor  # B,D after the final norm
     patches: Tensor  # B,D,h,w after the final norm
-    aux: Tensor  # B,D,h,w output of the auxiliary block, before any norm (PAPER_NOTES row 19)
+    aux: Tensor  # B,D,h,w output of the auxiliary block, before any norm
 
 
 class Encoder(nn.Module):
@@ -79,6 +81,15 @@ class Encoder(nn.Module):
         tokens, aux = tokens.to(images.dtype), aux.to(images.dtype)
         features = Features(tokens[:, 0], self._as_map(tokens, h, w), self._as_map(aux, h, w))
         return features, None if cls is None else cls.to(images.dtype)
+
+    def class_tokens(self, images: Tensor) -> Tensor:
+        """Class tokens B,D of images B,3,H,W; the last block computes nothing else."""
+        with self._autocast(images):
+            tokens = self.embed(images)
+            *blocks, last = self.vit.blocks
+            for block in blocks:
+                tokens = self._run(block, tokens)
+            return self.vit.norm(self._run(last, tokens, _Dense(class_only=True))).to(images.dtype)
 
     def _tokens(self, images: Tensor, others: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Final and auxiliary tokens of `images`, class tokens of `others`."""

@@ -31,7 +31,7 @@ class Decoder(nn.Module):
 
 
 class UnitLinear(nn.Module):
-    """Weight-normalised linear layer whose gain is frozen (PAPER_NOTES row 10): rows of unit length times `gain`."""
+    """Weight-normalised linear layer whose gain is frozen: rows of unit length times `gain`."""
 
     gain: Tensor
 
@@ -48,7 +48,7 @@ class UnitLinear(nn.Module):
 class Projector(nn.Module):
     """Class token D to the contrast space: three-layer MLP with GELU, L2 normalisation, UnitLinear.
 
-    The text has one linear layer (`kind: linear`, PAPER_NOTES row 10).
+    The text has one linear layer (`kind: linear`; docs/method.md).
     """
 
     mlp: nn.Sequential | None

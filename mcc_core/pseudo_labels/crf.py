@@ -1,4 +1,4 @@
-"""Dense CRF post-processing of predictions (PAPER_NOTES row 25; Krähenbühl and Koltun 2011), by pydensecrf.
+"""Dense CRF post-processing of predictions (Krähenbühl and Koltun 2011), by pydensecrf.
 
 Optional: the library comes with the extra `crf`. Nothing here needs torch, so that pool workers start quickly.
 """

@@ -1,4 +1,4 @@
-"""From CAMs to labels: thresholds (Eq. 8), affinity pairs, refinement (PAPER_NOTES rows 13 and 16)."""
+"""From CAMs to labels: thresholds (Eq. 8), affinity pairs, refinement."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def cam_label(cam: Tensor, background: float, foreground: float | None = None, i
     """Labels B,H,W of CAMs B,C,H,W that are zero for absent classes: 0 background, 1..C classes.
 
     A value at or below `background` is background; with `foreground`, what lies between is IGNORE (Eq. 8), the value
-    `foreground` itself too unless `inclusive` (PAPER_NOTES row 13).
+    `foreground` itself too unless `inclusive`.
     """
     value, label = cam.max(dim=1)
     label = label + 1
@@ -70,7 +70,7 @@ def refined_label(
     foreground: float,
     config: ParConfig,
 ) -> Tensor:
-    """Pseudo-labels B,H,W in 0..K or IGNORE: refinement against two constant background scores (PAPER_NOTES row 16).
+    """Pseudo-labels B,H,W in 0..K or IGNORE: refinement against two constant background scores.
 
     Args:
         images: B,3,H,W normalised; cam: B,K,H,W; labels: B,K, 1 for classes present.

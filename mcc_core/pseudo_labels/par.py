@@ -1,4 +1,4 @@
-"""Pixel-adaptive refinement (PAR) of class scores by the image around each pixel (PAPER_NOTES row 16).
+"""Pixel-adaptive refinement (PAR) of class scores by the image around each pixel.
 
 Shapes: B images, K score maps, n neighbours (8 at each dilation), N = h * w pixels of one image.
 """

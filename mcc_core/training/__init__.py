@@ -1,0 +1,1 @@
+"""The training loop of one trial, its optimiser and its running means."""

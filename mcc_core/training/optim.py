@@ -1,4 +1,4 @@
-"""AdamW parameter groups and the polynomial schedule with warm-up (PAPER_NOTES recipe and row 20)."""
+"""AdamW parameter groups and the polynomial schedule with warm-up (docs/method.md)."""
 
 from __future__ import annotations
 

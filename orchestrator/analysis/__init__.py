@@ -1,0 +1,1 @@
+"""Numbers out of results: leaderboards, statistics, ablations, figures. Pure functions."""

@@ -51,6 +51,7 @@ def predict(
     _print("predicted again, because the file has changed", found.changed)
     renamed = [f"{path} as {name}" for path, name in found.renamed]
     _print("numbered, because another image has the name", renamed)
+    _print("of more than 8 bits a channel, scaled to 8", found.scaled)
     _print("named more than once", found.repeated)
     _print("left out, because predictions wrote them", found.own)
     for line in left_out:

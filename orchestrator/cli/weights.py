@@ -16,6 +16,9 @@ def import_weights(
     base: Annotated[
         str | None, typer.Option("--base", help="Preset or experiment file for what the weights do not say.")
     ] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="Whose network it is. Default: that of --base, or mcc.")
+    ] = None,
 ) -> None:
     """Turn a published weights file into a checkpoint.
 
@@ -27,10 +30,11 @@ def import_weights(
     target = out or file.with_suffix(".mcc.pt")
     if target.exists():
         raise UsageError(f"--out {target}: is there already and is kept; give another --out or remove it")
-    found = read(file, base)
+    found = read(file, base, method)
     saved = found.checkpoint
     save(saved, target)
     print(f"{file}: {found.kind}")
+    print(f"  method    {saved.experiment.method}")
     print(f"  backbone  {saved.experiment.model.backbone}")
     print(f"  classes   {len(saved.classes)}: {', '.join(saved.classes[:5])}, ...")
     print(f"  used      {len(saved.model) - len(found.fresh)} tensors")

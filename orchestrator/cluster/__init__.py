@@ -1,0 +1,1 @@
+"""Ray clusters: starting, joining, sizing, submitting to one."""

@@ -120,7 +120,7 @@ class _Book:
 
     @contextlib.contextmanager
     def on_record(self) -> Iterator[None]:
-        """The plan is stored from the beginning, so that its trials are not taken for nobody's; one that was not there
+        """The plan is stored from the beginning, so that nobody removes its trials as unused; one that was not there
         before and is refused leaves nothing."""
         key = layout.plan(self.plan.sweep)
         fresh = not self.storage.exists(key)
@@ -278,7 +278,7 @@ def _close(begun: Iterable[str], storage: Storage, launch: str) -> None:
         state = retry(partial(trial_state, storage, identity))
         if state.status == TrialStatus.RUNNING or not state.launch.startswith(launch):
             log = _last_log(storage, identity)
-            message = "its process ended without a word" + (f"; its output: {log}" if log else "")
+            message = "its process ended and left no message" + (f"; its output: {log}" if log else "")
             write_end(storage, identity, TrialStatus.FAILED, message, launch=launch)
 
 

@@ -1,0 +1,1 @@
+"""From a sweep file to trials with identities, and how long they will take."""

@@ -1,0 +1,1 @@
+"""What lies in storage: events, checkpoints, leases, results, and under which keys."""

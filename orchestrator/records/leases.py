@@ -78,7 +78,7 @@ class Lease:
                 raise _busy(len(common), other)
 
     def release(self) -> None:
-        """Give the trials free."""
+        """Give the claim up."""
         with contextlib.suppress(OSError):
             self.storage.delete(self.key)
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from mcc_core import checkpoint as checkpoints
-from mcc_core.data.voc import read_mask, read_rgb
+from mcc_core.data.pixels import read_mask, read_rgb
 from mcc_core.evaluation.inference import panel, predict
 from mcc_core.evaluation.protocols import ProtocolName
 from orchestrator.analysis.images import ImageComparison

@@ -1,0 +1,1 @@
+"""The paper's tables: which sweeps they are, their scores, their pages."""

@@ -19,7 +19,7 @@ from mcc_core.evaluation.protocols import PROTOCOLS
 from mcc_core.experiment_files import resolve
 from mcc_core.files import file_digest
 from mcc_core.import_weights import cached_backbone, import_weights
-from mcc_core.methods.mcc.network import build_vit
+from mcc_core.networks.backbones import build_vit
 from mcc_core.pseudo_labels.crf import require_crf
 from mcc_core.validation import validate
 from orchestrator.evaluation.request import evaluation_request

@@ -1,0 +1,1 @@
+"""Who proposes and who stops: TPE, pruning, populations."""

@@ -1,0 +1,1 @@
+"""The schemas of what users write: sweeps, spaces, schedulers, budgets, tables."""

@@ -124,13 +124,13 @@ class Reporter(Callbacks):
 
         Raises OSError when storage does not answer."""
         self.store(None)
-        if outcome.status == TrialStatus.FINISHED and (speed := self.speed.result()):
+        if outcome.status == "finished" and (speed := self.speed.result()):
             profile = speed_profile(self.experiment, self.task.cpus_per_worker, self.task.gpus_per_worker)
             size = self.checkpoints.saved[-1].size if self.checkpoints.saved else None
             drawn = sum(self.pictures) / len(self.pictures) if self.pictures else None
             measured = replace(speed, checkpoint_bytes=size, picture_bytes=drawn)
             self.outbox.put(*speed_record(profile, self.task.identity, measured))
-        stopped_by_scheduler = outcome.status == TrialStatus.STOPPED and pruned is not None
+        stopped_by_scheduler = outcome.status == "stopped" and pruned is not None
         status, message = (TrialStatus.PRUNED, pruned or "") if stopped_by_scheduler else (outcome.status, "")
         self._end(status, message, outcome.iteration, outcome.metrics)
         if not self.outbox.drain(DRAIN_S):

@@ -1,0 +1,1 @@
+"""What commands do from beginning to end: run a sweep, control it, compare networks, score again."""

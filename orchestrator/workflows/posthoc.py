@@ -40,6 +40,7 @@ from orchestrator.records import sweeps as catalog
 from orchestrator.records.events import trial_state, write_attempt
 from orchestrator.records.leases import refuse_deleted
 from orchestrator.records.lookup import find_checkpoint
+from orchestrator.records.results import Result
 from orchestrator.records.status import TrialStatus
 from orchestrator.settings import Settings
 from orchestrator.spec.posthoc_file import PosthocFile
@@ -145,7 +146,7 @@ def run_posthoc(
     processes: int = 0,
     force: bool = False,
     on_image: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[list[catalog.Result], str]:
+) -> tuple[list[Result], str]:
     """Score the points that were not scored before; returns all results and what kept MLflow from having them.
 
     Raises UsageError or DataError as `evaluate_checkpoint` does.

@@ -15,8 +15,10 @@ from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
 from mcc_core.errors import UsageError
 from mcc_core.experiment_files import resolve
-from mcc_core.import_weights import from_published, import_weights
+from mcc_core.import_weights import import_weights
 from mcc_core.methods.mcc.network import MCCNet
+from mcc_core.methods.registry import method_of
+from mcc_core.networks.published import from_published
 
 LAYOUTS = json.loads((Path(__file__).parents[1] / "data" / "golden" / "checkpoint_layout.json").read_text())
 
@@ -142,6 +144,33 @@ def test_published_file_becomes_a_checkpoint(tmp_path: Path, wrap: str | None) -
     assert torch.equal(network.decoder.conv7.weight, expected["decoder.conv7.weight"])
     with pytest.raises(UsageError, match="is an mcc checkpoint already"):
         import_weights(out)
+
+
+@pytest.mark.parametrize(
+    ("told", "name"),
+    [
+        ({"method": "toco"}, "toco"),
+        ({"base": "toco"}, "toco"),
+        ({"base": "voc", "method": "toco"}, "toco"),
+        ({}, "mcc"),
+    ],
+)
+def test_a_published_file_is_of_the_method_that_is_named(tmp_path: Path, told: dict[str, str], name: str) -> None:
+    """The published MCC and ToCo name their tensors alike, so that the file cannot say."""
+    found = import_weights(_published_file(tmp_path / "toco.pth"), **told)
+    assert found.checkpoint.experiment.method == name and found.fresh == ()
+    assert ("--method toco" in found.kind) == (not told)
+    out = tmp_path / "ours.pt"
+    checkpoints.save(found.checkpoint, out)
+    loaded = checkpoints.load(out)
+    assert method_of(loaded.experiment).name == name
+    with torch.no_grad():
+        assert loaded.network()(torch.zeros(1, 3, 64, 64)).seg.shape == (1, 21, 4, 4)
+
+
+def test_an_unknown_method_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--method: method: 'tocco': expected mcc, toco"):
+        import_weights(_published_file(tmp_path / "toco.pth"), method="tocco")
 
 
 def test_a_file_without_projectors_still_predicts(tmp_path: Path) -> None:

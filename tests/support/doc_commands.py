@@ -47,6 +47,7 @@ SMALLEST = (
 SHAPES = ("data.shapes_train=8", "data.shapes_val=4", "data.shapes_size=48")
 SMALLER = {
     "mcc train tiny": (*SMALLEST, *SHAPES),
+    "mcc train toco-tiny": (*SMALLEST, *SHAPES, "crops.size=16", "crops.views=2"),
     "mcc train small": SMALLEST,
     "mcc sweep plan mine.yaml": SMALLEST,
     "mcc sweep submit mine.yaml": SMALLEST,

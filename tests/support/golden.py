@@ -2,15 +2,17 @@
 
 A recording is an `.npz` with the inputs and results of one step (tests/data/golden/README.md lists the arrays);
 its weights are a function of the tensor names. `python tests/support/golden.py FILE...` prints both sides.
+MCC's comparison is here; that of any other method is `compare(path)` of `golden_<method>.py`.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import sys
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from mcc_core.experiment_files import merge
 from mcc_core.methods.mcc.config import Experiment
 from mcc_core.methods.mcc.network import MCCNet
 from mcc_core.methods.mcc.objective import MCCObjective, MCCStep
-from mcc_core.methods.mcc.published import from_published
+from mcc_core.networks.published import from_published
 from mcc_core.validation import validate
 
 LOSS_TOLERANCE = 1e-4  # relative
@@ -32,6 +34,10 @@ GRADIENT_TOLERANCE = 1e-3  # relative
 CAM_TOLERANCE = 2e-3  # absolute
 FEATURE_TOLERANCE = 1e-3  # relative to the largest recorded value
 LABEL_AGREEMENT = 0.999  # fraction of equal pixels
+
+
+# An array that only the recordings of one method have, where their settings do not name the method.
+_TELLTALE = {"positions": "toco", "affinity": "afa", "noise": "fsr", "masks": "mcc"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,20 @@ class Row:
     @property
     def passed(self) -> bool:
         return self.error <= self.tolerance
+
+
+def method_of(path: Path) -> str:
+    """The method whose step the file at `path` has."""
+    with np.load(path) as archive:
+        named = json.loads(str(archive["meta"])).get("method")
+        found = [method for array, method in _TELLTALE.items() if array in archive.files]
+    return (named or found[0]).lower()
+
+
+def compare(path: Path) -> list[Row]:
+    """Every recorded figure of the file at `path` against ours."""
+    method = method_of(path)
+    return compare_mcc(path) if method == "mcc" else importlib.import_module(f"golden_{method}").compare(path)
 
 
 def recorded_weights(layout: dict[str, list[int]]) -> dict[str, Tensor]:
@@ -144,23 +164,30 @@ def run_recorded(path: Path, overrides: dict[str, Any] | None = None) -> tuple[d
     return arrays, step, model
 
 
-def compare(path: Path) -> list[Row]:
-    """Every recorded figure of the file at `path` against ours."""
+def compare_mcc(path: Path) -> list[Row]:
+    """Every recorded figure of MCC's step at `path` against ours."""
     arrays, step, model = run_recorded(path)
     return [
-        *_loss_rows(arrays["meta"]["terms"], step),
-        *_gradient_rows(arrays["meta"]["grad_norms"], model),
+        *loss_rows(arrays["meta"]["terms"], step),
+        *gradient_rows(arrays["meta"]["grad_norms"], model, from_published),
         *_array_rows(arrays, step),
     ]
 
 
-def _loss_rows(recorded: dict[str, float], step: MCCStep) -> Iterable[Row]:
+def loss_rows(recorded: Mapping[str, float], step: Any) -> Iterable[Row]:
+    """Recorded losses by term, `total` among them, against those of a step."""
     ours = {name: term.item() for name, term in step.terms.items()} | {"total": step.total.item()}
     for name, value in recorded.items():
-        yield Row(f"loss {name}", value, ours[name], abs(ours[name] - value) / abs(value), LOSS_TOLERANCE)
+        yield Row(f"loss {name}", value, ours[name], abs(ours[name] - value) / max(abs(value), 1e-12), LOSS_TOLERANCE)
 
 
-def _gradient_rows(recorded: dict[str, float], model: MCCNet) -> Iterable[Row]:
+def gradient_rows(
+    recorded: Mapping[str, float], model: torch.nn.Module, from_published: Callable[[dict[str, Tensor]], Any]
+) -> Iterable[Row]:
+    """Recorded gradient norms by published parameter name, -1 for none, against those of the model's parameters.
+
+    No gradient counts as one of 0. A name that `from_published` leaves out is not compared.
+    """
     names = from_published({name: torch.tensor(i) for i, name in enumerate(recorded)})
     gradients = {name: p.grad for name, p in model.named_parameters()}
     values = list(recorded.values())
@@ -168,7 +195,13 @@ def _gradient_rows(recorded: dict[str, float], model: MCCNet) -> Iterable[Row]:
         value = values[int(position)]
         gradient = gradients.get(name)
         ours = -1.0 if gradient is None else gradient.norm().item()
-        yield Row(f"gradient {name}", value, ours, abs(ours - value) / max(abs(value), 1e-12), GRADIENT_TOLERANCE)
+        yield Row(
+            f"gradient {name}",
+            value,
+            ours,
+            abs(max(ours, 0.0) - max(value, 0.0)) / max(value, 1e-12),
+            GRADIENT_TOLERANCE,
+        )
 
 
 def _array_rows(arrays: dict[str, Any], step: MCCStep) -> Iterable[Row]:
@@ -177,7 +210,7 @@ def _array_rows(arrays: dict[str, Any], step: MCCStep) -> Iterable[Row]:
     contrast, labels = step.contrast, {"refined": step.refined, "aux_label": step.affinity_label}
     assert contrast is not None and step.refined is not None and step.affinity_label is not None
     for name, ours in (("cams", step.cams[0]), ("cams_aux", step.cams[1])):
-        yield _distance(name, arrays[name], ours, CAM_TOLERANCE)
+        yield distance(name, arrays[name], ours, CAM_TOLERANCE)
     for name, ours in (
         ("fmap", step.output.features.patches),
         ("seg_logits", seg),
@@ -187,7 +220,7 @@ def _array_rows(arrays: dict[str, Any], step: MCCStep) -> Iterable[Row]:
         ("cls_aux_logits", step.output.cls_aux),
     ):
         scale = float(np.abs(arrays[name]).max())
-        yield _distance(name, arrays[name] / scale, ours.detach() / scale, FEATURE_TOLERANCE)
+        yield distance(name, arrays[name] / scale, ours.detach() / scale, FEATURE_TOLERANCE)
     flags = torch.from_numpy(arrays["flags"])
     yield Row("flags unequal", 0.0, float((contrast.flags != flags).sum()), float((contrast.flags != flags).sum()), 0)
     for name, label in labels.items():
@@ -196,7 +229,8 @@ def _array_rows(arrays: dict[str, Any], step: MCCStep) -> Iterable[Row]:
         yield Row(f"{name} agreement", 1.0, float(agreement), float(1 - agreement), 1 - LABEL_AGREEMENT)
 
 
-def _distance(name: str, recorded: np.ndarray, ours: Tensor, tolerance: float) -> Row:
+def distance(name: str, recorded: np.ndarray, ours: Tensor, tolerance: float) -> Row:
+    """The largest absolute difference of two arrays, at the place where it is."""
     theirs = torch.from_numpy(recorded.astype(np.float32))
     gap = (ours - theirs).abs()
     worst = int(gap.argmax())

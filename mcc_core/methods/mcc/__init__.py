@@ -69,7 +69,7 @@ class MCC(Method):
         return cam_evaluation(experiment, num_classes, iteration)
 
     def from_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        from mcc_core.methods.mcc.published import from_published
+        from mcc_core.networks.published import from_published
 
         return from_published(state)
 

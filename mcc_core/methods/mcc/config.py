@@ -8,17 +8,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from mcc_core import config as shared
-from mcc_core.config import AugmentConfig, EnergyConfig, Fraction, ParConfig, ProjectorConfig, Strict, Weight, bounded
+from mcc_core.config import AugmentConfig, EnergyConfig, Fraction, ParConfig, Strict, Weight, bounded
 from mcc_core.schedules import Scheduled
 
 
-class ModelConfig(shared.ModelConfig):
+class ModelConfig(shared.ContrastModelConfig):
     """Encoder and heads."""
-
-    aux_block: int = Field(10, ge=1, description="block (1-based) whose output feeds the auxiliary classifier")
-    decoder_channels: int = Field(512, ge=1)
-    decoder_dilation: int = Field(5, ge=1)
-    projector: ProjectorConfig = ProjectorConfig()
 
 
 class ThresholdConfig(shared.ThresholdConfig):
@@ -56,7 +51,7 @@ class ContrastConfig(Strict):
 
 
 class CamConfig(shared.CamConfig):
-    """Multi-scale class activation maps and which of them decides what (PAPER_NOTES rows 5, 16, 18)."""
+    """Multi-scale class activation maps and which of them decides what."""
 
     positiveness_aux_until: int | None = Field(
         12_000,
@@ -88,7 +83,7 @@ class LossConfig(shared.LossConfig):
     )
 
 
-# What `compat` sets; docs/method.md has the row of PAPER_NOTES behind each.
+# What `compat` sets; docs/method.md says why.
 BUNDLES: dict[str, dict[str, Any]] = {
     "paper": {
         "model.projector.kind": "linear",

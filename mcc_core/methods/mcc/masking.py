@@ -13,7 +13,7 @@ def sample_masks(
     """Random key masks B,V,h,w (uint8, 1 = masked) on the CPU.
 
     Bernoulli(`ratio`) on the grid divided by `scale`, enlarged by nearest neighbour and cut to the grid
-    (PAPER_NOTES row 2; a grid that `scale` does not divide is covered by one more draw).
+    (docs/method.md; a grid that `scale` does not divide is covered by one more draw).
     """
     h, w = grid
     coarse = (-(-h // scale), -(-w // scale))
@@ -23,7 +23,7 @@ def sample_masks(
 
 
 def activation_levels(cam: Tensor, grid: tuple[int, int], background: float, foreground: float, resize: str) -> Tensor:
-    """Three-valued map B,h,w of CAMs B,C,H,W that are zero for absent classes (PAPER_NOTES rows 5 and 6).
+    """Three-valued map B,h,w of CAMs B,C,H,W that are zero for absent classes.
 
     0 at or below `background`, 2 at or above `foreground`, 1 between. `resize`: bicubic or bilinear, to the grid.
     """
@@ -38,7 +38,7 @@ def positiveness(level: Tensor, masks: Tensor, threshold: float, views_global: i
         level: B,h,w how much object each token shows.
         masks: B,V,h,w, 1 = masked.
         threshold: mu; a view is positive if the mean level of its kept tokens exceeds it. A view that keeps nothing
-            is negative (PAPER_NOTES row 3).
+            is negative.
     """
     kept = (masks == 0).to(level.dtype)
     local = (level[:, None] * kept).sum((2, 3)) > threshold * kept.sum((2, 3))

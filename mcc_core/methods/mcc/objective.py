@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -205,7 +205,7 @@ class MCCObjective(Objective):
     def _cams(self, batch: Batch, output: MCCOutput, classes: Tensor) -> tuple[Tensor, Tensor]:
         """CAMs of `classes`; the classification forward serves as their unflipped forward at scale 1."""
         scales = self.experiment.cam.scales
-        maps: dict[MapStage, Tensor] = multi_scale_maps(self.model, batch["view1"], scales, _detached(output), classes)
+        maps: dict[MapStage, Tensor] = multi_scale_maps(self.model, batch["view1"], scales, output.detached(), classes)
         return maps["cam"], maps["aux_cam"]
 
     def _contrast(self, batch: Batch, output: MCCOutput, masks: Tensor, flags: Tensor) -> Contrast:
@@ -247,10 +247,3 @@ def _enlarged(logits: Tensor, label: Tensor) -> Tensor:
 def _reads_auxiliary(iteration: int, until: int | None) -> bool:
     """Whether the auxiliary CAM decides at a 0-based iteration: up to and with `until`; 0 never, None always."""
     return until is None or 0 < until >= iteration
-
-
-def _detached(output: MCCOutput) -> MCCOutput:
-    features = output.features
-    return replace(
-        output, features=type(features)(features.cls.detach(), features.patches.detach(), features.aux.detach())
-    )

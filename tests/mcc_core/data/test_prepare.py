@@ -24,11 +24,11 @@ from mcc_core.config import DataConfig
 from mcc_core.data.archives import unpack
 from mcc_core.data.index import build_index
 from mcc_core.data.index_file import INDEX, IndexFile, read_index
+from mcc_core.data.pixels import read_mask, read_rgb
 from mcc_core.data.prepare import Prepared, changed_files, finish
 from mcc_core.data.prepare_coco import draft_coco
 from mcc_core.data.prepare_folder import draft_folder
 from mcc_core.data.prepare_voc import draft_voc
-from mcc_core.data.voc import read_mask, read_rgb
 from mcc_core.errors import DataError, MCCError
 from orchestrator.cli.data import check
 

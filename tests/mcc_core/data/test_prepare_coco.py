@@ -19,9 +19,9 @@ from pycocotools import mask as rle
 from mcc_core.config import DataConfig
 from mcc_core.data.coco_outlines import Outline, OutlineError, is_empty, label_map, read_outline
 from mcc_core.data.index import build_index
+from mcc_core.data.pixels import read_mask
 from mcc_core.data.prepare import Prepared, finish
 from mcc_core.data.prepare_coco import draft_coco
-from mcc_core.data.voc import read_mask
 from mcc_core.errors import DataError
 
 WIDTH, HEIGHT = mini.SIZE

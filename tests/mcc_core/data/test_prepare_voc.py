@@ -16,9 +16,9 @@ from scipy.io import savemat
 from mcc_core.config import DataConfig
 from mcc_core.data.index import build_index
 from mcc_core.data.index_file import INDEX, faults, read_index
+from mcc_core.data.pixels import READING, read_mask
 from mcc_core.data.prepare import Prepared, finish
 from mcc_core.data.prepare_voc import draft_voc
-from mcc_core.data.voc import READING, read_mask
 from mcc_core.errors import DataError, UsageError
 from orchestrator.cli.data import check
 

@@ -18,7 +18,8 @@ import pytest
 from mcc_core.config import DataConfig
 from mcc_core.data import shapes
 from mcc_core.data.index import build_index
-from mcc_core.data.voc import read_labels, read_mask, read_split
+from mcc_core.data.pixels import read_mask
+from mcc_core.data.voc import read_labels, read_split
 from mcc_core.errors import DataError
 
 

@@ -9,15 +9,8 @@ import pytest
 import small_voc
 from PIL import Image
 
-from mcc_core.data.voc import (
-    VOC_CLASSES,
-    palette,
-    read_class_file,
-    read_labels,
-    read_mask,
-    read_rgb,
-    read_split,
-)
+from mcc_core.data.pixels import read_mask, read_rgb
+from mcc_core.data.voc import VOC_CLASSES, palette, read_class_file, read_labels, read_split
 from mcc_core.errors import DataError
 
 
@@ -180,7 +173,7 @@ def test_mask_of_the_wrong_kind(root: Path) -> None:
     with pytest.raises(DataError, match=r"b1.png: label 2 is out of range: there are 1 classes"):
         read_mask(path, 1)
     Image.new("RGB", (40, 30)).save(path)
-    with pytest.raises(DataError, match=r"b1.png: masks must be palette or grey PNGs, not RGB"):
+    with pytest.raises(DataError, match=r"b1.png: colour; a mask is a palette or grey PNG of 8 bits"):
         read_mask(path, 3)
     path.write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"b1.png: cannot be read as a mask"):

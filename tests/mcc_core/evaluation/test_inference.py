@@ -18,8 +18,8 @@ from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
 from mcc_core.config import Experiment
 from mcc_core.data.image_files import image_files
+from mcc_core.data.pixels import read_rgb
 from mcc_core.data.shapes import scene
-from mcc_core.data.voc import read_rgb
 from mcc_core.errors import UsageError
 from mcc_core.evaluation import inference
 from mcc_core.evaluation.inference import Prediction, predict, predict_files, to_tensor

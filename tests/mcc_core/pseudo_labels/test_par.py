@@ -26,7 +26,7 @@ def _neighbours(maps: Tensor, dilations: tuple[int, ...]) -> Tensor:
 
 
 def _by_definition(images: Tensor, scores: Tensor, config: ParConfig) -> Tensor:
-    """PAPER_NOTES row 16 with every neighbour of every iteration in memory."""
+    """The refinement with every neighbour of every iteration in memory."""
     near = _neighbours(images, config.dilations)
     difference = (near - images[:, :, None]).abs()
     colour = -((difference / (near.std(2, keepdim=True) + 1e-8) / config.color_weight) ** 2).mean(1, keepdim=True)

@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from mcc_core.data.voc import read_mask
+from mcc_core.data.pixels import read_mask
 from orchestrator.cli.app import app, main
 
 ROOT = Path(__file__).parents[3]

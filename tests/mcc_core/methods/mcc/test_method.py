@@ -63,7 +63,7 @@ def test_mask_ratio_is_the_expected_fraction() -> None:
     masks = sample_masks(64, 8, (28, 28), 0.95, 4, torch.Generator().manual_seed(0))
     assert masks.float().mean().item() == pytest.approx(0.95, abs=0.01)
     none_kept = (masks.flatten(2).min(2).values == 1).float().mean().item()
-    assert none_kept == pytest.approx(0.95**49, abs=0.03)  # PAPER_NOTES row 3: 8 %
+    assert none_kept == pytest.approx(0.95**49, abs=0.03)  # 8 % of views
 
 
 def test_positiveness_follows_the_kept_tokens() -> None:
@@ -208,7 +208,7 @@ def test_momentum_projector_moves_before_use() -> None:
 
 
 def test_published_learning_rates() -> None:
-    """PAPER_NOTES row 20."""
+    """The published warm-up and decay at some iterations (docs/method.md)."""
     config = OptimConfig()
     rates = {i: learning_rate(config, i, 20_000) for i in (0, 199, 1499, 1500, 19_999)}
     assert rates[0] == pytest.approx(6e-11)

@@ -1,4 +1,4 @@
-"""Tensor names of the published MCC code, and ours."""
+"""Tensor names of the published MCC and ToCo code, which are alike, and ours."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _PUBLISHED = (
 
 
 def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of an MCCNet from a published one, with or without `module.` before each name.
+    """State dict of a `ContrastNet` from a published one, with or without `module.` before each name.
 
-    The ImageNet head, which MCC does not use, is left out.
+    The ImageNet head, which neither uses, is left out.
     """
     ours: dict[str, Tensor] = {}
     for published, tensor in state.items():

@@ -1,0 +1,119 @@
+"""Reading images and masks of any origin: decoded whole, turned, at 8 bits a channel."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mcc_core.errors import DataError
+
+READING = 3  # of images and masks: a change to what is accepted, or to what is read of a file, changes this
+
+
+MAX_PIXELS = 64_000_000  # of an image of unknown origin
+
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+_ORIENTATION = 0x0112  # the EXIF tag
+
+
+# What Pillow raises for a file that is missing, cut short or no image.
+IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+_KINDS = {"1": "1-bit", "RGB": "colour", "RGBA": "colour with alpha", "LA": "grey with alpha", "CMYK": "CMYK"}
+_KINDS |= {"I": "32-bit whole numbers", "F": "floating point"}
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """H,W,3 uint8 of an image, EXIF rotation applied.
+
+    Grey images of 16 bits are scaled to 8, and floating point from 0 to 1; the decoder reads colour of 16 bits at 8.
+    Raises DataError naming the file, also for values that nothing says how to scale.
+    """
+    with _opened(path) as image:
+        return np.array(_eight_bits(ImageOps.exif_transpose(image), path).convert("RGB"))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image, EXIF rotation applied, after decoding it whole. Raises DataError naming the file.
+
+    A JPEG is decoded at an eighth of its size, which reads every byte of it and costs a fraction.
+    """
+    with _opened(path) as image:
+        turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        size = (image.height, image.width) if turned else (image.width, image.height)
+        image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
+        _eight_bits(ImageOps.exif_transpose(image), path).convert("RGB")
+        return size
+
+
+def is_scaled(path: Path) -> bool:
+    """Whether `read_rgb` scales an image to 8 bits. Raises DataError naming the file."""
+    with _opened(path) as image:
+        return image.mode.startswith("I;16") or image.mode == "F"
+
+
+def read_mask(path: Path, num_classes: int) -> np.ndarray:
+    """A palette or grey mask H,W uint8. Raises DataError when it cannot be read or has labels out of range."""
+    try:
+        with Image.open(path) as image:
+            if image.mode not in {"P", "L"}:
+                raise DataError(f"{path}: {_kind(image.mode)}; a mask is a palette or grey PNG of 8 bits")
+            mask = np.array(image)
+    except IMAGE_ERRORS as error:
+        raise DataError(f"{path}: cannot be read as a mask: {_plain(error)}") from None
+    wrong = mask[(mask > num_classes) & (mask != 255)]
+    if len(wrong):
+        raise DataError(f"{path}: label {int(wrong[0])} is out of range: there are {num_classes} classes")
+    return mask
+
+
+def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
+    """An image of more bits scaled to 8."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray(np.round(np.asarray(image).astype(np.float64) / 257).astype(np.uint8))
+    if image.mode == "F":
+        values = np.asarray(image)
+        low, high = float(values.min()), float(values.max())
+        if not 0 <= low <= high <= 1:  # NaN too
+            raise DataError(f"{path}: floating point from {low:g} to {high:g}; expected 0 to 1, or 8 or 16 bits")
+        return Image.fromarray(np.round(values * 255).astype(np.uint8))
+    if image.mode == "I":
+        raise DataError(f"{path}: 32-bit whole numbers; expected 8 or 16 bits a channel, or floating point from 0 to 1")
+    return image
+
+
+def _kind(mode: str) -> str:
+    return "16-bit grey" if mode.startswith("I;16") else _KINDS.get(mode, "of another kind")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    try:
+        if path.stat().st_size == 0:
+            raise DataError(f"{path}: cannot be read as an image: it is empty (0 bytes)")
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(f"{path}: {image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are read")
+            yield image
+    except IMAGE_ERRORS as error:
+        raise DataError(f"{path}: cannot be read as an image: {_plain(error)}") from None
+
+
+def _plain(error: BaseException) -> str:
+    """What is wrong with a file, in our words."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no image, or one of a kind that is not read"
+    if isinstance(error, Image.DecompressionBombError):
+        return "it has too many pixels"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return "it is cut short" if "truncated" in str(error) else "it is damaged"
