@@ -229,7 +229,7 @@ class Experiment(Strict):
     bundles: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # values of `compat`, and the fields that each sets
 
     description: str = ""
-    method: str = Field("mcc", description="what is trained: a method of the package, or module:NAME of one elsewhere")
+    method: str = Field("mcc", description="what is trained: one of the package's methods, or an installed one")
     compat: str = Field("published", description="whose recipe, where the published code differs from the text")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

@@ -45,7 +45,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def parse_yaml(text: str, source: str) -> Any:
     """What a YAML text says. Raises UsageError with source, line and, where one is there twice, the key."""
     try:
-        return yaml.load(text, _Loader)
+        return _Loader(text).get_single_data()
     except yaml.YAMLError as error:
         mark: Any = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}:" if mark else ""

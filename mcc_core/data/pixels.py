@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mcc_core.errors import DataError
 
-READING = 3  # of images and masks: a change to what is accepted, or to what is read of a file, changes this
+READING = 4  # of images and masks: a change to what is accepted, or to what is read of a file, changes this
 
 
 MAX_PIXELS = 64_000_000  # of an image of unknown origin
@@ -26,6 +26,9 @@ _ORIENTATION = 0x0112  # the EXIF tag
 
 # What Pillow raises for a file that is missing, cut short or no image.
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+_DARK = 4096  # 12 bits stored in 16, or 8: fewer than 16 of the 256 grey values would be left
 
 
 _KINDS = {"1": "1-bit", "RGB": "colour", "RGBA": "colour with alpha", "LA": "grey with alpha", "CMYK": "CMYK"}
@@ -67,7 +70,10 @@ def read_mask(path: Path, num_classes: int) -> np.ndarray:
         with Image.open(path) as image:
             if image.mode not in {"P", "L"}:
                 raise DataError(f"{path}: {_kind(image.mode)}; a mask is a palette or grey PNG of 8 bits")
-            mask = np.array(image)
+            if image.format == "JPEG":
+                raise DataError(f"{path}: its content is JPEG, which changes class numbers; a mask is a PNG")
+            step = _grey_step(image)  # known only before the pixels are decoded
+            mask = np.array(image) // step
     except IMAGE_ERRORS as error:
         raise DataError(f"{path}: cannot be read as a mask: {_plain(error)}") from None
     wrong = mask[(mask > num_classes) & (mask != 255)]
@@ -76,10 +82,23 @@ def read_mask(path: Path, num_classes: int) -> np.ndarray:
     return mask
 
 
+def _grey_step(image: Image.Image) -> int:
+    """What the decoder multiplies grey values of 2 and 4 bits by, which are class numbers here."""
+    tile = getattr(image, "tile", None)
+    mode = tile[0].args if tile else ""
+    return {"L;2": 85, "L;4": 17}.get(mode if isinstance(mode, str) else "", 1)
+
+
 def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
     """An image of more bits scaled to 8."""
     if image.mode.startswith("I;16"):
-        return Image.fromarray(np.round(np.asarray(image).astype(np.float64) / 257).astype(np.uint8))
+        deep = np.asarray(image)
+        if 0 < (highest := int(deep.max())) < _DARK:
+            raise DataError(
+                f"{path}: 16 bits a pixel, but no value above {highest}: scaled to 8 bits, next to nothing is left; "
+                "save it with 8 bits, or values up to 65535"
+            )
+        return Image.fromarray(np.round(deep.astype(np.float64) / 257).astype(np.uint8))
     if image.mode == "F":
         values = np.asarray(image)
         low, high = float(values.min()), float(values.max())

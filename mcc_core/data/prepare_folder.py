@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def _mask_notes(draft: Draft, masks: Path) -> list[str]:
     if not masks.is_dir():
         raise DataError(f"--masks {masks}: no such folder")
     used = {entry.mask for entry in draft.entries.values() if entry.mask is not None}
-    there = sorted(path for path in masks.rglob("*") if path.is_file() and not path.name.startswith("."))
+    there = sorted(path for path in _files(masks) if not path.name.startswith("."))
     if draft.entries and not used:
         name = next(iter(draft.entries))
         what = f"{len(there)} files, such as {there[0].relative_to(masks)}" if there else "nothing"
@@ -130,10 +131,22 @@ def _drawn(name: str, seed: int) -> float:
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:4], "big") / 2**32
 
 
+def _files(folder: Path) -> Iterator[Path]:
+    """Files below a folder, also in folders that are links. Raises DataError for a folder that cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename}: {error.strerror or error}; expected a folder that can be read")
+
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        here = Path(place).resolve()
+        folders[:] = [name for name in folders if not here.is_relative_to((here / name).resolve())]  # no circles
+        yield from (Path(place, name) for name in names)
+
+
 def _subfolders(images: Path) -> _Found:
     """Images two levels deep, each of the class that its folder is named after."""
     found = _Found({})
-    for file in sorted(path for path in images.rglob("*") if path.is_file()):
+    for file in sorted(_files(images)):
         path = file.relative_to(images)
         if any(part.startswith(".") or part.casefold() in _JUNK for part in path.parts):
             found.leave("left by a system", path.as_posix())
@@ -179,7 +192,7 @@ def _table(file: Path, images: Path, classes: Sequence[str]) -> _Found:
         raise DataError(f"{file}: cannot be read as CSV: not UTF-8 text") from None
     except csv.Error:
         raise DataError(f"{file}: line {reader.line_num}: not CSV; is a quotation mark not closed?") from None
-    for spare in sorted(p for p in images.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()):
+    for spare in sorted(p for p in _files(images) if p.suffix.lower() in IMAGE_SUFFIXES):
         if (path := spare.relative_to(images).as_posix()) not in found.labels:
             found.leave(f"not in {file.name}", path)
     return found
@@ -187,7 +200,7 @@ def _table(file: Path, images: Path, classes: Sequence[str]) -> _Found:
 
 def _row(row: Mapping[str | None, str | None], where: str, classes: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     """(path of an image, its labels) of a line of the table."""
-    image, labels = row["image"], row["labels"]
+    image, labels = (row["image"] or "").strip(), row["labels"]
     if not image or labels is None or row.get(None):
         raise DataError(f"{where}: expected an image and its labels, with `;` between several labels")
     if Path(image).is_absolute() or ".." in Path(image).parts or "\0" in image:
@@ -196,4 +209,4 @@ def _row(row: Mapping[str | None, str | None], where: str, classes: Sequence[str
     for name in names:
         if name not in classes and (mark := next((mark for mark in ",|/\t" if mark in name), None)):
             raise DataError(f"{where}: {name!r}: put `;` between several labels, not {mark!r}; or name it in --classes")
-    return Path(image.strip()).as_posix(), names
+    return Path(image).as_posix(), names

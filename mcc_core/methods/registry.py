@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 from mcc_core.config import ComputeConfig, Experiment
@@ -18,28 +18,29 @@ if TYPE_CHECKING:
     from mcc_core.networks.base import Network
 
 METHODS: dict[str, Method] = {method.name: method for method in (MCC(), ToCo())}
+GROUP = "mcc.methods"  # entry points by which installed packages offer methods of their own
 DEFAULT = MCC.name
 
 
 def method_named(name: str, source: str = "method") -> Method:
-    """The method of a name, or of `module:NAME` outside the package. Raises UsageError when there is none."""
+    """The method of a name: of the package, or one that an installed package offers. Raises UsageError."""
     if name in METHODS:
         return METHODS[name]
-    known = ", ".join(METHODS)
-    if ":" not in name:
-        raise UsageError(f"{source}: method: {name!r}: expected {known}, or module:NAME of a method elsewhere")
-    return _elsewhere(name, source)
+    offered = entry_points(group=GROUP)
+    if name not in offered.names:
+        known = ", ".join((*METHODS, *sorted(offered.names)))
+        raise UsageError(f"{source}: method: {name!r}: expected one of {known}")
+    return _offered(offered[name], source)
 
 
 @lru_cache(maxsize=16)
-def _elsewhere(name: str, source: str) -> Method:
-    module, _, attribute = name.partition(":")
+def _offered(entry: EntryPoint, source: str) -> Method:
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        found = entry.load()
     except (ImportError, AttributeError) as error:
-        raise UsageError(f"{source}: method: {name!r}: {error}") from None
+        raise UsageError(f"{source}: method: {entry.name!r}: {entry.value} cannot be imported: {error}") from None
     if not isinstance(found, Method):
-        raise UsageError(f"{source}: method: {name!r}: is no Method but {type(found).__name__}")
+        raise UsageError(f"{source}: method: {entry.name!r}: {entry.value} is no Method but {type(found).__name__}")
     return found
 
 

@@ -123,7 +123,7 @@ class Toy(Method):
 TOY = Toy()
 
 FIELDS: dict[str, Any] = {
-    "method": "toy_method:TOY",
+    "method": "toy",
     "data": {"name": "shapes", "train_split": "train", "shapes_train": 16, "shapes_val": 4, "shapes_size": 48},
     "model": {"weights": "random"},
     "optim": {"lr": 0.01, "warmup": 2},

@@ -65,6 +65,9 @@ class CamConfig(shared.CamConfig):
     )
 
 
+TERMS = ("cls", "cls_aux", "aff", "mcc", "seg", "reg")  # of Eq. 5, in display order
+
+
 class LossConfig(shared.LossConfig):
     """Weights of Eq. 5."""
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mcc_core.losses import terms as losses
 from mcc_core.methods.base import Step
-from mcc_core.methods.mcc.config import Experiment
+from mcc_core.methods.mcc.config import TERMS, Experiment
 from mcc_core.methods.mcc.masking import activation_levels, positiveness
 from mcc_core.methods.mcc.network import MCCNet, MCCOutput
 from mcc_core.methods.objective import Objective, class_ids, present_classes, settled
@@ -68,7 +68,7 @@ class MCCObjective(Objective):
     The published code multiplies a term by 0 rather than leaving it out; the zero gradients are the same.
     """
 
-    terms = ("cls", "cls_aux", "aff", "mcc", "seg", "reg")
+    terms = TERMS
 
     def __init__(self, model: MCCNet, experiment: Experiment) -> None:
         super().__init__(experiment)

@@ -110,7 +110,9 @@ def test_masks_that_belong_to_no_image_are_refused(tmp_path: Path) -> None:
     for i in range(4):
         picture(tmp_path / "images" / "cat" / f"{i}.png", i)
     picture(tmp_path / "masks" / "other.png")
-    with pytest.raises(DataError, match=r"no mask is named as an image is: expected cat-0.png and so on, found 1"):
+    with pytest.raises(
+        DataError, match=r"no mask is named as an image is: expected cat-0.png and so on, found 1 files"
+    ):
         draft_folder(tmp_path / "images", masks=tmp_path / "masks")
     with pytest.raises(DataError, match=r"--masks .*nowhere: no such folder"):
         draft_folder(tmp_path / "images", masks=tmp_path / "nowhere")
@@ -180,3 +182,21 @@ def test_what_is_no_image_is_said_in_plain_words(tmp_path: Path, content: bytes,
     (tmp_path / "x.png").write_bytes(content)
     with pytest.raises(DataError, match=expected):
         read_rgb(tmp_path / "x.png")
+
+
+def test_class_folders_may_be_links_and_a_circle_ends(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / "real" / name).mkdir(parents=True)
+        for number in range(8):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "real" / name / f"{number}.png")
+        (tmp_path / "images" / name).symlink_to(tmp_path / "real" / name)
+    (tmp_path / "real" / "cat" / "again").symlink_to(tmp_path / "real" / "cat")
+    draft = draft_folder(tmp_path / "images", val_share=0.5)
+    assert draft.classes == ("cat", "dog") and len(draft.entries) == 16
+
+
+def test_a_path_of_the_table_with_blanks_before_it_stays_inside(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("image,labels\n /etc/hostname,dog\n")
+    with pytest.raises(DataError, match=r"t.csv: line 2: '/etc/hostname': expected a path inside"):
+        draft_folder(tmp_path, table=tmp_path / "t.csv")

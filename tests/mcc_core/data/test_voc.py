@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -178,3 +180,22 @@ def test_mask_of_the_wrong_kind(root: Path) -> None:
     path.write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"b1.png: cannot be read as a mask"):
         read_mask(path, 3)
+
+
+def test_masks_of_four_bits_keep_their_numbers_and_jpeg_is_refused(tmp_path: Path) -> None:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 1, 4, 0, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(b"\0\x01\x23"))
+    (tmp_path / "m.png").write_bytes(b"\x89PNG\r\n\x1a\n" + head + pixels + chunk(b"IEND", b""))
+    assert read_mask(tmp_path / "m.png", 20).tolist() == [[0, 1, 2, 3]]
+    Image.new("L", (8, 8)).save(tmp_path / "j.png", format="JPEG")
+    with pytest.raises(DataError, match=r"j.png: its content is JPEG, which changes class numbers"):
+        read_mask(tmp_path / "j.png", 20)
+
+
+def test_sixteen_bits_that_hold_few_values_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 200, np.uint16)).save(tmp_path / "x.png")
+    with pytest.raises(DataError, match=r"x.png: 16 bits a pixel, but no value above 200"):
+        read_rgb(tmp_path / "x.png")

@@ -94,10 +94,10 @@ def test_a_protocol_that_its_network_cannot_serve_is_refused(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ("mccc", "method: 'mccc': expected mcc"),
-        ("toy_method:NO", "has no attribute 'NO'"),
-        ("no_such_module:X", "No module named 'no_such_module'"),
-        ("toy_method:FIELDS", "is no Method but dict"),
+        ("mccc", "method: 'mccc': expected one of mcc, "),
+        ("toy_without_a_name", "toy_method:NO cannot be imported: .*has no attribute 'NO'"),
+        ("toy_nowhere", "cannot be imported: No module named 'no_such_module'"),
+        ("toy_fields", "toy_method:FIELDS is no Method but dict"),
     ],
 )
 def test_a_method_that_is_none_is_one_line(method: str, message: str) -> None:

@@ -28,7 +28,7 @@ from mcc_core.data.index import build_index
 from mcc_core.experiment_files import resolve
 from mcc_core.training.engine import Callbacks, train
 from orchestrator.cli import main
-from orchestrator.records.checkpoints import CheckpointShelf, newest_checkpoint
+from orchestrator.records.checkpoints import CheckpointStore, newest_checkpoint
 from orchestrator.records.events import EventLog, claim_attempt, history, newest_attempt, segments
 from orchestrator.storage.outbox import Outbox, alone, send_leftovers
 from orchestrator.storage.store import Storage, is_full, retry
@@ -139,7 +139,7 @@ def test_an_s3_server_killed_during_a_checkpoint(tmp_path: Path, monkeypatch: py
         storage = Storage(f"s3://{server.bucket}/down")
         outbox = Outbox(storage, tmp_path / "outbox")
         log = EventLog(outbox, "t", 1, flush_events=1)
-        shelf = CheckpointShelf(outbox, "t", "max", [], 0, 1)
+        shelf = CheckpointStore(outbox, "t", "max", [], 0, 1)
         content = {i: os.urandom(40 << 20) for i in (1, 2)}
         for i in (1, 2):
             log.emit("metrics", i, metrics={})
@@ -237,7 +237,7 @@ def test_what_a_superseded_attempt_left_behind_is_not_sent(tmp_path: Path) -> No
         log.emit("metrics", last, metrics={})
         log.close()
         (tmp_path / "file.pt").write_bytes(b"weights")
-        CheckpointShelf(outbox, "t", "max", [], 0, attempt).add(tmp_path / "file.pt", last, None)
+        CheckpointStore(outbox, "t", "max", [], 0, attempt).add(tmp_path / "file.pt", last, None)
         assert not outbox.close(0.1)
     target.unlink()
     send_leftovers(storage, here, newest=2, seconds=20)

@@ -13,7 +13,7 @@ from s3_server import S3Server, s3_server
 
 from orchestrator.cli import main
 from orchestrator.maintenance.storage_care import check, garbage, remove
-from orchestrator.records.checkpoints import CheckpointShelf
+from orchestrator.records.checkpoints import CheckpointStore
 from orchestrator.records.leases import Lease
 from orchestrator.settings import Settings
 from orchestrator.storage.outbox import Outbox
@@ -49,7 +49,7 @@ def trial(storage: Storage, folder: Path, identity: str, scores: tuple[float, ..
     for i, score in enumerate(scores, start=1):
         file = folder / "file.pt"
         file.write_bytes(b"w" * 1000)
-        CheckpointShelf(outbox, identity, "max", [], i, 0).add(file, i, score)
+        CheckpointStore(outbox, identity, "max", [], i, 0).add(file, i, score)
     assert outbox.close(20)
     storage.write(f"trials/{identity}/events/0001-000001.jsonl", b'{"kind": "start", "iteration": 0, "t": 1}\n')
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.records.checkpoints import CheckpointShelf, newest_checkpoint, saved_checkpoints
+from orchestrator.records.checkpoints import CheckpointStore, newest_checkpoint, saved_checkpoints
 from orchestrator.records.events import EventLog
 from orchestrator.storage.outbox import Outbox
 from orchestrator.storage.store import Storage
@@ -20,7 +20,7 @@ def storage(tmp_path: Path) -> Storage:
 def add(storage: Storage, folder: Path, scores: dict[int, float | None], mode: str = "max", start: int = 0) -> None:
     """Store checkpoints as a run does that goes on from iteration `start`."""
     outbox = Outbox(storage, folder / "outbox")
-    shelf = CheckpointShelf(outbox, "t", mode, saved_checkpoints(storage, "t"), start, 0)
+    shelf = CheckpointStore(outbox, "t", mode, saved_checkpoints(storage, "t"), start, 0)
     for iteration, score in scores.items():
         file = folder / "file.pt"
         file.write_bytes(bytes([iteration]) * 100)
@@ -86,7 +86,7 @@ def test_what_an_attempt_wrote_after_another_began_before_it_does_not_count(tmp_
         log.close()
     for attempt, iteration in ((1, 2), (1, 4), (2, 6), (1, 6), (1, 8)):  # the last two came late
         (tmp_path / "file").write_bytes(f"{attempt} at {iteration}".encode())
-        CheckpointShelf(outbox, "t", "max", [], iteration, attempt).add(tmp_path / "file", iteration, None)
+        CheckpointStore(outbox, "t", "max", [], iteration, attempt).add(tmp_path / "file", iteration, None)
     assert outbox.close(10)
     assert [(s.iteration, s.attempt) for s in saved_checkpoints(storage, "t")] == [(2, 1), (4, 1), (6, 2)]
     one, file, complaints = newest_checkpoint(storage, "t", tmp_path)

@@ -97,7 +97,7 @@ def test_verdicts() -> None:
         (
             "Baseline-MCC",
             {"optim.lr": 1e-4, "train.crop": 224, "mask.scale": 2, "mask.ratio": 0.5},
-            "mask.ratio=0.5 (published: 0.95), mask.scale=2.0 (published: 4.0), optim.lr=0.0001 (published: 6e-05), "
+            "optim.lr=0.0001 (published: 6e-05), train.crop=224 (published: 448), mask.ratio=0.5 (published: 0.95), "
             "and 1 more fields",
         ),
     ],

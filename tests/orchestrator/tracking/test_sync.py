@@ -24,7 +24,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from mcc_core.experiment_files import resolve
-from orchestrator.records.checkpoints import CheckpointShelf
+from orchestrator.records.checkpoints import CheckpointStore
 from orchestrator.records.events import EventLog, write_end
 from orchestrator.records.leases import Lease
 from orchestrator.settings import Settings
@@ -86,7 +86,7 @@ def attempt(storage: Storage, folder: Path, trial: str, number: int, first: int,
             outbox.put(f"trials/{trial}/images/{i:07d}-a.png", picture.getvalue())
             log.emit("image", i, key="panel/a", path=f"trials/{trial}/images/{i:07d}-a.png")
     if end:
-        shelf = CheckpointShelf(outbox, trial, "max", [], 0, 0)
+        shelf = CheckpointStore(outbox, trial, "max", [], 0, 0)
         for i, score in ((last - 1, 0.9), (last, 0.5)):
             weights = folder / f"{trial}.pt"
             weights.write_bytes(f"weights {number} {i}".encode())
