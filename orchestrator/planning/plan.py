@@ -16,10 +16,12 @@ from mcc_core.errors import UsageError
 from orchestrator.cluster.session import Capacity, local_capacity
 from orchestrator.planning.configurations import ConfigurationBuilder, ConfigurationSet, OpenSearch, Trial
 from orchestrator.planning.disk import predicted_bytes
+from orchestrator.planning.earlier import earlier_notes
 from orchestrator.planning.estimate import Estimate, estimate_sweep
 from orchestrator.records import layout
 from orchestrator.records.events import TrialState, trial_states
 from orchestrator.records.status import TrialStatus
+from orchestrator.records.sweeps import sweeps
 from orchestrator.settings import Settings
 from orchestrator.spec.schedulers import PRUNING
 from orchestrator.spec.space import Tpe, parse
@@ -103,8 +105,11 @@ def plan_sweep(
     states = trial_states(storage, (t.identity for t in trials))
     notes += unscored
     notes += [f"{len(left_out)} drawn points are not valid and left out, such as {left_out[0]}"] if left_out else []
+    sweep_id = sweep_id or f"{chosen.name}-{_short_hash([t.identity for t in trials])}"
+    if not storage.exists(layout.plan(sweep_id)):  # what was submitted before has said so
+        notes += earlier_notes(sweeps(storage, chosen.name), sweep_id, trials)
     plan = Plan(
-        sweep=sweep_id or f"{chosen.name}-{_short_hash([t.identity for t in trials])}",
+        sweep=sweep_id,
         file=chosen,
         source=source,
         trials=trials,

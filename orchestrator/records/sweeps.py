@@ -39,9 +39,12 @@ class Sweep:
         return str(self.document["file"]["mode"])
 
 
-def sweeps(storage: Storage) -> list[Sweep]:
-    """All sweeps, newest first."""
-    found = storage.each(lambda key: _sweep(storage, key), storage.folders(layout.SWEEPS))
+def sweeps(storage: Storage, name: str | None = None) -> list[Sweep]:
+    """All sweeps, or those of a name, newest first."""
+    keys = storage.folders(layout.SWEEPS)
+    if name is not None:  # an id is the name and a hash
+        keys = [key for key in keys if key.rsplit("/", 1)[-1].rpartition("-")[0] == name]
+    found = storage.each(lambda key: _sweep(storage, key), keys)
     return sorted((sweep for sweep in found if sweep), key=lambda sweep: sweep.created, reverse=True)
 
 

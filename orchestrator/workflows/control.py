@@ -46,7 +46,7 @@ def stop(storage: Storage, sweep: Sweep, wait_s: float) -> bool:
 def plan_again(sweep: Sweep, settings: Settings) -> Plan:
     """The plan of a sweep that was submitted, from its record in storage.
 
-    Raises UsageError when it would be another sweep now: its base or its data have changed since.
+    Raises UsageError when it would be another sweep now: its base, its data or the training code have changed since.
     """
     document = sweep.document
     if "of" in document["file"]:
@@ -55,8 +55,8 @@ def plan_again(sweep: Sweep, settings: Settings) -> Plan:
     plan = plan_sweep(file, str(document["source"]), settings=settings)
     if plan.sweep != sweep.id:
         raise UsageError(
-            f"{sweep.id}: its base {file.base} or its data have changed since it was submitted, so that this would be "
-            f"{plan.sweep}; submit the file again if that is meant"
+            f"{sweep.id}: its base {file.base}, its data or the training code have changed since it was submitted, so "
+            f"that this would be {plan.sweep}; submit the file again if that is meant"
         )
     return plan
 
