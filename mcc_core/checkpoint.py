@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mcc_core.config import Experiment
 from mcc_core.errors import UsageError
+from mcc_core.files import whole
 from mcc_core.methods.registry import experiment_of, random_network
 from mcc_core.networks.base import Network
 from mcc_core.weights_file import read_content, require_finite, top_names
@@ -62,16 +63,11 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         "metrics": checkpoint.metrics,
         "window": checkpoint.window,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        with partial.open("wb") as file:  # not by name: torch's own writer tells a full disk from no other fault
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    # Opened here and not by name: torch's own writer tells a full disk from no other fault.
+    with whole(path) as partial, partial.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class ForeignFile(UsageError):  # noqa: N818  a kind of UsageError

@@ -15,6 +15,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat
 
 from mcc_core.schedules import Scheduled, extremes, value_at
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # R G B, of 1: what every network here gets its images normalised by
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)

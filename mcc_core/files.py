@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -34,6 +35,11 @@ def made_folder(folder: Path, option: str) -> Path:
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise UsageError(f"{option} {folder}: cannot be made a folder: {error.strerror}") from None
     return folder
+
+
+def json_digest(content: object, digits: int = 64) -> str:
+    """SHA-256 of a JSON document, whatever the order of its keys; its first hexadecimal digits."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:digits]
 
 
 def file_digest(file: Path) -> str:

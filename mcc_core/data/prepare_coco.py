@@ -9,8 +9,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ from mcc_core.data.pixels import IMAGE_SUFFIXES
 from mcc_core.data.prepare import Draft, Entry, Progress, make_folder, refuse
 from mcc_core.data.prepare_voc import write_mask
 from mcc_core.errors import DataError, UsageError
-from mcc_core.files import file_digest
+from mcc_core.files import file_digest, json_digest
 from mcc_core.parallel import each
 
 OFFICIAL = {"train": 82_081, "val": 40_137}
@@ -100,7 +98,7 @@ def _draw(work: _Drawing) -> _Drawn:
     if problems:
         return _Drawn(problems=tuple(problems))
     decisive = [_DRAWING, height, width, [(label, outline.polygons, outline.counts) for label, outline in outlines]]
-    digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
+    digest = json_digest(decisive, 16)
     mask = work.folder / f"{work.name}-{digest}.png"
     if not mask.is_file():
         write_mask(label_map(outlines, height, width), mask)

@@ -8,7 +8,6 @@ wear the colours of bodies, so that colour alone does not make an object.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ from PIL import Image
 from mcc_core.config import DataConfig
 from mcc_core.data.voc import check_split_name, palette
 from mcc_core.errors import DataError
+from mcc_core.files import json_digest
 
 VERSION = 2  # of the scenes: a change to the generator that changes a pixel changes this
 
@@ -127,7 +127,7 @@ def ensure(config: DataConfig, home: Path) -> Path:
         "size": config.shapes_size,
         "seed": config.shapes_seed,
     }
-    root = config.root or home / "data" / f"shapes-{hashlib.sha256(json.dumps(made).encode()).hexdigest()[:10]}"
+    root = config.root or home / "data" / f"shapes-{json_digest(made, 10)}"
     try:
         if not root.is_dir() or not any(root.iterdir()):
             _generate(config, root, made)

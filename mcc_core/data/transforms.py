@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
+from mcc_core.config import IMAGENET_MEAN as MEAN
+from mcc_core.config import IMAGENET_STD as STD
 from mcc_core.config import AugmentConfig
-
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right
 

@@ -67,8 +67,10 @@ def evaluate(
     model.eval()
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     limit = images if images is not None else (experiment.train.eval_images if split == "val" else None)
-    items = _scored(index, split)[:limit]
+    whole = _scored(index, split)
+    items = whole[:limit]
     scorer = _Scorer(model, index, experiment, device, iteration, panels if rank == 0 else 0)
+    scorer.whole_split = len(items) == len(whole)
     dataset = EvaluationSet(items[rank::world], index.masks, len(index.classes), experiment.train.crop)
     for start in range(0, len(dataset), experiment.train.eval_batch):
         stop = min(start + experiment.train.eval_batch, len(dataset))
@@ -103,6 +105,7 @@ class _Scorer:
         self.matrices = {stage: ConfusionMatrix(outputs) for stage in (*self.stages, "all_background")}
         self.f1 = torch.zeros(3, len(index.classes), dtype=torch.long)
         self.panels: list[tuple[str, Image.Image]] = []
+        self.whole_split = True
 
     def add(self, samples: Sequence[dict[str, object]]) -> None:
         images = torch.stack([s["image"] for s in samples]).to(self.device)  # type: ignore[misc]
@@ -141,7 +144,10 @@ class _Scorer:
         f1 = Metric(split, "cls", "single", "f1", f1_score(self.f1))
         if not self.matrices["seg"].counts.any():
             return [f1]
-        require_foreground(self.matrices["seg"], split)
+        if not self.matrices["seg"].counts[1:].any():
+            if self.whole_split:
+                require_foreground(self.matrices["seg"], split)
+            return [f1]  # of the first few images of a split, which may all be background
         found: list[Metric] = []
         names = ("background", *self.classes)
         for stage in self.stages:

@@ -6,11 +6,6 @@ Optional: the library comes with the extra `crf`. Nothing here needs torch, so t
 from __future__ import annotations
 
 import importlib.util
-import multiprocessing
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -53,25 +48,6 @@ def dense_crf(image: Image, probabilities: Probabilities, config: CrfConfig = PU
     return np.array(crf.inference(config.iterations), dtype=np.float32).reshape(classes, height, width)
 
 
-def crf_many(
-    items: Iterable[tuple[Image, Probabilities]], processes: int = 1, config: CrfConfig = PUBLISHED
-) -> Iterator[Probabilities]:
-    """`dense_crf` of each (image, probabilities), in order; the same results whatever the number of processes.
-
-    Items are taken as results are, at most two per process ahead, so that neither side is ever held in memory whole.
-    With more than one process the caller's script needs the usual `if __name__ == "__main__":` guard.
-
-    Raises:
-        UsageError: at once, if pydensecrf is not installed or `processes` is not positive.
-    """
-    require_crf()
-    if processes < 1:
-        raise UsageError(f"processes must be at least 1, not {processes}")
-    if processes == 1:
-        return (dense_crf(image, probabilities, config) for image, probabilities in items)
-    return _pooled(items, processes, config)
-
-
 def require_crf() -> None:
     """Raise UsageError unless pydensecrf can be imported."""
     try:
@@ -80,19 +56,3 @@ def require_crf() -> None:
         found = False
     if not found:
         raise UsageError("dense CRF needs pydensecrf, which is not installed: run `pip install 'mcc[crf]'`")
-
-
-def _pooled(items: Iterable[tuple[Image, Probabilities]], processes: int, config: CrfConfig) -> Iterator[Probabilities]:
-    run = partial(dense_crf, config=config)
-    # Spawned, not forked: the caller may hold threads and a GPU.
-    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
-    waiting: deque[Future[Probabilities]] = deque()
-    try:
-        for image, probabilities in items:
-            if len(waiting) == 2 * processes:
-                yield waiting.popleft().result()
-            waiting.append(pool.submit(run, image, probabilities))
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)

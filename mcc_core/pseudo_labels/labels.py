@@ -6,18 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mcc_core.config import ParConfig
+from mcc_core.config import IMAGENET_MEAN, IMAGENET_STD, ParConfig
 from mcc_core.pseudo_labels.par import refine
 
 IGNORE = 255
-IMAGENET_MEAN = (123.675, 116.28, 103.53)  # grey levels, R G B
-IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 def denormalise(images: Tensor, *, quantise: bool) -> Tensor:
     """ImageNet-normalised B,3,H,W back to 0..255, float; `quantise` cuts to whole grey levels as 8-bit images have."""
-    std = images.new_tensor(IMAGENET_STD)[:, None, None]
-    mean = images.new_tensor(IMAGENET_MEAN)[:, None, None]
+    std = images.new_tensor([255 * value for value in IMAGENET_STD])[:, None, None]
+    mean = images.new_tensor([255 * value for value in IMAGENET_MEAN])[:, None, None]
     pixels = images * std + mean
     return pixels.to(torch.uint8).to(images.dtype) if quantise else pixels
 

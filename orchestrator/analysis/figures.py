@@ -23,6 +23,7 @@ from orchestrator.analysis.leaderboard import (
     table,
 )
 from orchestrator.records.events import Event
+from orchestrator.records.plans import PlanRecord
 from orchestrator.records.results import Result
 from orchestrator.records.status import TrialStatus
 
@@ -159,7 +160,7 @@ def _front(results: Sequence[Result], objectives: Sequence[tuple[str, str]]) -> 
 
 
 def summary(
-    document: Mapping[str, Any], results: Sequence[Result], histories: Mapping[str, Sequence[Event]]
+    document: PlanRecord, results: Sequence[Result], histories: Mapping[str, Sequence[Event]]
 ) -> dict[str, bytes]:
     """The files that tell of a whole sweep: leaderboard in three forms, heat map, and curves where there are any."""
     file, floor = document["file"], all_background(results)

@@ -54,4 +54,4 @@ def evaluation_request(
     experiment = experiment_of(merge(fields, known, "--set"), f"{checkpoint} with --set")
     special = {key.removeprefix(PREFIX): value for key, value in changes.items() if key.startswith(PREFIX)}
     settings = protocol_settings(saved, protocols, merge({}, special, "--set"), "--set evaluation")
-    return Request(checkpoint, experiment.data, split, settings, limit, keep_masks, blind)
+    return Request(checkpoint, saved, experiment.data, split, settings, limit, keep_masks, blind)

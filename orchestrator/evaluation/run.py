@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
 from mcc_core.config import DataConfig, EvaluationConfig
 from mcc_core.data.index import DataIndex, Item, build_index
@@ -20,7 +18,7 @@ from mcc_core.errors import DataError, UsageError
 from mcc_core.evaluation.metrics import Metric
 from mcc_core.evaluation.protocols import ProtocolName, needs_crf, supported
 from mcc_core.evaluation.scoring import ImageScore, Scorer, Setting, metrics, totals
-from mcc_core.files import file_digest, made_folder, whole
+from mcc_core.files import file_digest, json_digest, made_folder, whole
 from mcc_core.methods.registry import method_of
 from mcc_core.pseudo_labels.crf import require_crf
 from mcc_core.validation import validate
@@ -38,6 +36,7 @@ class Request:
     """What is scored, and how. `blind`: images without masks are allowed, for the label maps alone."""
 
     checkpoint: Path
+    saved: Checkpoint = field(repr=False)  # what the file holds
     data: DataConfig
     split: str
     settings: tuple[Setting, ...]
@@ -102,7 +101,7 @@ def evaluate_checkpoint(
     """
     if any(needs_crf(setting.protocol) for setting in request.settings):
         require_crf()
-    saved = checkpoints.load(request.checkpoint)
+    saved = request.saved
     index = _index(request, saved, settings.home)
     items = [
         item
@@ -144,9 +143,8 @@ def evaluate_checkpoint(
 
 def scores_identity(request: Request, settings: Settings) -> str:
     """16 hexadecimal digits of all that decides the scores. Raises UsageError; DataError for broken data."""
-    saved = checkpoints.load(request.checkpoint)
-    header = _header(request, saved, _index(request, saved, settings.home))
-    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()[:16]
+    header = _header(request, request.saved, _index(request, request.saved, settings.home))
+    return json_digest(header, 16)
 
 
 def _header(request: Request, saved: Checkpoint, index: DataIndex) -> dict[str, object]:

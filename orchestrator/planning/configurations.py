@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from mcc_core.config import DataConfig, Experiment
 from mcc_core.data.index import DataIndex, build_index
 from mcc_core.errors import UsageError
 from mcc_core.experiment_files import merge
+from mcc_core.files import json_digest
 from mcc_core.methods.registry import experiment_of
 from orchestrator.planning.identity import trial_identity
 from orchestrator.search.population import Drawn, first_values
@@ -124,7 +124,7 @@ class ConfigurationBuilder:
         file = self.sweep.model_dump(mode="json", include={"parameters", "derived", "search", "metric", "mode"})
         file["search"].pop("points", None)
         scheduler = self.sweep.scheduler.model_dump(mode="json") if isinstance(self.sweep.scheduler, Pbt) else None
-        return hashlib.sha256(json.dumps([file, scheduler], sort_keys=True).encode()).hexdigest()
+        return json_digest([file, scheduler])
 
     def _check_size(self, points: int) -> None:
         count = len(self.sweep.seeds) * (spaces.grid_size(self.parameters) + points)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
-import json
 from collections.abc import Iterator
 from functools import lru_cache
 from importlib.metadata import version
@@ -18,7 +17,7 @@ from typing import Any
 
 import mcc_core
 from mcc_core.config import Experiment, ModelConfig
-from mcc_core.files import file_digest
+from mcc_core.files import file_digest, json_digest
 from mcc_core.methods.base import Method
 from mcc_core.methods.registry import METHODS, method_of
 
@@ -51,7 +50,7 @@ def trial_identity(experiment: Experiment, seed: int, fingerprint: str) -> str:
         "weights": weights_identity(experiment.model),
         "data": fingerprint,
     }
-    return _sha256(json.dumps(content, sort_keys=True).encode())[:16]
+    return json_digest(content, 16)
 
 
 def weights_identity(model: ModelConfig) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from mcc_core.config import Experiment
 from mcc_core.data.index import DataIndex
 from mcc_core.errors import UsageError
+from mcc_core.files import json_digest
 from orchestrator.cluster.session import Capacity, local_capacity
 from orchestrator.planning.configurations import ConfigurationBuilder, ConfigurationSet, OpenSearch, Trial
 from orchestrator.planning.disk import predicted_bytes
@@ -20,6 +20,7 @@ from orchestrator.planning.earlier import earlier_notes
 from orchestrator.planning.estimate import Estimate, estimate_sweep
 from orchestrator.records import layout
 from orchestrator.records.events import TrialState, trial_states
+from orchestrator.records.plans import PlanRecord, TrialRecord
 from orchestrator.records.status import TrialStatus
 from orchestrator.records.sweeps import sweeps
 from orchestrator.settings import Settings
@@ -172,7 +173,7 @@ def recorded(storage: Storage, sweep: str) -> list[dict[str, Any]]:
         return []
 
 
-def plan_document(plan: Plan, command: Sequence[str], commit: str | None) -> dict[str, Any]:
+def plan_document(plan: Plan, command: Sequence[str], commit: str | None) -> PlanRecord:
     """The JSON content of `sweeps/<id>/plan.json`."""
     return {
         "sweep": plan.sweep,
@@ -189,10 +190,17 @@ def plan_document(plan: Plan, command: Sequence[str], commit: str | None) -> dic
     }
 
 
-def trial_document(trial: Trial) -> dict[str, Any]:
+def trial_document(trial: Trial) -> TrialRecord:
     """A trial within `plan.json`."""
-    fields = {k: v for k, v in _shallow(trial).items() if k != "experiment"}
-    return fields | {"experiment": trial.experiment.model_dump(mode="json")}
+    return {
+        "identity": trial.identity,
+        "name": trial.name,
+        "point": trial.point,
+        "varied": trial.varied,
+        "seed": trial.seed,
+        "fingerprint": trial.fingerprint,
+        "experiment": trial.experiment.model_dump(mode="json"),
+    }
 
 
 def _measurable(
@@ -318,8 +326,4 @@ def fitting(sweep: SweepFile, source: str, workers: int, capacity: Capacity) -> 
 
 
 def _short_hash(identities: Sequence[str]) -> str:
-    return hashlib.sha256(json.dumps(sorted(identities)).encode()).hexdigest()[:8]
-
-
-def _shallow(instance: Any) -> dict[str, Any]:
-    return {name: getattr(instance, name) for name in type(instance).__dataclass_fields__}
+    return json_digest(sorted(identities), 8)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 
 from mcc_core.config import Experiment
+from mcc_core.files import json_digest
 from mcc_core.methods.registry import method_of
 from orchestrator.records import layout
 from orchestrator.storage.store import Storage
@@ -32,7 +32,7 @@ def speed_profile(experiment: Experiment, cpus_per_worker: float, gpus_per_worke
         "views": method_of(experiment).speed_fields(experiment),
         "processors": [cpus_per_worker, gpus_per_worker],
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    return json_digest(content, 16)
 
 
 def speed_record(profile: str, identity: str, speed: Speed) -> tuple[str, bytes]:

@@ -12,6 +12,7 @@ from mcc_core.errors import UsageError
 from orchestrator.records import layout
 from orchestrator.records.events import TrialState, history, trial_states
 from orchestrator.records.leases import claimed
+from orchestrator.records.plans import PlanRecord
 from orchestrator.records.results import Result
 from orchestrator.records.status import DONE, TrialStatus
 from orchestrator.storage.store import Storage
@@ -24,7 +25,7 @@ class Sweep:
     """A sweep that was submitted, by its `plan.json`."""
 
     id: str
-    document: dict[str, Any]
+    document: PlanRecord
 
     @property
     def created(self) -> float:
@@ -68,7 +69,7 @@ def find(storage: Storage, name: str | None) -> Sweep:
     raise UsageError(f"{name}: no such sweep" + (f", did you mean {close[0]}?" if close else f"; such as {names[0]}"))
 
 
-def results(storage: Storage, document: Mapping[str, Any]) -> list[Result]:
+def results(storage: Storage, document: PlanRecord) -> list[Result]:
     """Every trial of a sweep as it stands, with the metrics of its last evaluation.
 
     A trial without an end that no living process runs is `interrupted`. What the sweep's last run `remember`ed as

@@ -15,6 +15,7 @@ from orchestrator.analysis.leaderboard import Row, leaderboard
 from orchestrator.records import layout
 from orchestrator.records import sweeps as catalog
 from orchestrator.records.events import Event, EventReader, settled
+from orchestrator.records.plans import PlanRecord
 from orchestrator.records.results import Result
 from orchestrator.records.status import TrialStatus
 from orchestrator.records.usage import Span, spans
@@ -36,7 +37,7 @@ class Evidence:
     """A sweep's plan, results and records."""
 
     storage: Storage
-    document: Mapping[str, Any]
+    document: PlanRecord
     results: Sequence[Result]
     records: Mapping[str, Record]  # by identity
 

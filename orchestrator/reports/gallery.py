@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from mcc_core import checkpoint as checkpoints
+from mcc_core.checkpoint import Checkpoint
 from mcc_core.data.pixels import read_mask, read_rgb
 from mcc_core.evaluation.inference import panel, predict
 from mcc_core.evaluation.protocols import ProtocolName
@@ -22,7 +22,7 @@ class Side:
     """A network of the comparison."""
 
     label: str
-    checkpoint: Path
+    saved: Checkpoint
 
 
 def write_gallery(
@@ -67,7 +67,7 @@ def _panels(
     device: str,
     on_image: Callable[[int, int], None],
 ) -> None:
-    saved = checkpoints.load(side.checkpoint)
+    saved = side.saved
     network = saved.network().to(device)
     shown: ProtocolName = "ms" if protocol in ("cam", "aux_cam") else protocol
     for done, name in enumerate(wanted):

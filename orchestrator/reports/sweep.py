@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from mcc_core.errors import MCCError
 from orchestrator.records import layout
 from orchestrator.records import sweeps as catalog
+from orchestrator.records.plans import PlanRecord
 from orchestrator.reports.document import pictures, to_html, to_markdown
 from orchestrator.reports.evidence import gather
 from orchestrator.reports.provenance import sweep_yaml
@@ -56,12 +55,12 @@ def write_report(settings: Settings, name: str | None, out: Path | None) -> tupl
     return [folder / PAGE, folder / "report.md"], ""
 
 
-def is_quick(storage: Storage, document: Mapping[str, Any]) -> bool:
+def is_quick(storage: Storage, document: PlanRecord) -> bool:
     """Whether a sweep's report takes no time worth speaking of, so that every end of the sweep writes it."""
     return storage.local(layout.sweep(document["sweep"])) is not None and len(document["trials"]) <= _QUICK_TRIALS
 
 
-def final_report(settings: Settings, storage: Storage, document: Mapping[str, Any], *, track: bool) -> tuple[str, str]:
+def final_report(settings: Settings, storage: Storage, document: PlanRecord, *, track: bool) -> tuple[str, str]:
     """Write the page beside the sweep's summary, and to MLflow with `track`; returns (where, what went wrong)."""
     from orchestrator.tracking.sync import attach
 

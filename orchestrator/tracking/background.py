@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
-from typing import Any
 
+from orchestrator.records.plans import PlanRecord
 from orchestrator.redaction import redact
 from orchestrator.settings import Settings
 from orchestrator.tracking.sync import Tracker
@@ -16,7 +15,7 @@ class BackgroundSync:
     """Feeds MLflow from a thread, and goes on trying when it is away. `problem` says why it waits, `complaints` which
     trials it cannot show."""
 
-    def __init__(self, settings: Settings, document: Mapping[str, Any], every_s: float = 2.0) -> None:
+    def __init__(self, settings: Settings, document: PlanRecord, every_s: float = 2.0) -> None:
         self.settings, self.document, self.every_s = settings, document, every_s
         self.problem: str | None = None
         self.complaints: list[str] = []

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from pathlib import Path
 
 from mcc_core.errors import MCCError
 from mcc_core.evaluation.protocols import PROTOCOLS
+from mcc_core.files import json_digest
 from orchestrator.evaluation.run import Evaluation
 from orchestrator.redaction import redact
 from orchestrator.settings import Settings
@@ -27,7 +26,7 @@ def track_evaluation(settings: Settings, result: Evaluation, checkpoint: Path) -
     import mlflow.exceptions
     from mlflow.entities import Metric, Param
 
-    digest = hashlib.sha256(json.dumps(result.header, sort_keys=True).encode()).hexdigest()[:32]
+    digest = json_digest(result.header, 32)
     now = int(1000 * time.time())
     try:
         client = mlflow_files.client(settings)

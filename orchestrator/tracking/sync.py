@@ -30,6 +30,7 @@ from orchestrator.records import sweeps as catalog
 from orchestrator.records.checkpoints import best_saved, saved_checkpoints
 from orchestrator.records.events import Event, history, read_segment, segments
 from orchestrator.records.leases import claimed
+from orchestrator.records.plans import PlanRecord
 from orchestrator.records.results import Result
 from orchestrator.records.status import DONE, TrialStatus
 from orchestrator.redaction import redact
@@ -59,7 +60,7 @@ class Tracker:
     `complaints`.
     """
 
-    def __init__(self, settings: Settings, document: Mapping[str, Any]) -> None:
+    def __init__(self, settings: Settings, document: PlanRecord) -> None:
         self.settings, self.document = settings, document
         self.storage = Storage(settings.storage)
         self.client = mlflow_files.client(settings)
@@ -95,7 +96,7 @@ class Tracker:
 
     def finish(self) -> None:
         """Put leaderboard, heat map and curves on the parent, and end every run that nobody works on any more."""
-        document = dict(self.document)
+        document = self.document.copy()
         results = catalog.results(self.storage, document)
         for result in results:
             if result.status == TrialStatus.INTERRUPTED:
@@ -325,7 +326,7 @@ class _Child:
             self.client.log_artifact(self.run, str(file), "checkpoint")
 
 
-def rebuild(settings: Settings, document: Mapping[str, Any]) -> list[str]:
+def rebuild(settings: Settings, document: PlanRecord) -> list[str]:
     """Make a sweep's runs again from its events; the old ones are deleted. Returns complaints about single trials.
 
     Raises MCCError when MLflow does not answer.
@@ -333,7 +334,7 @@ def rebuild(settings: Settings, document: Mapping[str, Any]) -> list[str]:
     from mlflow.exceptions import MlflowException
 
     try:
-        old = Tracker(settings, dict(document) | {"trials": []})
+        old = Tracker(settings, document | {"trials": []})
         for run in old.runs("sweep") + old.runs("trial"):
             old.client.delete_run(run.info.run_id)
         fresh = Tracker(settings, document)
@@ -345,13 +346,13 @@ def rebuild(settings: Settings, document: Mapping[str, Any]) -> list[str]:
     return fresh.complaints
 
 
-def attach(settings: Settings, document: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+def attach(settings: Settings, document: PlanRecord, files: Mapping[str, bytes]) -> None:
     """Put files on a sweep's run, which stays as finished or failed as it is. Raises MCCError when MLflow does not
     answer."""
     from mlflow.exceptions import MlflowException
 
     try:
-        tracker = Tracker(settings, dict(document) | {"trials": []})
+        tracker = Tracker(settings, document | {"trials": []})
         for name, content in files.items():
             tracker.artifact(tracker.parent, name, content)
         if tracker.before is None:
@@ -362,14 +363,14 @@ def attach(settings: Settings, document: Mapping[str, Any], files: Mapping[str, 
         raise MCCError(redact(f"MLflow at {settings.tracking_uri}: {_line(error)}")) from None
 
 
-def forget(settings: Settings, document: Mapping[str, Any]) -> str:
+def forget(settings: Settings, document: PlanRecord) -> str:
     """Delete a sweep's runs; returns what kept MLflow from it, or nothing."""
     from mlflow.exceptions import MlflowException
 
     if (database := mlflow_files.database(settings)) is not None and not database.exists():
         return ""
     try:
-        tracker = Tracker(settings, dict(document) | {"trials": []})
+        tracker = Tracker(settings, document | {"trials": []})
         for run in tracker.runs("sweep") + tracker.runs("trial"):
             tracker.client.delete_run(run.info.run_id)
     except (MlflowException, OSError) as error:

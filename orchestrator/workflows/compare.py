@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast, get_args
 
-from mcc_core import checkpoint as checkpoints
 from mcc_core.data.index import build_index
 from mcc_core.errors import UsageError
 from mcc_core.evaluation.protocols import ProtocolName
@@ -49,7 +48,7 @@ def compare_networks(
         # By all that decides the scores: after a change of the data they are made anew, not refused.
         out = settings.home / "compare" / f"{scores_identity(request, settings)}-{limit or 'all'}"
         evaluate_checkpoint(request, out, settings, ExecutionOptions(processes=processes), on_image)
-        return read_scored(out, chosen, name), Side(name, file)
+        return read_scored(out, chosen, name), Side(name, request.saved)
 
     seeds, other_seeds = (networks_by_seed(name, settings) for name in (first, second))
     if seeds and other_seeds:
@@ -77,7 +76,7 @@ def draw_gallery(
     one, other = sides
     if one is None or other is None:
         raise UsageError("--gallery: needs two networks: give checkpoint files or SWEEP/TRIAL")
-    data = checkpoints.load(one.checkpoint).experiment.data
+    data = one.saved.experiment.data
     index = build_index(
         data if split == data.train_split else data.model_copy(update={"val_split": split}), settings.home
     )

@@ -29,7 +29,7 @@ from mcc_core.evaluation.metrics import Metric
 from mcc_core.evaluation.protocols import PROTOCOLS
 from mcc_core.evaluation.scoring import Setting
 from mcc_core.experiment_files import merge
-from mcc_core.files import file_digest
+from mcc_core.files import file_digest, json_digest
 from mcc_core.structured_files import read_yaml
 from mcc_core.validation import validate
 from orchestrator.analysis.figures import summary
@@ -40,6 +40,7 @@ from orchestrator.records import sweeps as catalog
 from orchestrator.records.events import trial_state, write_attempt
 from orchestrator.records.leases import refuse_deleted
 from orchestrator.records.lookup import find_checkpoint
+from orchestrator.records.plans import PlanRecord
 from orchestrator.records.results import Result
 from orchestrator.records.status import TrialStatus
 from orchestrator.settings import Settings
@@ -69,7 +70,7 @@ class Posthoc:
     points: tuple[_Point, ...]
     metric: str  # the whole key
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> PlanRecord:
         """The JSON content of `sweeps/<id>/plan.json`."""
         experiment = self.saved.experiment.model_dump(mode="json")
         return {
@@ -131,10 +132,10 @@ def plan_posthoc(source: Path, settings: Settings) -> Posthoc:
         setting = Setting(name, found.protocol, found.config)
         content = [digest, saved.experiment.data.model_dump(mode="json"), file.split, file.limit]
         content += [file.protocol, found.config.model_dump(mode="json")]
-        identity = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        identity = json_digest(content, 16)
         points[identity] = _Point(identity, setting, {key: _text(value) for key, value in varied.items()})
     stage, how = PROTOCOLS[file.protocol]
-    sweep = f"{file.name}-{hashlib.sha256(json.dumps(sorted(points)).encode()).hexdigest()[:8]}"
+    sweep = f"{file.name}-{json_digest(sorted(points), 8)}"
     metric = Metric(file.split, stage, how, file.metric, 0.0).key
     return Posthoc(sweep, file, str(source), checkpoint, saved, tuple(points.values()), metric)
 
@@ -178,6 +179,7 @@ def _score(
     file, began = posthoc.file, time.time()
     request = Request(
         posthoc.checkpoint,
+        posthoc.saved,
         posthoc.saved.experiment.data,
         file.split,
         tuple(point.setting for point in todo),

@@ -169,7 +169,7 @@ def test_a_published_file_is_of_the_method_that_is_named(tmp_path: Path, told: d
 
 
 def test_an_unknown_method_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--method: method: 'tocco': expected mcc, toco"):
+    with pytest.raises(UsageError, match=r"--method: method: 'tocco': expected one of mcc, toco"):
         import_weights(_published_file(tmp_path / "toco.pth"), method="tocco")
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from mcc_core.errors import UsageError
-from mcc_core.pseudo_labels.crf import CrfConfig, Image, Probabilities, crf_many, dense_crf
+from mcc_core.pseudo_labels.crf import CrfConfig, Image, Probabilities, dense_crf
 
 
 def _noisy_disc(size: int, seed: int) -> tuple[Image, Probabilities, np.ndarray]:
@@ -68,38 +67,8 @@ def test_wrong_shapes_are_named() -> None:
         dense_crf(image.astype(np.float64), probabilities)
 
 
-def test_processes_do_not_change_results_or_order() -> None:
-    sizes = (40, 24, 32, 28, 36, 20, 44)  # the first takes longest, so that later ones end before it
-    pairs = [_noisy_disc(size, size)[:2] for size in sizes]
-    alone, pooled = (list(crf_many(iter(pairs), processes)) for processes in (1, 2))
-    assert [result.shape[1] for result in pooled] == list(sizes)
-    for one, other in zip(alone, pooled, strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
-def test_items_are_streamed() -> None:
-    taken = []
-
-    def items() -> Iterator[tuple[Image, Probabilities]]:
-        for i in range(100):
-            taken.append(i)
-            yield _noisy_disc(16, i)[:2]
-
-    results = crf_many(items(), processes=2)
-    next(results)
-    results.close()  # type: ignore[attr-defined]
-    assert len(taken) <= 5
-
-
 def test_missing_library_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydensecrf", None)
     image, probabilities, _ = _noisy_disc(16, 0)
     with pytest.raises(UsageError, match=r"pip install 'mcc\[crf\]'"):
         dense_crf(image, probabilities)
-    with pytest.raises(UsageError, match="pydensecrf"):
-        crf_many([], processes=2)  # before anything is taken
-
-
-def test_processes_must_be_positive() -> None:
-    with pytest.raises(UsageError, match="at least 1, not 0"):
-        crf_many([], processes=0)
