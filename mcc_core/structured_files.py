@@ -36,7 +36,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping from a file. Raises UsageError when it cannot be read, parsed, or is not a mapping."""
     content = parse_yaml(_text(path), str(path))
     if content is None:
-        return {}
+        raise UsageError(f"{path}: is empty; expected a mapping of fields")
     if not isinstance(content, dict):
         raise UsageError(f"{path}: expected a mapping of fields, found {type(content).__name__}")
     return content

@@ -61,7 +61,7 @@ def _explain(model: type[BaseModel], error: ValidationError, source: str) -> lis
     known = field_names(model)
     for problem in error.errors(include_url=False):
         where = _location(problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
+        message = _plain(problem)
         if problem["type"] == "extra_forbidden":
             siblings = [k for k in known if k.rpartition(".")[0] == where.rpartition(".")[0]]
             close = difflib.get_close_matches(where, siblings, n=1) or difflib.get_close_matches(where, known, n=1)
@@ -77,6 +77,34 @@ def _explain(model: type[BaseModel], error: ValidationError, source: str) -> lis
             message = f"{problem['input']!r}: {message}"
         lines.setdefault(where, f"{source}: {where + ': ' if where else ''}{message}")
     return list(lines.values()) or [f"{source}: {error}"]
+
+
+_WORDS = {
+    "missing": "is missing",
+    "too_short": "needs at least {min_length} of them",
+    "too_long": "may have at most {max_length}",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be above {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be below {lt}",
+    "string_pattern_mismatch": "has a character that may not be in it (expected {pattern})",
+    "string_too_long": "may have at most {max_length} characters",
+    "string_type": "expected text",
+    "literal_error": "expected {expected}",
+}
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "a list", "list": "a list"}
+_KINDS |= {"dict": "a mapping", "model": "a section with fields", "path": "a path"}
+
+
+def _plain(problem: Any) -> str:
+    """A problem of pydantic's in our words."""
+    kind: str = problem["type"]
+    if kind in _WORDS:
+        return _WORDS[kind].format(**problem.get("ctx", {}))
+    for name, expected in _KINDS.items():
+        if kind.startswith(f"{name}_"):
+            return f"expected {expected}"
+    return str(problem["msg"]).removeprefix("Value error, ")
 
 
 def _location(loc: tuple[int | str, ...]) -> str:

@@ -14,6 +14,7 @@ S3 reads the usual `AWS_*` variables and files, among them `AWS_ENDPOINT_URL`.
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from mcc_core.errors import UsageError
+
+NAMES = ("MCC_HOME", "MCC_STORAGE", "MCC_STALL_MINUTES")
 
 
 class Settings(BaseModel):
@@ -53,7 +56,14 @@ class Settings(BaseModel):
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Settings:
-        """Settings of the current process. An empty variable counts as not set. Raises UsageError for a bad value."""
+        """Settings of the current process. An empty variable counts as not set.
+
+        Raises UsageError for a bad value, and for a variable that is a setting's name but for a slip.
+        """
+        for name in environ:
+            meant = difflib.get_close_matches(name, NAMES, 1, 0.8) if name.startswith("MCC_") else []
+            if meant and name not in NAMES:
+                raise UsageError(f"{name}: no such setting, did you mean {meant[0]}?")
         changes: dict[str, object] = {}
         if storage := environ.get("MCC_STORAGE"):
             changes["storage"] = storage if "://" in storage else str(Path(storage).expanduser().resolve())

@@ -40,7 +40,7 @@ def leaderboard(results: Sequence[Result], metric: str, mode: str = "max") -> li
     """Configurations by the mean of `metric` over finished seeds, best first."""
     points: dict[str, list[Result]] = {}
     for result in results:
-        if result.status == TrialStatus.FINISHED and not math.isnan(result.metrics.get(metric, math.nan)):
+        if result.status == TrialStatus.FINISHED and result.score(metric) is not None:
             points.setdefault(result.point, []).append(result)
     rows = []
     for point, trials in points.items():
@@ -55,7 +55,20 @@ def leaderboard(results: Sequence[Result], metric: str, mode: str = "max") -> li
 
 def all_background(results: Sequence[Result]) -> float | None:
     """mIoU of calling every pixel background, on the same images."""
-    return next((r.metrics[ALL_BACKGROUND] for r in results if ALL_BACKGROUND in r.metrics), None)
+    return next((score for r in results if (score := r.score(ALL_BACKGROUND)) is not None), None)
+
+
+def unscored(results: Sequence[Result], metric: str) -> str | None:
+    """A line about finished configurations that no trial gave a score of `metric`; None where there are none."""
+    finished = [r for r in results if r.status == TrialStatus.FINISHED]
+    scored = {r.point for r in finished if r.score(metric) is not None}
+    lacking = list(dict.fromkeys(r.point for r in finished if r.point not in scored))
+    if not lacking:
+        return None
+    more = ", ..." if len(lacking) > 5 else ""
+    return (
+        f"without a score of {metric}: {len(lacking)} of {len(lacking) + len(scored)}: {', '.join(lacking[:5])}{more}"
+    )
 
 
 def columns(metric: str) -> dict[str, str]:

@@ -33,9 +33,12 @@ def compare(
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from orchestrator.reports.pages import require_ours
     from orchestrator.settings import Settings
     from orchestrator.workflows.compare import compare_networks, draw_gallery
 
+    if gallery is not None:
+        require_ours(gallery, ("index.html",), "--gallery")
     console, settings = Console(), Settings.from_environment()
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True, console=console) as progress:

@@ -46,7 +46,7 @@ def overrides(assignments: list[str] | None) -> dict[str, Any]:
 
 def seed_list(text: str) -> tuple[int, ...]:
     """`0,1,2` as numbers. Raises UsageError."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"--seeds {text}: expected whole numbers with commas between, such as 0,1,2") from None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise UsageError(f"--seeds {text}: expected whole numbers from 0 with commas between, such as 0,1,2")
+    return tuple(int(part) for part in parts)

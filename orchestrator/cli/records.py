@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections import Counter
@@ -50,13 +51,22 @@ def best_record(
     sweep: Sweep, results: Sequence[Result], runs: Mapping[str, str], storage: Storage, metric: str
 ) -> dict[str, Any]:
     """The best trial by a metric, its MLflow run and its checkpoint. Raises UsageError when nothing was measured."""
-    done = [r for r in results if r.status == TrialStatus.FINISHED and not math.isnan(r.metrics.get(metric, math.nan))]
+    done = [r for r in results if r.status == TrialStatus.FINISHED and r.score(metric) is not None]
     if not done:
-        raise UsageError(f"{sweep.id}: no finished trial has {metric!r}")
+        raise no_score(sweep, results, metric)
     top = (max if sweep.mode == "max" else min)(done, key=lambda r: r.metrics[metric])
     saved = best_saved(saved_checkpoints(storage, top.identity), sweep.mode)
     key = saved.key(top.identity) if saved else None
     return trial_record(top) | {"run": runs.get(top.identity), "checkpoint": storage.where(key) if key else None}
+
+
+def no_score(sweep: Sweep, results: Sequence[Result], metric: str) -> UsageError:
+    """That no finished trial has a metric, with those that it may have been meant for."""
+    known = sorted({key for r in results for key in r.metrics if r.score(key) is not None})
+    close = difflib.get_close_matches(metric, known, n=1)
+    some = [key for key in known if key.endswith("/miou")] or known[:5]
+    hint = f", did you mean {close[0]}?" if close else f"; such as {', '.join(some)}" if some else ""
+    return UsageError(f"{sweep.id}: no finished trial has {metric!r}{hint}")
 
 
 def print_json(content: object) -> None:

@@ -35,6 +35,7 @@ def reproduce(
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from orchestrator.reports.pages import require_ours
     from orchestrator.reproduction import scores as run
     from orchestrator.reproduction.report import print_costs, write_reproduction
     from orchestrator.settings import Settings
@@ -43,15 +44,18 @@ def reproduce(
     from orchestrator.workflows.terminal import board
 
     console = Console()
+    if scale not in ("paper", "tiny"):
+        raise UsageError(f"--scale {scale}: expected paper or tiny")
+    if weights is not None and (plan or set_ or seeds != "0"):
+        raise UsageError("--weights: scores a checkpoint and trains nothing, so --plan, --seeds and --set do not apply")
     if list_ or table is None:
         for name in table_names():
             console.print(f"{name:14} {load_table(name).description}", highlight=False)
         return
-    if scale not in ("paper", "tiny"):
-        raise UsageError(f"--scale {scale}: expected paper or tiny")
     chosen, settings = load_table(table), Settings.from_environment()
     source = data or Path("data") / str(chosen.sweep["base"])
     target = out or Path("reproductions") / f"{table}-{'weights' if weights else scale}"
+    require_ours(target, ("table.html", "table.md"))
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
     made = None
     if weights is None:

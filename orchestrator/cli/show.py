@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mcc_core.errors import UsageError
 from mcc_core.schedules import Constant, value_at
-from orchestrator.analysis.leaderboard import all_background, columns, leaderboard, table
+from orchestrator.analysis.leaderboard import all_background, columns, leaderboard, table, unscored
+from orchestrator.cli.records import no_score
 from orchestrator.planning.configurations import Trial
 from orchestrator.planning.plan import Plan
 from orchestrator.records.checkpoints import best_saved, saved_checkpoints
@@ -103,7 +103,8 @@ def status_table(sweep: Sweep, results: Sequence[Result], width: int) -> Table:
     if wide:
         table.add_column("identity", no_wrap=True)
     for result in results:
-        scores = [f"{100 * result.metrics[k]:.1f}" if k in result.metrics else "" for k in shown.values()]
+        found = [(k in result.metrics, result.score(k)) for k in shown.values()]
+        scores = ["" if not there else "-" if score is None else f"{100 * score:.1f}" for there, score in found]
         name = shortened(result.name, 60 if wide else 34)
         state = f"{result.status}-{result.cause}" if result.cause else result.status
         table.add_row(name, state, *scores, *([result.identity] if wide else []))
@@ -119,15 +120,15 @@ def print_best(
     """
     rows = leaderboard(results, metric, sweep.mode)
     if not rows:
-        known = sorted({key for r in results for key in r.metrics if key.endswith("/miou")})
-        raise UsageError(
-            f"{sweep.id}: no finished trial has {metric!r}" + (f"; such as {', '.join(known)}" if known else "")
-        )
+        raise no_score(sweep, results, metric)
     trials = [r for r in results if r.point == rows[0].point and r.status == TrialStatus.FINISHED]
+    trials = [r for r in trials if r.score(metric) is not None]
     pick = max if sweep.mode == "max" else min
     top = pick(trials, key=lambda r: r.metrics[metric])
     lines = table(rows[:5], metric, all_background(results))
     console.print(board(lines, f"{sweep.id}, by {metric}"))
+    if note := unscored(results, metric):
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     if top.identity in runs:
         console.print(f"MLflow run: {runs[top.identity]}", highlight=False, soft_wrap=True)
     saved = best_saved(saved_checkpoints(storage, top.identity), sweep.mode)

@@ -32,7 +32,7 @@ def _plan(
     from orchestrator.settings import Settings
     from orchestrator.spec.sweep_file import load_sweep, with_run_options
 
-    sweep = with_run_options(load_sweep(file), seed_list(seeds) if seeds else None, most)
+    sweep = with_run_options(load_sweep(file), seed_list(seeds) if seeds is not None else None, most)
     with Console(stderr=True).status("planning: data, earlier trials, a few training steps"):
         return plan_sweep(sweep, str(file), base, overrides(set_), workers, Settings.from_environment())
 
@@ -216,6 +216,6 @@ def best(
         note = f"MLflow does not answer ({type(error).__name__}), so its runs are not named"
         Console(stderr=True).print(note, highlight=False, markup=False, soft_wrap=True)
     if as_json:
-        print_json(best_record(found, results, runs, storage, metric or found.metric))
+        print_json(best_record(found, results, runs, storage, found.metric if metric is None else metric))
     else:
-        print_best(found, results, runs, storage, metric or found.metric, console)
+        print_best(found, results, runs, storage, found.metric if metric is None else metric, console)

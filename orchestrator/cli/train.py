@@ -40,7 +40,9 @@ def train(
 
     load_base(experiment)
     sweep = validate(
-        SweepFile, {"name": name or Path(experiment).stem, "base": experiment, "seeds": [seed]}, "mcc train"
+        SweepFile,
+        {"name": Path(experiment).stem if name is None else name, "base": experiment, "seeds": [seed]},
+        "mcc train",
     )
     console = Console()
     made = plan_sweep(sweep, experiment, None, overrides(set_), workers, Settings.from_environment())

@@ -97,6 +97,7 @@ def plan_sweep(
     trials = tuple(known.trials.values())
     if not trials:
         raise UsageError(f"{source}: parameters: no valid configuration was drawn; the first: {left_out[0]}")
+    _check_baseline(chosen, source, trials)
     named = "metric" in sweep.model_fields_set or len(chosen.objectives) > 1
     chosen, unscored = _measurable(chosen, source, list(known.indexes.values()), named=named)
     check_metrics(chosen, source, trials, known.indexes)
@@ -214,6 +215,15 @@ def _measurable(
     return sweep.model_copy(update={"metric": CLASS_SCORE}), ["val has no masks: the classes alone are scored (f1)"]
 
 
+def _check_baseline(sweep: SweepFile, source: str, trials: Sequence[Trial]) -> None:
+    """Raise UsageError where the baseline is left out because another configuration is the same."""
+    if sweep.baseline is not None and sweep.baseline not in (points := dict.fromkeys(t.point for t in trials)):
+        raise UsageError(
+            f"{source}: baseline: {sweep.baseline!r} is the same as another configuration and left out; name that one "
+            f"of {', '.join(points)}"
+        )
+
+
 def check_metrics(sweep: SweepFile, source: str, trials: Sequence[Trial], indexes: Mapping[str, DataIndex]) -> None:
     """Raise UsageError unless the evaluation of every trial records what the sweep compares by."""
     kinds = {(t.experiment.method, t.fingerprint): t for t in trials}.values()
@@ -273,6 +283,10 @@ def _with_overrides(
     if workers is not None:
         if workers < 1:
             raise UsageError(f"--workers: {workers}: must be at least 1")
+        if changes.get("train.workers", workers) != workers:
+            raise UsageError(
+                f"--workers {workers} and --set train.workers={changes['train.workers']}: give one of them"
+            )
         changes["train.workers"] = workers
     known = known_fields(chosen, source) if changes else []
     for key in changes:

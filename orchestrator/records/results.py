@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -22,3 +23,8 @@ class Result:
     message: str = ""
     log: str | None = None  # where the last output of a trial that did not finish is
     cause: str = ""  # of a failure that has a name, such as nan
+
+    def score(self, metric: str) -> float | None:
+        """A metric's value; None where it was not measured, or is no number."""
+        value = self.metrics.get(metric, math.nan)
+        return None if math.isnan(value) else value

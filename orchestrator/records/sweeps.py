@@ -58,6 +58,8 @@ def _sweep(storage: Storage, key: str) -> Sweep | None:
 
 def find(storage: Storage, name: str | None) -> Sweep:
     """The sweep with an id, or the newest with a name, or the newest of all. Raises UsageError."""
+    if name == "":
+        raise UsageError("an empty name of a sweep; mcc sweep list names them")
     known = sweeps(storage)
     if not known:
         raise UsageError(f"{storage.url}: no sweep was submitted here yet; mcc sweep submit FILE")

@@ -12,6 +12,7 @@ from orchestrator.records import sweeps as catalog
 from orchestrator.records.plans import PlanRecord
 from orchestrator.reports.document import pictures, to_html, to_markdown
 from orchestrator.reports.evidence import gather
+from orchestrator.reports.pages import marked, require_ours
 from orchestrator.reports.provenance import sweep_yaml
 from orchestrator.reports.results import sections
 from orchestrator.settings import Settings
@@ -29,7 +30,7 @@ def report_files(storage: Storage, sweep: catalog.Sweep) -> dict[str, bytes]:
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     lead = f"Sweep {sweep.id}, as it stood on {when}."
     title = str(sweep.document["name"])
-    files = {PAGE: to_html(title, lead, made).encode(), "report.md": to_markdown(title, lead, made).encode()}
+    files = {PAGE: to_html(title, lead, made).encode(), "report.md": marked(to_markdown(title, lead, made)).encode()}
     files |= {f"images/{picture.name}": picture.content for picture in pictures(made)}
     return files | {"sweep.yaml": sweep_yaml(evidence).encode()}
 
@@ -44,6 +45,7 @@ def write_report(settings: Settings, name: str | None, out: Path | None) -> tupl
     storage = Storage(settings.storage)
     sweep = catalog.find(storage, name)
     folder = out or Path("reports") / sweep.id
+    require_ours(folder, (PAGE, "report.md"))
     files = report_files(storage, sweep)
     for file, content in files.items():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from orchestrator.planning.configurations import ConfigurationBuilder
 from orchestrator.planning.plan import Plan, plan_document
 from orchestrator.records.events import history
 from orchestrator.reports.document import Code, Grid, Picture, Section, pictures, to_html, to_markdown
+from orchestrator.reports.pages import marked, require_ours
 from orchestrator.reproduction.scores import Line, rows
 from orchestrator.settings import Settings
 from orchestrator.spec.paper_table import PaperTable
@@ -51,11 +52,12 @@ def write_reproduction(
 ) -> list[Path]:
     """Write `out/table.html` (whole in itself) and `table.md` with, where something was trained, the curve over the
     published log; returns the two. They go to the sweep's MLflow run too."""
+    require_ours(out, ("table.html", "table.md"))
     made = _sections(name, table, lines, plan, settings)
     lead = "Percent mIoU. What was not measured is left empty; lines of other methods are the printed values."
     files = {
         "table.html": to_html(table.description, lead, made).encode(),
-        "table.md": to_markdown(table.description, lead, made).encode(),
+        "table.md": marked(to_markdown(table.description, lead, made)).encode(),
     }
     files |= {f"images/{picture.name}": picture.content for picture in pictures(made)}
     for file, content in files.items():

@@ -140,7 +140,21 @@ class SweepFile(Strict):
         return self
 
     @model_validator(mode="after")
+    def _compared(self) -> SweepFile:
+        several = self.search.objectives if isinstance(self.search, Tpe) else ()
+        names = [objective.metric for objective in several]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"search.objectives: {twice[0]} is there twice")
+        if names and "metric" in self.model_fields_set and self.metric not in names:
+            raise ValueError(
+                f"metric: {self.metric!r} is not among search.objectives ({', '.join(names)}), which decide"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _consistent(self) -> SweepFile:
+        if self.heatmap and self.heatmap.x == self.heatmap.y:
+            raise ValueError(f"heatmap: x and y are both {self.heatmap.x!r}")
         if self.heatmap:
             for axis, key in (("x", self.heatmap.x), ("y", self.heatmap.y)):
                 if key not in self.parameters:

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.analysis.leaderboard import CAM, SEG, all_background, leaderboard, table
+from orchestrator.analysis.leaderboard import CAM, SEG, all_background, leaderboard, table, unscored
 from orchestrator.planning.configurations import Trial
 from orchestrator.planning.plan import Plan
 from orchestrator.records import layout
@@ -205,6 +205,8 @@ def print_summary(plan: Plan, results: Sequence[Result], storage: Storage, conso
         lines = table(rows[:10], plan.file.metric, all_background(results))
         console.print(board(lines, f"{plan.sweep}: {duration(seconds)}, by {plan.file.metric}"))
         console.print(f"best: [bold]{rows[0].point}[/bold] {rows[0].text(plan.file.metric)}", highlight=False)
+    if note := unscored(results, plan.file.metric):
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     print_unfinished(results, console)
     places = [("summary", layout.sweep(plan.sweep)), ("pictures, checkpoints, logs", "trials")]
     for name, key in places:

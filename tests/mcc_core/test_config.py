@@ -47,7 +47,7 @@ def test_published_defaults() -> None:
         ({"mask.ratio": 1.2}, "mask.ratio: 1.2: 1.2 is out of range: must be at least 0 and at most 1"),
         ({"thresholds.background": 0.8}, "thresholds.background (0.8) must be below thresholds.foreground (0.7)"),
         ({"mask.ratio": {"schedule": "linea"}}, "'linear', 'cosine', 'step'"),
-        ({"mask.ratio": {"schedule": "linear", "start": 1}}, "mask.ratio.end: Field required"),
+        ({"mask.ratio": {"schedule": "linear", "start": 1}}, "mask.ratio.end: is missing"),
         ({"mask.ratio": {"schedule": "linear", "start": 0.5, "end": 2}}, "mask.ratio: 2 is out of range"),
         ({"mask.scale": 0}, "mask.scale: 0: 0 is out of range: must be at least 1"),
         ({"train.iterations": "many"}, "train.iterations: 'many'"),
@@ -76,7 +76,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
         (tmp_path / "none.yaml", "No such file"),
         (broken, "line 2"),
         (listed, "expected a mapping"),
-        ("nonsense", "neither a preset (coco, "),
+        ("nonsense", "neither a preset (afa, "),
     ]:
         with pytest.raises(UsageError) as caught:
             resolve(base)

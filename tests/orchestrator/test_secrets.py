@@ -157,7 +157,7 @@ def test_a_sweep_file_never_executes(tmp_path: Path) -> None:
         with pytest.raises(UsageError):
             load_sweep(file)
     file.write_text(f"name: x\nbase: tiny\nset: {{train.iterations: \"__import__('os').system('touch {proof}')\"}}\n")
-    with pytest.raises(UsageError, match="should be a valid integer"):
+    with pytest.raises(UsageError, match="expected a whole number"):
         load_sweep(file)
     assert not proof.exists()
 

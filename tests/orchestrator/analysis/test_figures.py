@@ -10,11 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from orchestrator.analysis.figures import CAM, SEG, Result, curves, heat_map, html_text, leaderboard, markdown, table
+from orchestrator.analysis.figures import curves, heat_map, html_text, markdown
+from orchestrator.analysis.leaderboard import ALL_BACKGROUND, CAM, SEG, all_background, leaderboard, table, unscored
+from orchestrator.records.results import Result
+from orchestrator.records.status import TrialStatus
 
 
 def result(point: str, seed: int, seg: float, status: str = "finished", varied: dict[str, str] | None = None) -> Result:
-    return Result(f"{point}{seed}", point, point, varied or {}, seed, status, {SEG: seg, CAM: seg / 2})
+    return Result(f"{point}{seed}", point, point, varied or {}, seed, TrialStatus(status), {SEG: seg, CAM: seg / 2})
 
 
 def test_seeds_are_one_row_with_mean_and_spread() -> None:
@@ -26,9 +29,22 @@ def test_seeds_are_one_row_with_mean_and_spread() -> None:
 
 
 def test_unfinished_trials_and_unmeasured_metrics_are_not_ranked() -> None:
-    results = [result("a", 0, 0.9, "failed"), result("b", 0, 0.1), Result("c", "c", "c", {}, 0, "finished", {})]
+    results = [
+        result("a", 0, 0.9, "failed"),
+        result("b", 0, 0.1),
+        Result("c", "c", "c", {}, 0, TrialStatus.FINISHED, {}),
+    ]
     assert [row.point for row in leaderboard(results, SEG)] == ["b"]
     assert leaderboard(results, SEG)[0].text("val/aux_cam/ms/miou") == "-"
+
+
+def test_a_score_that_is_no_number_is_told_and_never_shown_as_one() -> None:
+    results = [result("a", 0, 0.5), result("b", 0, math.nan), result("c", 0, math.nan)]
+    assert [row.point for row in leaderboard(results, SEG)] == ["a"]
+    assert unscored(results, SEG) == f"without a score of {SEG}: 2 of 3: b, c"
+    assert unscored(results[:1], SEG) is None
+    floors = [Result("x", "x", "x", {}, 0, TrialStatus.FINISHED, {ALL_BACKGROUND: v}) for v in (math.nan, 0.1)]
+    assert all_background(floors) == 0.1 and all_background(floors[:1]) is None
 
 
 @settings(max_examples=50, deadline=None)

@@ -35,7 +35,7 @@ def bash(script: str, *arguments: str, home: Path) -> subprocess.CompletedProces
         (["swe"], {"sweep"}),
         (["sweep", "st"], {"status", "stop"}),
         (["sweep", "submit", "--max"], {"--max-concurrent"}),
-        (["train", "t"], {"tiny"}),
+        (["train", "ti"], {"tiny"}),
         (["train", "mcc_core/presets/v"], {"mcc_core/presets/voc.yaml"}),
         (["train", "tiny", "--set", "mask.ra"], {"mask.ratio="}),
         (["sweep", "plan", "x.yaml", "--base", "v"], {"voc"}),

@@ -172,6 +172,11 @@ def test_weights_are_known_by_content(settings: Settings, tmp_path: Path) -> Non
         ({"set": {"model.backbone": "vit_nope"}}, "model.backbone: 'vit_nope' is not a timm model"),
         ({"set": {"model.aux_block": 9}}, "model.aux_block: 9: the backbone has 2 blocks"),
         ({"metric": "val/seg/single/mIoU"}, "s.yaml: metric: 'val/seg/single/mIoU': evaluation records no such"),
+        ({"workers": 2, "overrides": {"train.workers": 3}}, "--workers 2 and --set train.workers=3: give one of them"),
+        (
+            {"points": [{"name": "x"}, {"name": "y"}], "baseline": "y"},
+            "baseline: 'y' is the same as another configuration and left out; name that one of x",
+        ),
         ({"metric": "loss"}, "evaluation records no such metric; such as val/cam/ms/miou"),
         (
             {"metric": "val/seg/single/iou/dog"},
