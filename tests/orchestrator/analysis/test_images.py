@@ -150,7 +150,7 @@ def test_the_command_and_its_gallery(home: Path, tmp_path: Path) -> None:
         assert np.asarray(picture).std() > 10  # not blank
     (tmp_path / "file").touch()
     for arguments, message in (
-        ([*networks, "--protocol", "single", "--gallery", "file"], "error: --gallery file: is a file; expected a folder"),
+        ([*networks, "--protocol", "single", "--gallery", "file"], "--gallery file: is a file; expected a folder"),
         ([networks[0], networks[0]], "compared with itself"),
         ([networks[0], "nothing/here"], "nothing/here: no such checkpoint file"),
         ([*networks, "--protocol", "multi"], "--protocol multi: not one of"),
