@@ -20,7 +20,8 @@ from rich.progress import track
 from mcc_core.config import DataConfig
 from mcc_core.data import shapes
 from mcc_core.data.index_file import INDEX, read_index
-from mcc_core.data.pixels import READING, image_size, read_mask
+from mcc_core.data.mask_checks import compared_masks, labelled_mask, mask_content
+from mcc_core.data.pixels import READING, image_size
 from mcc_core.data.voc import VOC_CLASSES, read_class_file, read_labels, read_split, valid_classes
 from mcc_core.errors import DataError
 from mcc_core.files import file_digest, file_stamp, whole
@@ -48,6 +49,7 @@ class DataIndex:
     masks: Mapping[str, Path]  # masks of val items and of the train items that have one, for evaluation only
     skipped: tuple[str, ...]  # `path: reason` of images left out
     fingerprint: str  # of names, labels, image contents and val masks; the folder does not matter
+    notes: tuple[str, ...] = ()  # about masks and labels that do not agree
 
     @property
     def has_masks(self) -> bool:
@@ -107,14 +109,17 @@ def build_index(config: DataConfig, home: Path, *, blind: bool = False) -> DataI
         [masks[item.name] for item in val if item.name in masks],
         home,
         f"mask {len(classes)}",
-        partial(read_mask, num_classes=len(classes)),
+        partial(mask_content, num_classes=len(classes)),
     )
     for found in truth.values():
         if found.problem:
             raise DataError(found.problem)
     digests = {path: found.digest for path, found in (images | truth).items()}
     _check_content(train, val, digests)
-    return DataIndex(classes, train, val, masks, broken, _fingerprint(classes, train, val, masks, digests))
+    scored = [labelled_mask(masks[i.name], i.labels, truth[masks[i.name]].detail) for i in val if i.name in masks]
+    notes = compared_masks(scored, classes, str(root), own=True)
+    fingerprint = _fingerprint(classes, train, val, masks, digests)
+    return DataIndex(classes, train, val, masks, broken, fingerprint, tuple(notes))
 
 
 def _prepared(config: DataConfig, root: Path, home: Path, *, blind: bool) -> DataIndex:
@@ -238,6 +243,7 @@ def _fingerprint(
 class _Found:
     digest: str  # of the content
     problem: str  # one line naming the file, or nothing
+    detail: str = ""  # what the check says of the content, where it says something
 
 
 def _checked(paths: Sequence[Path], home: Path, kind: str, check: Callable[[Path], object]) -> dict[Path, _Found]:
@@ -256,14 +262,14 @@ def _checked(paths: Sequence[Path], home: Path, kind: str, check: Callable[[Path
             found[path] = _Found("", f"{path}: {error.strerror or error}")
             continue
         if key in cache:
-            digest, reason = cache[key]
-            found[path] = _Found(digest, f"{path}: {reason}" if reason else "")
+            digest, reason, detail = cache[key]
+            found[path] = _Found(digest, f"{path}: {reason}" if reason else "", detail)
         else:
             fresh[path] = key
     if fresh:
         for path, result in zip(fresh, _examine(list(fresh), kind, check), strict=True):
             found[path] = result
-            cache[fresh[path]] = [result.digest, result.problem.removeprefix(f"{path}: ")]
+            cache[fresh[path]] = [result.digest, result.problem.removeprefix(f"{path}: "), result.detail]
         with suppress(OSError), whole(cache_file) as partly:  # without it the next index takes longer, nothing else
             partly.write_text(json.dumps(cache))
     return {path: found[path] for path in paths}
@@ -272,7 +278,7 @@ def _checked(paths: Sequence[Path], home: Path, kind: str, check: Callable[[Path
 def _remembered(cache_file: Path) -> dict[str, list[str]]:
     try:
         cache = json.loads(cache_file.read_text())
-        return {str(key): [str(digest), str(reason)] for key, (digest, reason) in cache.items()}
+        return {str(key): [str(part) for part in (one, two, three)] for key, (one, two, three) in cache.items()}
     except (OSError, ValueError, AttributeError, TypeError):  # not there yet, or not what was written
         return {}
 
@@ -291,8 +297,8 @@ def _examine(paths: Sequence[Path], kind: str, check: Callable[[Path], object]) 
 
 def _examined(check: Callable[[Path], object], path: Path) -> _Found:
     try:
-        check(path)
-        return _Found(file_digest(path)[:32], "")
+        said = check(path)
+        return _Found(file_digest(path)[:32], "", said if isinstance(said, str) else "")
     except OSError as error:
         return _Found("", f"{path}: {error.strerror or error}")
     except DataError as error:

@@ -161,10 +161,10 @@ def _subfolders(images: Path) -> _Found:
     tops = {label for labels in found.labels.values() for label in labels}
     tops |= {path.split("/")[0] for path in found.left_out.get("in a folder within a class's folder", ())}
     if tops and {top.casefold() for top in tops} <= _SPLITS:
-        one = sorted(tops)[0]
+        inside = next((top for top in sorted(tops) if any(p.is_dir() for p in (images / top).iterdir())), None)
+        remedy = f"give one whose folders are classes, such as {images / inside}, or " if inside else "give "
         raise DataError(
-            f"{images}: its folders are {', '.join(sorted(tops))}: splits, not classes; give one whose folders are "
-            f"classes, such as {images / one}, or --labels TABLE.csv"
+            f"{images}: its folders are {', '.join(sorted(tops))}: splits, not classes; {remedy}--labels TABLE.csv"
         )
     return found
 
@@ -205,6 +205,8 @@ def _row(row: Mapping[str | None, str | None], where: str, classes: Sequence[str
         raise DataError(f"{where}: expected an image and its labels, with `;` between several labels")
     if Path(image).is_absolute() or ".." in Path(image).parts or "\0" in image:
         raise DataError(f"{where}: {image!r}: expected a path inside the images' folder")
+    if "\\" in image:
+        raise DataError(f"{where}: {image!r}: expected `/` between a folder and a file")
     names = tuple(dict.fromkeys(part.strip() for part in labels.split(";") if part.strip()))
     for name in names:
         if name not in classes and (mark := next((mark for mark in ",|/\t" if mark in name), None)):

@@ -115,7 +115,8 @@ def _crop(
     """The image rescaled at random, then a random window of crop x crop; where it is smaller it lies at random."""
     factor = draw.uniform(*scale)
     height, width = (max(1, round(side * factor)) for side in image.shape[-2:])
-    image = TF.resize(image, [height, width], antialias=True)
+    # torch fails on bytes of a strip one pixel wide with antialiasing.
+    image = TF.resize(image, [height, width], antialias=min(image.shape[-2:]) > 1)
     top, left = draw.integer(abs(height - crop)), draw.integer(abs(width - crop))
     canvas = torch.tensor(padding).mul(255).round().to(torch.uint8)[:, None, None].expand(3, crop, crop).clone()
     rows, columns = min(height, crop), min(width, crop)

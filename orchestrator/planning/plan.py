@@ -121,7 +121,7 @@ def plan_sweep(
         duplicates=tuple(known.duplicates),
         finished=frozenset(i for i, state in states.items() if is_done(state, chosen)),
         notes=tuple(notes),
-        warnings=tuple(w for index in known.indexes.values() for w in index.skipped),
+        warnings=tuple(w for index in known.indexes.values() for w in (*index.skipped, *index.notes)),
         open=opened,
         builder=builder,
     )

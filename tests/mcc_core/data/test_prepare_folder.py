@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mcc_core.config import DataConfig
+from mcc_core.data.index import build_index
 from mcc_core.data.pixels import read_mask, read_rgb
 from mcc_core.data.prepare import Prepared, finish
 from mcc_core.data.prepare_folder import draft_folder
@@ -51,6 +53,7 @@ def own(folder: Path, labels: Sequence[str], numbers: Sequence[int], **options: 
         ("a.png,cat|dog\n", "line 2: 'cat|dog': put `;` between several labels, not '|'"),
         ("a.png,cat\n./a.png,dog\n", "line 3: a.png is there twice"),
         ("a.png,cat\nsub/../a.png,dog\n", "expected a path inside the images' folder"),
+        ("sub\\\\a.png,cat\n", "expected `/` between a folder and a file"),
         ('a.png,"cat\n', "not CSV; is a quotation mark not closed?"),
     ],
 )
@@ -102,8 +105,10 @@ def test_everything_in_the_folders_is_taken_or_counted(tmp_path: Path) -> None:
 def test_folders_of_splits_are_no_classes(tmp_path: Path, inside: str) -> None:
     for i, split in enumerate(("train", "val")):
         picture(tmp_path / split / inside / f"{i}.png", i)
-    with pytest.raises(DataError, match="its folders are train, val: splits, not classes; give one whose folders are"):
+    remedy = f"give one whose folders are classes, such as {tmp_path / 'train'}, or " if inside else "give "
+    with pytest.raises(DataError) as caught:
         draft_folder(tmp_path)
+    assert f"its folders are train, val: splits, not classes; {remedy}--labels TABLE.csv" in str(caught.value)
 
 
 def test_masks_that_belong_to_no_image_are_refused(tmp_path: Path) -> None:
@@ -200,3 +205,29 @@ def test_a_path_of_the_table_with_blanks_before_it_stays_inside(tmp_path: Path) 
     (tmp_path / "t.csv").write_text("image,labels\n /etc/hostname,dog\n")
     with pytest.raises(DataError, match=r"t.csv: line 2: '/etc/hostname': expected a path inside"):
         draft_folder(tmp_path, table=tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [((255, 255), "foreground seems to be 255"), ((2, 1), "1 is dog, not cat, 2 is cat, not dog")],
+)
+def test_a_folder_in_voc_layout_is_held_to_the_same(tmp_path: Path, numbers: tuple[int, int], expected: str) -> None:
+    names = [f"{label}{i}" for i in range(4) for label in ("cat", "dog")]
+    for i, name in enumerate(names):
+        picture(tmp_path / "JPEGImages" / f"{name}.jpg", i)
+        (tmp_path / "Annotations").mkdir(exist_ok=True)
+        xml = f"<annotation><object><name>{name[:3]}</name></object></annotation>"
+        (tmp_path / "Annotations" / f"{name}.xml").write_text(xml)
+        mask = np.zeros((20, 24), np.uint8)
+        mask[:5] = numbers[name.startswith("dog")]
+        (tmp_path / "SegmentationClass").mkdir(exist_ok=True)
+        Image.fromarray(mask).save(tmp_path / "SegmentationClass" / f"{name}.png")
+    splits = tmp_path / "ImageSets" / "Segmentation"
+    splits.mkdir(parents=True)
+    (splits / "train.txt").write_text("\n".join(names[:2]))
+    (splits / "val.txt").write_text("\n".join(names[2:]))
+    config = DataConfig(name="voc", root=tmp_path, classes=("cat", "dog"), train_split="train", val_split="val")
+    for _ in range(2):  # the second time by what was remembered
+        with pytest.raises(DataError) as caught:
+            build_index(config, tmp_path / "home")
+        assert expected in str(caught.value)

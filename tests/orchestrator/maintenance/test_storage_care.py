@@ -172,7 +172,7 @@ def test_the_command_says_what_it_does(
         said.append(capsys.readouterr().out)
     assert "ok   write 1 MiB" in said[0]
     assert said[1] == "0 things, 0 bytes: removed\n"
-    line = f"     2.0 KiB  trial of no sweep: trials/{STRAY}\n"
-    assert said[2] == f"{line}1 things, 2.0 KiB: would be removed\n"
-    assert said[3] == f"{line}1 things, 2.0 KiB: removed\n"
+    line = f"     2.05 kB  trial of no sweep: trials/{STRAY}\n"
+    assert said[2] == f"{line}1 things, 2.05 kB: would be removed\n"
+    assert said[3] == f"{line}1 things, 2.05 kB: removed\n"
     assert not os.path.exists(tmp_path / "home" / "trials" / STRAY)
