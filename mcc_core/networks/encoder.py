@@ -37,12 +37,13 @@ class Features:
 class Encoder(nn.Module):
     """Wraps a timm `VisionTransformer`; accepts any image size that holds at least one patch.
 
-    Raises UsageError when the backbone has no class token or fewer blocks than `aux_block`.
+    Raises UsageError when the backbone has no class token or fewer blocks than `aux_block`, or stochastic depth that
+    the caller does not allow.
     """
 
     vit: Any  # a timm VisionTransformer
 
-    def __init__(self, vit: Any, aux_block: int) -> None:
+    def __init__(self, vit: Any, aux_block: int, *, stochastic_depth: bool = False) -> None:
         super().__init__()
         if getattr(vit, "cls_token", None) is None or not hasattr(vit, "blocks"):
             raise UsageError(f"model.backbone: {type(vit).__name__} is not a vision transformer with a class token")
@@ -51,10 +52,12 @@ class Encoder(nn.Module):
         standard = (Block, Attention, Mlp)
         if any((type(b), type(b.attn), type(b.mlp)) != standard or b.attn.gate for b in vit.blocks):
             raise UsageError("model.backbone: only timm's standard transformer blocks can drop masked tokens exactly")
-        if any(isinstance(m, DropPath | PatchDropout) or getattr(m, "p", 0) for m in vit.modules()):
+        refused = PatchDropout if stochastic_depth else DropPath | PatchDropout
+        if any(isinstance(m, refused) or getattr(m, "p", 0) for m in vit.modules()):
             raise UsageError("model.backbone_args: dropout and stochastic depth would make dropping tokens inexact")
         self.vit = vit
         self.aux_block = aux_block
+        self.stochastic_depth = stochastic_depth
         self.width: int = vit.embed_dim
         self.patch: int = vit.patch_embed.proj.kernel_size[0]
         self.prefix: int = vit.num_prefix_tokens
@@ -75,7 +78,7 @@ class Encoder(nn.Module):
 
         The last block computes only the class tokens of `others`: nothing else of them is asked for.
         """
-        with self._autocast(images):
+        with self.autocast(images):
             tokens, aux, cls = self._tokens(images, others)
         h, w = self.grid(*images.shape[-2:])
         tokens, aux = tokens.to(images.dtype), aux.to(images.dtype)
@@ -84,7 +87,7 @@ class Encoder(nn.Module):
 
     def class_tokens(self, images: Tensor) -> Tensor:
         """Class tokens B,D of images B,3,H,W; the last block computes nothing else."""
-        with self._autocast(images):
+        with self.autocast(images):
             tokens = self.embed(images)
             *blocks, last = self.vit.blocks
             for block in blocks:
@@ -115,14 +118,14 @@ class Encoder(nn.Module):
         recompute = self.recompute if torch.is_grad_enabled() else "nothing"
         layout = layout or _Dense()
         if recompute == "blocks":
-            return _again(self._block, block, tokens, layout, False)
+            return _again(self._block, block, tokens, layout, False, random=self.stochastic_depth)
         return self._block(block, tokens, layout, recompute == "elementwise")
 
     def compile_blocks(self) -> None:
         """Compile the blocks' computation at their first use, once for each shape of tokens."""
         self._block = torch.compile(_block)
 
-    def _autocast(self, images: Tensor) -> torch.autocast:
+    def autocast(self, images: Tensor) -> torch.autocast:
         return torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.use_bfloat16)
 
     def embed(self, images: Tensor) -> Tensor:
@@ -148,7 +151,7 @@ class Encoder(nn.Module):
             drop: drop masked tokens. The same keys are masked in every block, so a masked token never reaches the
                 class token: dropping is exact and leaves about 1 - ratio of the work. False masks attention instead.
         """
-        with self._autocast(images):
+        with self.autocast(images):
             return self._masked_cls(self.embed(images), masks, drop).to(images.dtype)
 
     def _masked_cls(self, tokens: Tensor, masks: Tensor, drop: bool) -> Tensor:
@@ -250,9 +253,9 @@ def _block(block: Any, tokens: Tensor, layout: _Dense | _Packed, lean: bool) -> 
     seen = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v, attn_mask=layout.key_mask)
     seen = seen.transpose(1, 2).flatten(2)
     seen = seen[:, 0] if layout.class_only else layout.unpadded(seen)
-    tokens = tokens + block.ls1(attn.proj(attn.norm(seen)))
+    tokens = tokens + block.drop_path1(block.ls1(attn.proj(attn.norm(seen))))
     hidden = run(_normed, block.norm2, mlp.fc1, tokens)
-    return tokens + block.ls2(run(_activated, mlp, hidden))
+    return tokens + block.drop_path2(block.ls2(run(_activated, mlp, hidden)))
 
 
 def _normed(norm: nn.Module, linear: nn.Module, tokens: Tensor) -> Tensor:
@@ -275,6 +278,9 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
-def _again(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The function's value; the backward pass calls it again rather than keeping what it computed on the way."""
-    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+def _again(function: Callable[..., Any], *arguments: Any, random: bool = False) -> Any:
+    """The function's value; the backward pass calls it again rather than keeping what it computed on the way.
+
+    A `random` function draws the same again.
+    """
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=random)

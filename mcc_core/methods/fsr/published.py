@@ -1,0 +1,50 @@
+"""Tensors of the published FSR code as ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+# Published name prefixes and ours, the longer first.
+_PREFIXES = (
+    ("projector.last_layer.weight_v", "projector.last.direction"),
+    ("projector.last_layer.weight_g", "projector.last.gain"),
+    ("encoder.cls_blocks.", "encoder.class_blocks."),
+    ("encoder.mask_token", "encoder.mask_token"),
+    ("encoder.", "encoder.vit."),
+    ("top_classifier.", "classifier."),
+)
+_TEACHER = ("encoder.", "projector.")  # what is asked of a teacher
+
+
+def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The student's tensors, with or without `module.` before each name; the ImageNet head is left out."""
+    ours: dict[str, Tensor] = {}
+    for published, tensor in state.items():
+        name = published.removeprefix("module.")
+        if name.startswith("encoder.head."):
+            continue
+        for old, new in _PREFIXES:
+            if name.startswith(old):
+                name = new + name.removeprefix(old)
+                break
+        ours[name] = tensor
+    return ours
+
+
+def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of an FSRNet from a published one, which has the student alone.
+
+    The teacher begins as the student, and centres at 0.
+    """
+    student = own_names(state)
+    teacher = {f"teacher.{name}": tensor.clone() for name, tensor in student.items() if name.startswith(_TEACHER)}
+    directions = student.get("projector.last.direction")
+    zeros = (
+        {}
+        if directions is None
+        else {f"centers.{kind}_center": torch.zeros(len(directions)) for kind in ("class", "patch")}
+    )
+    return student | teacher | zeros
