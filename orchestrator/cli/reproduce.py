@@ -49,6 +49,11 @@ def reproduce(
     if weights is not None and (plan or set_ or seeds != "0"):
         raise UsageError("--weights: scores a checkpoint and trains nothing, so --plan, --seeds and --set do not apply")
     if list_ or table is None:
+        given = {"TABLE": table, "--scale": scale != "paper", "--seeds": seeds != "0", "--set": set_, "--plan": plan}
+        given |= {"--data": data, "--weights": weights, "--out": out, "--rate": rate, "--gpu": gpu}
+        given |= {"--processes": processes}
+        if unused := [name for name, value in given.items() if value]:
+            raise UsageError(f"{unused[0]}: does not apply where tables are only listed; give TABLE without --list")
         for name in table_names():
             console.print(f"{name:14} {load_table(name).description}", highlight=False)
         return

@@ -39,10 +39,10 @@ def compare_networks(
     if first == second:
         raise UsageError(f"{first}: compared with itself")
 
-    def scored(name: str) -> tuple[Scored, Side | None]:
+    def scored(name: str, argument: str) -> tuple[Scored, Side | None]:
         if Path(name).is_dir():
             return read_scored(Path(name), protocol, name), None
-        file = find_checkpoint(name, settings)
+        file = find_checkpoint(name, settings, argument)
         chosen = cast(ProtocolName, protocol or "ms")
         request = evaluation_request(file, [chosen], split, {}, limit=limit)
         # By all that decides the scores: after a change of the data they are made anew, not refused.
@@ -54,13 +54,13 @@ def compare_networks(
     if seeds and other_seeds:
         if not (shared := sorted(seeds.keys() & other_seeds.keys())):
             raise UsageError(f"{first} and {second}: have no seed in common")
-        pairs = [(scored(seeds[s])[0], scored(other_seeds[s])[0]) for s in shared]
+        pairs = [(scored(seeds[s], "FIRST")[0], scored(other_seeds[s], "SECOND")[0]) for s in shared]
         found = over_seeds(pairs)
         return replace(found, first=replace(found.first, label=first), second=replace(found.second, label=second)), (
             None,
             None,
         )
-    (one, side), (other, other_side) = scored(first), scored(second)
+    (one, side), (other, other_side) = scored(first, "FIRST"), scored(second, "SECOND")
     return compare_images(one, other), (side, other_side)
 
 

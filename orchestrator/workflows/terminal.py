@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -243,4 +244,4 @@ def _number(value: Any, digits: int) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}"
+    return "" if value is None else "-" if math.isnan(value) else f"{100 * value:.1f}"

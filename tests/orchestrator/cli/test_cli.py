@@ -19,6 +19,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from mcc_core.data.pixels import read_mask
+from mcc_core.errors import UsageError
 from orchestrator.cli.app import app, main
 
 ROOT = Path(__file__).parents[3]
@@ -138,6 +139,12 @@ def test_other_mistakes(tmp_path: Path) -> None:
         assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
         assert done.stderr.startswith("error: ") and expected in done.stderr
     assert tree(tmp_path) == set()
+
+
+def test_options_of_a_run_are_refused_where_tables_are_only_listed() -> None:
+    for arguments in (["--list", "--plan"], ["--list", "voc-table1"], ["--seeds", "1"]):
+        with pytest.raises(UsageError, match=f"{'TABLE' if 'voc' in arguments[-1] else '--'}.*without --list"):
+            typer.main.get_command(app).main(["reproduce", *arguments], standalone_mode=False)
 
 
 def test_output_that_cannot_encode_a_character_degrades(monkeypatch: pytest.MonkeyPatch) -> None:
