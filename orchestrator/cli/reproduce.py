@@ -49,7 +49,8 @@ def reproduce(
     if weights is not None and (plan or set_ or seeds != "0"):
         raise UsageError("--weights: scores a checkpoint and trains nothing, so --plan, --seeds and --set do not apply")
     if list_ or table is None:
-        given = {"TABLE": table, "--scale": scale != "paper", "--seeds": seeds != "0", "--set": set_, "--plan": plan}
+        given: dict[str, object] = {"TABLE": table, "--scale": scale != "paper", "--seeds": seeds != "0"}
+        given |= {"--set": set_, "--plan": plan}
         given |= {"--data": data, "--weights": weights, "--out": out, "--rate": rate, "--gpu": gpu}
         given |= {"--processes": processes}
         if unused := [name for name, value in given.items() if value]:
