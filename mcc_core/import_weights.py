@@ -1,4 +1,4 @@
-"""Checkpoints of the published MCC, ToCo and AFA code, and ImageNet backbones, as checkpoints of ours."""
+"""Checkpoints of the published MCC, ToCo, AFA and FSR code, and ImageNet backbones, as checkpoints of ours."""
 
 from __future__ import annotations
 
@@ -45,6 +45,9 @@ _MIX_TRANSFORMERS: dict[tuple[int, tuple[int, ...]], str] = {
     (512, (3, 6, 40, 3)): "mit_b5",
 }
 _MIX_MARK = "patch_embed1.proj.weight"  # a tensor that only a mix transformer has
+_FSR_MARK = "encoder.cls_blocks.0.attn.q.weight"  # a tensor that only FSR has
+_HEADS = ("classifier.weight", "top_classifier.weight")  # one row for each class
+_TRAINING_ONLY = ("projector.", "centers.")  # what no prediction reads may be drawn anew
 _CLASSES = {20: VOC_CLASSES, 80: COCO_CLASSES}
 
 
@@ -59,13 +62,13 @@ class Imported:
 
 
 def import_weights(path: Path, base: str | None = None, method: str | None = None) -> Imported:
-    """Read a checkpoint of published MCC, ToCo or AFA code, or an ImageNet backbone (timm, DeiT or SegFormer naming).
+    """Read a checkpoint of published MCC, ToCo, AFA or FSR code, or an ImageNet backbone (timm, DeiT, SegFormer).
 
     Args:
         base: preset or experiment file to take what no weights file says from (auxiliary block, classes); default:
             the method's recipe for VOC with 20 classes and with a backbone alone, for COCO with 80.
-        method: whose network it is; default: the base's, or AFA for a mix transformer, or MCC, whose published names
-            ToCo's are too.
+        method: whose network it is; default: the base's, or AFA for a mix transformer, or FSR for its class-attention
+            blocks, or MCC, whose published names ToCo's are too.
 
     Raises UsageError when the file is of another kind, is ours already, is not finite, or lacks or misshapes a tensor.
     """
@@ -74,21 +77,27 @@ def import_weights(path: Path, base: str | None = None, method: str | None = Non
     state = _tensors(path)
     if base is None and method is None and any(name.endswith(_MIX_MARK) for name in state):
         method = "afa"
-    if "classifier.weight" in state and any(name.startswith("encoder.") for name in state):
+    if base is None and method is None and _FSR_MARK in state:
+        method = "fsr"
+    if any(head in state for head in _HEADS) and any(name.startswith("encoder.") for name in state):
         return _import_network(path, state, base, method)
     if "patch_embed.proj.weight" in state or _MIX_MARK in state:
         return _import_backbone(path, state, base, method)
     raise UsageError(
-        f"{path}: neither a published MCC, ToCo or AFA checkpoint nor an ImageNet backbone; {top_names(state)}"
+        f"{path}: neither a published MCC, ToCo, AFA or FSR checkpoint nor an ImageNet backbone; {top_names(state)}"
     )
 
 
-def _experiment(backbone: str, base: str | None, method: str | None, classes: int) -> Experiment:
+def _experiment(
+    backbone: str, base: str | None, method: str | None, classes: int, state: Mapping[str, Tensor]
+) -> Experiment:
     """The experiment that weights of a backbone and so many classes belong to."""
     fields: dict[str, Any] = {"model.backbone": backbone, "model.weights": "random"}
     if method is not None:
         fields["method"] = method
-    return resolve(base or _preset(method or DEFAULT, coco=classes == 80), fields, "--base")
+    base = base or _preset(method or DEFAULT, coco=classes == 80)
+    told = method_of(resolve(base, fields, "--base")).published_fields(state)
+    return resolve(base, fields | told, "--base")
 
 
 def _preset(method: str, *, coco: bool) -> str:
@@ -98,15 +107,15 @@ def _preset(method: str, *, coco: bool) -> str:
 
 
 def _import_network(path: Path, state: dict[str, Tensor], base: str | None, method: str | None) -> Imported:
-    count = len(state["classifier.weight"])
+    count = len(next(state[head] for head in _HEADS if head in state))
     classes = _CLASSES.get(count, tuple(f"class{i + 1}" for i in range(count)))
     backbone = _backbone(path, {n.removeprefix("encoder."): t for n, t in state.items() if n.startswith("encoder.")})
-    experiment = _experiment(backbone, base, method, count)
+    experiment = _experiment(backbone, base, method, count, state)
     network = _network(experiment, count)
     ours = method_of(experiment).from_published(state)
     own = network.state_dict()
     wrong = [n for n, t in ours.items() if n in own and t.shape != own[n].shape]
-    missing = [n for n in own if n not in ours and "projector." not in n]
+    missing = [n for n in own if n not in ours and not any(part in n for part in _TRAINING_ONLY)]
     if wrong or missing:
         what = (
             f"{wrong[0]} is {shape_text(ours[wrong[0]])}, not {shape_text(own[wrong[0]])}"
@@ -126,7 +135,7 @@ def _import_network(path: Path, state: dict[str, Tensor], base: str | None, meth
 
 
 def _import_backbone(path: Path, state: dict[str, Tensor], base: str | None, method: str | None) -> Imported:
-    experiment = _experiment(_backbone(path, state), base, method, len(VOC_CLASSES))
+    experiment = _experiment(_backbone(path, state), base, method, len(VOC_CLASSES), {})
     classes = COCO_CLASSES if base is not None and base.endswith("coco") else VOC_CLASSES
     network = _network(experiment, len(classes))
     prefix = "encoder." if _MIX_MARK in state else "encoder.vit."

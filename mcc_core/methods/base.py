@@ -73,6 +73,10 @@ class Method:
         """The network's tensors from those of a checkpoint of the published code; what it lacks is left out."""
         return {}
 
+    def published_fields(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Dotted fields of the experiment that a published checkpoint decides beside the backbone, such as sizes."""
+        return {}
+
     def speed_fields(self, experiment: Any) -> Any:
         """What beside network, crop, batch and processors decides the time of a step; JSON."""
         return None

@@ -11,7 +11,7 @@ from mcc_core.errors import UsageError
 
 
 def import_weights(
-    file: Annotated[Path, typer.Argument(help="Checkpoint of the published MCC, ToCo or AFA code, or a backbone.")],
+    file: Annotated[Path, typer.Argument(help="Checkpoint of published MCC, ToCo, AFA or FSR code, or a backbone.")],
     out: Annotated[Path | None, typer.Option("--out", help="Default: the file's name with .mcc.pt.")] = None,
     base: Annotated[
         str | None, typer.Option("--base", help="Preset or experiment file for what the weights do not say.")

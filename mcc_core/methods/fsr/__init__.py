@@ -64,5 +64,10 @@ class FSR(Method):
 
         return from_published(state)
 
+    def published_fields(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        from mcc_core.methods.fsr.published import fields
+
+        return fields(state)
+
     def speed_fields(self, experiment: Experiment) -> Any:
         return [experiment.model.class_blocks, experiment.mask.block, list(experiment.cam.scales)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,9 +44,20 @@ def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     student = own_names(state)
     teacher = {f"teacher.{name}": tensor.clone() for name, tensor in student.items() if name.startswith(_TEACHER)}
     directions = student.get("projector.last.direction")
-    zeros = (
-        {}
-        if directions is None
-        else {f"centers.{kind}_center": torch.zeros(len(directions)) for kind in ("class", "patch")}
-    )
-    return student | teacher | zeros
+    if directions is None:
+        return student | teacher
+    centers = {f"centers.{kind}_center": torch.zeros(len(directions)) for kind in ("class", "patch")}
+    return student | teacher | centers
+
+
+def fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Fields of the experiment that tensors of a published checkpoint decide: sizes of its tables and layers."""
+    found: dict[str, Any] = {}
+    table, patch = state.get("encoder.pos_embed"), state.get("encoder.patch_embed.proj.weight")
+    if table is not None and patch is not None:
+        found["model.backbone_args.img_size"] = math.isqrt(table.shape[1] - 1) * patch.shape[-1]
+    if (directions := state.get("projector.last_layer.weight_v")) is not None:
+        found["model.projector.out"] = len(directions)
+    if blocks := {name.split(".")[2] for name in state if name.startswith("encoder.cls_blocks.")}:
+        found["model.class_blocks"] = len(blocks)
+    return found
