@@ -31,6 +31,7 @@ from mcc_core.methods.fsr.network import FSRNet
 from mcc_core.methods.fsr.objective import FSRObjective, FSRStep, Masking
 from mcc_core.methods.fsr.published import own_names
 from mcc_core.pseudo_labels.cam import multi_scale_maps
+from mcc_core.schedules import value_at
 
 _BACKBONES = {192: "deit_tiny_patch16_224", 384: "deit_small_patch16_224", 768: "deit_base_patch16_224"}
 
@@ -56,17 +57,15 @@ class Recorded:
 
 
 def recorded_experiment(arrays: dict[str, Any], overrides: dict[str, Any] | None = None) -> Experiment:
-    """The recipe for VOC with what the recording says.
+    """The published recipe, VOC's or COCO's, that the recorded total fits, with what the recording says.
 
-    The published COCO script is of another state of the code than the network, so its weights of terms are not those
-    of a recording, and the share of masked blocks is the recorded one.
+    The published script for COCO is of another state of the code than the network, so that with COCO's classes either
+    may have been recorded, and the share of masked blocks is the recorded one.
     """
-    meta, total = arrays["meta"], arrays["meta"]["max_iters"]
-    coco = meta["num_classes"] == 81
-    width = arrays["fmap"].shape[1]
+    meta = arrays["meta"]
     depth = len({name.split(".")[2] for name in meta["layout"] if name.startswith("encoder.blocks.")})
     fields: dict[str, Any] = {
-        "model.backbone": meta.get("backbone", _BACKBONES.get(width)),
+        "model.backbone": meta.get("backbone", _BACKBONES.get(arrays["fmap"].shape[1])),
         "model.backbone_args": {"depth": depth},
         "model.weights": "random",
         "model.aux_block": depth - 2,
@@ -78,14 +77,27 @@ def recorded_experiment(arrays: dict[str, Any], overrides: dict[str, Any] | None
         "mask.block": meta["block"],
         "mask.uncertain_start": 0 if meta["strategy"] == "uncertain" else None,
         "distill.teacher_temperature": meta["teacher_temperature"],
-        "loss.seg_start": 8000 if coco else 2000,
-        "train.iterations": total,
+        "train.iterations": meta["max_iters"],
         "train.crop": meta["S"],
         "train.batch_size": meta["B"],
     }
-    if coco:
+    recipes = ["fsr"]
+    if meta["num_classes"] == 81:
         fields["mask.ratio"] = float(arrays["mask"].mean())
-    return cast(Experiment, resolve("fsr", fields | (overrides or {}), "recording"))
+        recipes.append("fsr-coco")
+    found = [cast(Experiment, resolve(recipe, fields | (overrides or {}), "recording")) for recipe in recipes]
+    return min(found, key=lambda experiment: abs(_total(experiment, meta) - meta["terms"]["total"]))
+
+
+def _total(experiment: Experiment, meta: dict[str, Any]) -> float:
+    """The recorded terms summed with an experiment's weights."""
+    loss, iteration = experiment.loss, meta["n_iter"]
+    off = {"seg": loss.seg_start, "reg": loss.seg_start, "ptc": loss.ptc_start}
+    return sum(
+        value_at(getattr(loss, term), iteration, experiment.train.iterations) * meta["terms"][term]
+        for term in FSRObjective.terms
+        if iteration >= off.get(term, 0)
+    )
 
 
 def state_of(layout: dict[str, list[int]], model: FSRNet) -> dict[str, Tensor]:
