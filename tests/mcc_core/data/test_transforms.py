@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mcc_core.config import IMAGENET_MEAN as MEAN
+from mcc_core.config import IMAGENET_STD as STD
 from mcc_core.config import AugmentConfig
-from mcc_core.data.transforms import MEAN, STD, Views, augment, normalise
+from mcc_core.data.transforms import Views, augment, normalise
 
 CROP = 48
 REACH = 7  # pixels the blur can carry a colour

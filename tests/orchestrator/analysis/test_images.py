@@ -9,11 +9,12 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from experiments import mcc_experiment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,7 +25,6 @@ from mcc_core.checkpoint import Checkpoint
 from mcc_core.data.index import build_index
 from mcc_core.errors import UsageError
 from mcc_core.evaluation.scoring import totals
-from mcc_core.experiment_files import resolve
 from mcc_core.methods.mcc.network import MCCNet
 from orchestrator.analysis.images import compare_images, iou_counts, read_scored
 from orchestrator.analysis.statistics import mean_iou
@@ -32,6 +32,7 @@ from orchestrator.evaluation.request import evaluation_request
 from orchestrator.evaluation.run import ExecutionOptions, evaluate_checkpoint
 from orchestrator.records.checkpoints import CheckpointRecord
 from orchestrator.records.events import write_end
+from orchestrator.records.status import TrialStatus
 from orchestrator.settings import Settings
 from orchestrator.storage.store import Storage
 from orchestrator.workflows.compare import compare_networks
@@ -51,7 +52,7 @@ def test_counts_give_the_confusion_matrix_iou(images: list[list[tuple[int, int, 
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two networks of random weights."""
     home = tmp_path_factory.mktemp("home")
-    experiment = resolve("tiny", SMALL | {"data.shapes_val": 8})
+    experiment = mcc_experiment("tiny", SMALL | {"data.shapes_val": 8})
     classes = build_index(experiment.data, home).classes
     for seed in (0, 1):
         torch.manual_seed(seed)
@@ -76,7 +77,9 @@ def test_unlike_measurements_are_refused_with_a_sentence(home: Path) -> None:
     cases = {
         "A is seg/single on val and B is cam/ms on val: they measure different": evaluated(home, "b", 1, "cam"),
         "has scores of 8 images and B of 3": evaluated(home, "c", 1, limit=3),
-        "with crop 32 and B with 48: not the same protocol": evaluated(home, "d", 1, **{"evaluation.crop": 48}),
+        "with crop 32 and B with 48: not the same protocol": evaluated(
+            home, "d", 1, **cast(Any, {"evaluation.crop": 48})
+        ),
     }
     for message, folder in cases.items():
         with pytest.raises(UsageError, match=message):
@@ -107,7 +110,7 @@ def test_configurations_are_compared_over_their_shared_seeds(home: Path) -> None
         key = saved.key(identity)
         storage.write(key, (home / f"{network}.pt").read_bytes())
         storage.write(f"{key}.json", json.dumps(asdict(saved)).encode())
-        write_end(storage, identity, "finished", "")
+        write_end(storage, identity, TrialStatus.FINISHED, "")
     document = {"name": "s", "created": 0.0, "file": {"metric": "m", "mode": "max"}, "trials": trials}
     storage.write("sweeps/s-1/plan.json", json.dumps(document).encode())
     found, sides = compare_networks("s/a", "s/b", settings, protocol="single")

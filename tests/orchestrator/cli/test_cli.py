@@ -156,7 +156,9 @@ def test_output_that_cannot_encode_a_character_degrades(monkeypatch: pytest.Monk
         main()
     Console().print("\u2581\u2588", end="")
     print("\u2581\udce9")
-    written = {name: bytes(stream.detach().getvalue()) for name, stream in outputs.items() if not stream.flush()}
+    for stream in outputs.values():
+        stream.flush()
+    written = {name: bytes(stream.detach().getvalue()) for name, stream in outputs.items()}
     assert ended.value.code == 2 and b"caf?-??.yaml: No such file" in written["stderr"]
     assert written["stdout"] == b"????\n"
 

@@ -17,6 +17,7 @@ from tiny import settings_in, tiny_sweep
 
 from mcc_core.checkpoint import load
 from mcc_core.errors import UsageError
+from mcc_core.evaluation.in_training import EvaluationRecord
 from mcc_core.training import engine
 from orchestrator.cluster.session import cluster, driver_resources
 from orchestrator.execution.runner import _Watch, run
@@ -77,7 +78,7 @@ class InProcess(engine.Callbacks):
     def on_step(self, record: engine.StepRecord) -> None:
         self.curve.append((record.iteration, {k: v for k, v in record.metrics.items() if k not in TIMED}))
 
-    def on_evaluation(self, record: engine.EvaluationRecord) -> None:
+    def on_evaluation(self, record: EvaluationRecord) -> None:
         self.curve.append((record.iteration, {metric.key: metric.value for metric in record.metrics}))
 
 

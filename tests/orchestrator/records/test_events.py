@@ -13,6 +13,7 @@ import pytest
 
 from mcc_core.errors import MCCError
 from orchestrator.records.events import EventLog, EventReader, history, segments, settled, trial_state, write_end
+from orchestrator.records.status import TrialStatus
 from orchestrator.storage.outbox import Outbox
 from orchestrator.storage.store import Storage
 
@@ -136,7 +137,7 @@ def test_an_end_from_outside_is_the_last_word(storage: Storage, outbox: Outbox) 
     log.close()
     outbox.close(10)
     assert trial_state(storage, "t").status == "running"
-    write_end(storage, "t", "failed", "gone", launch="L")
+    write_end(storage, "t", TrialStatus.FAILED, "gone", launch="L")
     state = trial_state(storage, "t")
     assert (state.status, state.attempt, state.message, state.launch) == ("failed", 3, "gone", "L")
 

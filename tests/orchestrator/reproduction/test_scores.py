@@ -14,6 +14,7 @@ from pathlib import Path
 import archives_mini as mini
 import pytest
 import torch
+from experiments import mcc_experiment
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
@@ -22,7 +23,7 @@ from mcc_core.data.prepare import finish
 from mcc_core.data.prepare_voc import draft_voc
 from mcc_core.data.voc import VOC_CLASSES
 from mcc_core.errors import UsageError
-from mcc_core.experiment_files import resolve
+from mcc_core.validation import flatten
 from orchestrator.reproduction.scores import Line, Origin, _aspects, rows, short_rows, table_sweep
 from orchestrator.reproduction.scores import _line as judged
 from orchestrator.spec.paper_table import Target, differences, load_table, table_experiment, table_names, with_points
@@ -64,8 +65,8 @@ def test_verdicts() -> None:
     server = target.model_copy(update={"server": True})
     assert verdict({0: 0.698}, one=server).seeds == {}  # a server's number is never filled in
     table = load_table("voc-table1")
-    line = rows([verdict({0: 0.694, 1: 0.697})], table)[1]
-    assert line[3:7] == ["69.8", "0: 69.4, 1: 69.7", "69.5 ± 0.2", "-0.2"]
+    cells = rows([verdict({0: 0.694, 1: 0.697})], table)[1]
+    assert cells[3:7] == ["69.8", "0: 69.4, 1: 69.7", "69.5 ± 0.2", "-0.2"]
     others = rows([], table)[1:]
     assert others and all(row[4:7] == ["", "", ""] and row[7] == "not measured: as printed" for row in others)
     drawn = with_points(load_table("voc-fig4"), ["a", "b", "a"])
@@ -110,13 +111,13 @@ def test_what_differs_from_the_table_is_named(
     names = tuple(f"{i}" for i in range(1449))
     index = IndexFile(source="voc", classes=VOC_CLASSES, splits={"val": names}, images=dict.fromkeys(names, image))
     write_index(index, tmp_path)
-    experiment = resolve("voc", {"data.root": str(tmp_path)} | changes)
+    experiment = mcc_experiment("voc", {"data.root": str(tmp_path)} | changes)
     file = tmp_path / "trained.pt"
     checkpoints.save(Checkpoint(experiment, VOC_CLASSES, 20_000, 0, {}, None, {}), file)
     assert ", ".join(differences(table, point, file, None).values()) == reason
     write_index(index.model_copy(update={"splits": {"val": names[:9]}}), tmp_path)
     assert differences(table, point, file, None)["data"].startswith("data (9 images in val, officially 1449)")
-    assert table_experiment(table, "Baseline").loss.mcc == 0
+    assert flatten(table_experiment(table, "Baseline"))["loss.mcc"] == "0.0"
 
 
 def test_what_is_missing_is_one_list(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -148,7 +148,7 @@ def test_the_step_is_its_formulas() -> None:
 def test_bfloat16_and_channels_last_change_rounding_alone() -> None:
     images = torch.randn(1, 3, 32, 32)
     plain = network().eval()(images).seg
-    other = network(**{"compute.precision": "bfloat16", "compute.channels_last": True}).eval()(images).seg
+    other = network(**cast(Any, {"compute.precision": "bfloat16", "compute.channels_last": True})).eval()(images).seg
     assert other.dtype == torch.float32 and not torch.equal(other, plain)
     torch.testing.assert_close(other, plain, rtol=0.1, atol=0.1 * plain.abs().max().item())
 
@@ -237,9 +237,10 @@ def _rank(rank: int, port: int, index: DataIndex, work: Path, out: Any) -> None:
     model = network(len(index.classes)).train()
     generator = torch.Generator().manual_seed(rank)
     model.two_views(torch.randn(2, 3, 32, 32, generator=generator))
-    own = model.skip[1].running_mean.clone()
+    running_mean = model.get_buffer("skip.1.running_mean")
+    own = running_mean.clone()
     model.share_statistics()
-    out.put((rank, curve.losses, own.tolist(), model.skip[1].running_mean.tolist()))
+    out.put((rank, curve.losses, own.tolist(), model.get_buffer("skip.1.running_mean").tolist()))
     dist.destroy_process_group()
 
 
