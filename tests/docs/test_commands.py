@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import doc_commands as docs
 import numpy as np
 import pytest
@@ -103,7 +104,8 @@ def test_a_command_of_the_documentation_works(command: docs.Command, folder: Pat
     if command.reason:
         _exists(command.text)
         pytest.skip(f"{command}: {command.reason}")
-    env = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "200", "TERM": "dumb"}
+    paths = (str(commands.as_program(folder / "bin").parent), str(BIN), os.environ["PATH"])
+    env = os.environ | {"PATH": ":".join(paths), "COLUMNS": "200", "TERM": "dumb"}
     env |= {"MCC_HOME": str(folder / ".mcc"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(docs.ROOT)}
     done = subprocess.run(
         ["bash", "-c", command.in_test], capture_output=True, text=True, cwd=folder, env=env, timeout=LIMIT_S

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+import commands
 import numpy as np
 import pytest
 import torch
@@ -138,9 +137,7 @@ def test_changed_data_is_scored_anew(home: Path, tmp_path: Path) -> None:
 
 def test_the_command_and_its_gallery(home: Path, tmp_path: Path) -> None:
     def mcc(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from orchestrator.cli import main; main()", "compare", *arguments]
-        env = os.environ | {"MCC_HOME": str(home), "COLUMNS": "160"}
-        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200)
+        return commands.run("compare", *arguments, cwd=tmp_path, env={"MCC_HOME": str(home), "COLUMNS": "160"})
 
     networks = [str(home / "0.pt"), str(home / "1.pt")]
     done = mcc(*networks, "--protocol", "single", "--gallery", "page")

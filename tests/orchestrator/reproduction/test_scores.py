@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
-import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
 
 import archives_mini as mini
+import commands
 import pytest
 import torch
 from experiments import mcc_experiment
@@ -32,10 +31,8 @@ LAYOUT = json.loads((Path(__file__).parents[2] / "data" / "golden" / "checkpoint
 
 
 def mcc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from orchestrator.cli import main; main()", "reproduce", *arguments]
-    env = os.environ | {"MCC_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf")}
-    env |= {"COLUMNS": "160", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    env = {"MCC_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf")}
+    return commands.run("reproduce", *arguments, cwd=folder, env=env | {"COLUMNS": "160", "OMP_NUM_THREADS": "1"})
 
 
 @pytest.mark.parametrize("name", table_names())
