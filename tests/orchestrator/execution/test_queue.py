@@ -26,11 +26,6 @@ from orchestrator.worker.assignment import Assignment
 SEG = "val/seg/single/miou"
 
 
-@pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(settings_in(tmp_path).storage)
-
-
 def plan(tmp_path: Path, **fields: Any) -> Plan:
     return plan_sweep(tiny_sweep(**fields), "s.yaml", settings=settings_in(tmp_path), estimate=False)
 

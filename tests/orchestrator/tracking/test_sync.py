@@ -120,11 +120,6 @@ def settings(tmp_path: Path, migrated: Path) -> Settings:
     return made
 
 
-@pytest.fixture
-def storage(settings: Settings) -> Storage:
-    return Storage(settings.storage)
-
-
 def steps(tracker: Tracker, run: str, key: str = "loss/total") -> list[int]:
     return [m.step for m in tracker.client.get_metric_history(run, key)]
 
