@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Sampler
 from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
 from mcc_core.config import Experiment
+from mcc_core.data.colours import finish_batch
 from mcc_core.data.datasets import Draw, TrainingBatches, TrainingSet
 from mcc_core.data.index import DataIndex, supervision_certificate
 from mcc_core.errors import TrainingFault
@@ -179,7 +180,8 @@ class _Run:
         config = self.experiment.train
         passes = config.accumulate
         augment = self.method.augment(self.experiment)
-        dataset = TrainingSet(self.index.train, len(self.index.classes), augment, self.seed)
+        finish = self.experiment.compute.augmentation == "loader"
+        dataset = TrainingSet(self.index.train, len(self.index.classes), augment, self.seed, finish=finish)
         turns = [
             TrainingBatches(
                 len(dataset),
@@ -228,7 +230,8 @@ class _Run:
         self, iteration: int, turn: int, collated: dict[str, Any]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The batch on the device, and the method's random draws. Dropout draws from torch's generator, seeded here."""
-        batch = {name: self._moved(value) for name, value in collated.items() if isinstance(value, Tensor)}
+        on_host = {name: value for name, value in collated.items() if isinstance(value, Tensor)}
+        batch = finish_batch(on_host, {name: self._moved(value) for name, value in on_host.items()})
         place = 0 if self.experiment.train.same_masks else self.rank * self.experiment.train.accumulate + turn
         seed = _mix(self.seed, place, iteration)
         torch.manual_seed(seed)
