@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -205,8 +205,8 @@ def _changed(pixels: np.ndarray, kind: Kind, amount: float) -> np.ndarray:
 def _hue(pixels: np.ndarray, turn: float) -> np.ndarray:
     """As floats: OpenCV's 8-bit HSV has 180 or 256 hues, which is up to 12 grey levels off."""
     hsv = cv2.cvtColor(pixels.astype(np.float32) * np.float32(1 / 255), cv2.COLOR_RGB2HSV)
-    hue = hsv[..., 0]
-    hue += float(360 * turn)
+    hue: Any = hsv[..., 0]
+    hue += np.float32(360 * turn)
     hue[hue < 0] += 360
     hue[hue >= 360] -= 360
     return cv2.convertScaleAbs(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), alpha=255)

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
@@ -26,6 +26,7 @@ from mcc_core.config import Experiment
 from mcc_core.data.colours import finish_batch
 from mcc_core.data.datasets import Draw, TrainingBatches, TrainingSet
 from mcc_core.data.index import DataIndex, supervision_certificate
+from mcc_core.data.loading import start_early, training_loader
 from mcc_core.errors import TrainingFault
 from mcc_core.evaluation.in_training import EvaluationRecord, evaluate
 from mcc_core.methods.base import Step
@@ -127,6 +128,7 @@ class _Run:
     ) -> None:
         self.experiment, self.seed, self.index = experiment, seed, index
         self.device, self.workdir, self.callbacks = device, workdir, callbacks
+        start_early(experiment.train.loader_workers)
         self.method = method_of(experiment)
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
@@ -194,13 +196,7 @@ class _Run:
             )
             for turn in range(passes)
         ]
-        loader = DataLoader(
-            dataset,
-            batch_sampler=_Turns(turns),
-            num_workers=config.loader_workers,
-            pin_memory=self.device.type == "cuda",
-            persistent_workers=config.loader_workers > 0,
-        )
+        loader = training_loader(dataset, _Turns(turns), config.loader_workers, pin=self.device.type == "cuda")
         return zip(*[iter(loader)] * passes, strict=True)
 
     def step(self, iteration: int, batches: Sequence[dict[str, Any]]) -> list[Step]:
