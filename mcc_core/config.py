@@ -221,6 +221,11 @@ class ComputeConfig(Strict):
         "(less memory, at no time that could be measured), or whole encoder blocks (activation checkpointing)",
     )
     channels_last: bool = Field(False, description="memory format of the decoder's convolutions")
+    augmentation: Literal["loader", "device"] = Field(
+        "device",
+        description="where colours, blur and normalisation of training images are computed, from the same draws: "
+        "batched on the training device, for GPUs; or image by image in the loader, for CPUs",
+    )
 
 
 class TrainConfig(Strict):

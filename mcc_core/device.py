@@ -1,6 +1,8 @@
-"""The device that a user names."""
+"""The device that a user names, and what is asked of it beside computing."""
 
 from __future__ import annotations
+
+import gc
 
 import torch
 
@@ -17,3 +19,16 @@ def chosen_device(name: str) -> torch.device:
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         raise UsageError(f"--device {name}: no such GPU: {torch.cuda.device_count()} can be used here")
     return torch.device(name)
+
+
+def synchronise(device: torch.device) -> None:
+    """Return when a device has done what it was given; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def release(device: torch.device) -> None:
+    """Give memory that nothing refers to any more back to others on the device."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,7 @@ from mcc_core.evaluation.protocols import at_rest
 from mcc_core.evaluation.visualize import cam_panel
 from mcc_core.methods.registry import method_of
 from mcc_core.networks.base import MapStage, Network
+from mcc_core.parallel import ahead
 from mcc_core.pseudo_labels.cam import multi_scale_maps
 from mcc_core.pseudo_labels.labels import cam_label, denormalise, refined_label
 
@@ -72,9 +74,10 @@ def evaluate(
     scorer = _Scorer(model, index, experiment, device, iteration, panels if rank == 0 else 0)
     scorer.whole_split = len(items) == len(whole)
     dataset = EvaluationSet(items[rank::world], index.masks, len(index.classes), experiment.train.crop)
-    for start in range(0, len(dataset), experiment.train.eval_batch):
-        stop = min(start + experiment.train.eval_batch, len(dataset))
-        scorer.add([dataset[i] for i in range(start, stop)])
+    batch, threads = experiment.train.eval_batch, min(4, max(1, experiment.train.loader_workers))
+    samples = ahead(dataset.__getitem__, range(len(dataset)), threads=threads, depth=2 * batch)
+    while chosen := list(islice(samples, batch)):
+        scorer.add(chosen)
     if world > 1:
         scorer.sum_over_ranks()
     model.train()

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.config import Experiment
+from mcc_core.data.colours import normalise
 from mcc_core.data.pixels import is_scaled, read_rgb
-from mcc_core.data.transforms import normalise
 from mcc_core.data.voc import palette_png
 from mcc_core.device import chosen_device
 from mcc_core.errors import DataError

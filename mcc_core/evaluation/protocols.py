@@ -28,7 +28,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from mcc_core.config import EvaluationConfig
-from mcc_core.data.transforms import normalise
+from mcc_core.data.colours import normalise
 from mcc_core.errors import UsageError
 from mcc_core.evaluation.metrics import Protocol, Stage
 from mcc_core.networks.base import Network

@@ -28,6 +28,7 @@ from mcc_core.evaluation.protocols import (
     network_maps,
 )
 from mcc_core.networks.base import Network
+from mcc_core.parallel import ahead
 from mcc_core.pseudo_labels.crf import require_crf
 from mcc_core.pseudo_labels.labels import IGNORE
 
@@ -115,8 +116,7 @@ class Scorer:
     def scores(self, items: Iterable[Item], maps_of: Callable[[Item], Maps] | None = None) -> Iterator[ImageScore]:
         """A score for each image. `maps_of` stands in for the network (cached maps)."""
         waiting: deque[Future[ImageScore]] = deque()
-        for item in items:
-            maps = (maps_of or self.maps)(item)
+        for item, maps in self._maps(items) if maps_of is None else ((item, maps_of(item)) for item in items):
             task = Task(
                 item, self.masks.get(item.name), self.settings, self.model.num_classes, keep_masks=self.keep_masks
             )
@@ -129,9 +129,15 @@ class Scorer:
         while waiting:
             yield waiting.popleft().result()
 
-    def maps(self, item: Item) -> Maps:
-        """One image through the network."""
-        return network_maps(self.model, read_rgb(item.image), item.labels, self.protocols, self.config, self.device)
+    def maps(self, item: Item, image: np.ndarray | None = None) -> Maps:
+        """One image H,W,3 uint8 through the network; it is read where it is not given."""
+        pixels = read_rgb(item.image) if image is None else image
+        return network_maps(self.model, pixels, item.labels, self.protocols, self.config, self.device)
+
+    def _maps(self, items: Iterable[Item]) -> Iterator[tuple[Item, Maps]]:
+        """Images are read ahead while the network works."""
+        for item, image in ahead(lambda item: (item, read_rgb(item.image)), items):
+            yield item, self.maps(item, image)
 
 
 def score_image(task: Task, maps: Maps) -> ImageScore:

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from mcc_core.data.colours import View
     from mcc_core.methods.objective import Objective
     from mcc_core.networks.base import Network
 
-Augmentation = Callable[["Tensor", "torch.Generator"], dict[str, "Tensor"]]
+Augmentation = Callable[["Tensor", "torch.Generator"], "Mapping[str, Tensor | View]"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Method:
 
     def augment(self, experiment: Any) -> Augmentation:
         """Views of an image 3,H,W uint8 by name, each 3,S,S, and `box`, its valid area: top, bottom, left, right.
+
+        A view is a `View`, whose colours are done where `compute.augmentation` says, or a normalised tensor.
 
         Loader processes get it pickled. All randomness comes from the generator.
         """

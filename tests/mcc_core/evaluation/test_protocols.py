@@ -13,9 +13,9 @@ from PIL import Image
 from small import SMALL
 
 from mcc_core.config import EvaluationConfig
+from mcc_core.data.colours import normalise
 from mcc_core.data.index import DataIndex, build_index
 from mcc_core.data.pixels import read_mask, read_rgb
-from mcc_core.data.transforms import normalise
 from mcc_core.errors import UsageError
 from mcc_core.evaluation.in_training import evaluate
 from mcc_core.evaluation.protocols import Maps, combined_logits, label_map, network_maps, squashed_cam

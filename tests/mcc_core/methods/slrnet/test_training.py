@@ -51,7 +51,7 @@ class Curve(Callbacks):
     def on_step(self, record: StepRecord) -> None:
         self.losses[record.iteration] = {k: v for k, v in record.metrics.items() if k != "images_per_second"}
 
-    def on_checkpoint(self, iteration: int, file: Path) -> None:
+    def on_checkpoint(self, iteration: int, file: Path, sha256: str) -> None:
         self.files.append(file)
 
 
