@@ -19,7 +19,7 @@ from mcc_core.errors import UsageError
 from mcc_core.experiment_files import resolve
 from mcc_core.methods.registry import DEFAULT, method_named, method_of
 from mcc_core.networks.backbones import fill_backbone, shape_text
-from mcc_core.networks.mix_transformer import fill
+from mcc_core.networks.mix_weights import fill_mix_transformer, is_mix_transformer, mix_transformer_of, segformer_names
 from mcc_core.weights_file import named_tensors, read_content, top_names
 
 # (width, depth, patch side, register tokens): timm's name
@@ -35,16 +35,6 @@ _BACKBONES = {
     (768, 12, 14, 4): "vit_base_patch14_reg4_dinov2",
     (1024, 24, 14, 4): "vit_large_patch14_reg4_dinov2",
 }
-# (width of the last stage, depths): the mix transformer's name
-_MIX_TRANSFORMERS: dict[tuple[int, tuple[int, ...]], str] = {
-    (256, (2, 2, 2, 2)): "mit_b0",
-    (512, (2, 2, 2, 2)): "mit_b1",
-    (512, (3, 4, 6, 3)): "mit_b2",
-    (512, (3, 4, 18, 3)): "mit_b3",
-    (512, (3, 8, 27, 3)): "mit_b4",
-    (512, (3, 6, 40, 3)): "mit_b5",
-}
-_MIX_MARK = "patch_embed1.proj.weight"  # a tensor that only a mix transformer has
 _FSR_MARK = "encoder.cls_blocks.0.attn.q.weight"  # a tensor that only FSR has
 _HEADS = ("classifier.weight", "top_classifier.weight")  # one row for each class
 _TRAINING_ONLY = ("projector.", "centers.")  # what no prediction reads may be drawn anew
@@ -75,13 +65,13 @@ def import_weights(path: Path, base: str | None = None, method: str | None = Non
     if method is not None:
         method_named(method, "--method")
     state = _tensors(path)
-    if base is None and method is None and any(name.endswith(_MIX_MARK) for name in state):
+    if base is None and method is None and is_mix_transformer(state):
         method = "afa"
     if base is None and method is None and _FSR_MARK in state:
         method = "fsr"
     if any(head in state for head in _HEADS) and any(name.startswith("encoder.") for name in state):
         return _import_network(path, state, base, method)
-    if "patch_embed.proj.weight" in state or _MIX_MARK in state:
+    if "patch_embed.proj.weight" in state or is_mix_transformer(state):
         return _import_backbone(path, state, base, method)
     raise UsageError(
         f"{path}: neither a published MCC, ToCo, AFA or FSR checkpoint nor an ImageNet backbone; {top_names(state)}"
@@ -138,13 +128,15 @@ def _import_backbone(path: Path, state: dict[str, Tensor], base: str | None, met
     experiment = _experiment(_backbone(path, state), base, method, len(VOC_CLASSES), {})
     classes = COCO_CLASSES if base is not None and base.endswith("coco") else VOC_CLASSES
     network = _network(experiment, len(classes))
-    prefix = "encoder." if _MIX_MARK in state else "encoder.vit."
-    if _MIX_MARK in state:
-        fill(network.encoder, state, str(path))
+    mixed = is_mix_transformer(state)
+    prefix = "encoder." if mixed else "encoder.vit."
+    if mixed:
+        fill_mix_transformer(network.encoder, state, str(path))
     else:
         fill_backbone(network.encoder.vit, state, str(path))
     weights = network.state_dict()
-    unused = tuple(name for name in state if f"{prefix}{name}" not in weights)
+    named = segformer_names(state) if mixed else state
+    unused = tuple(name for name in named if f"{prefix}{name}" not in weights)
     fresh = tuple(name for name in weights if not name.startswith("encoder."))
     return Imported(Checkpoint(experiment, classes, 0, 0, weights, None, {}), "backbone alone", unused, fresh)
 
@@ -165,8 +157,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 def _backbone(path: Path, vit: Mapping[str, Tensor]) -> str:
     """The backbone that tensors in timm's or SegFormer's naming belong to, by their shapes."""
-    if _MIX_MARK in vit:
-        return _mix_transformer(path, vit)
+    if is_mix_transformer(vit):
+        return mix_transformer_of(vit, str(path))
     patch = vit.get("patch_embed.proj.weight")
     if patch is None or patch.ndim != 4:
         raise UsageError(f"{path}: lacks patch_embed.proj.weight of a vision transformer")
@@ -178,17 +170,6 @@ def _backbone(path: Path, vit: Mapping[str, Tensor]) -> str:
             f"{path}: no known backbone of width {found[0]}, depth {found[1]}, patch {found[2]}, {found[3]} registers"
         )
     return _BACKBONES[found]
-
-
-def _mix_transformer(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    numbers = [re.match(r"block(\d)\.(\d+)\.", name) for name in tensors]
-    blocks = {(int(m[1]), int(m[2])) for m in numbers if m}
-    last = tensors.get("patch_embed4.proj.weight")
-    width = 0 if last is None else len(last)
-    depths = tuple(sum(stage == s for s, _ in blocks) for stage in (1, 2, 3, 4))
-    if (width, depths) not in _MIX_TRANSFORMERS:
-        raise UsageError(f"{path}: no known mix transformer of width {width} and depths {depths}")
-    return _MIX_TRANSFORMERS[width, depths]
 
 
 def cached_backbone(backbone: str) -> Path | None:

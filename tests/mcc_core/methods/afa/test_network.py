@@ -7,7 +7,6 @@ from typing import Any, cast
 import pytest
 import torch
 
-from mcc_core.errors import UsageError
 from mcc_core.experiment_files import resolve
 from mcc_core.methods.afa.config import Experiment
 from mcc_core.methods.afa.network import AFANet
@@ -30,7 +29,7 @@ def test_affinity_is_the_convolution_of_all_heads(network: AFANet) -> None:
     features = network.encoder(torch.randn(2, 3, 32, 48, dtype=torch.float64))
     heads = []
     for block, x in zip(network.last_blocks, features.last_inputs, strict=True):
-        tokens, attention = block.norm1(x.flatten(2).transpose(1, 2)), block.attn
+        tokens, attention = block.norm1(x), block.attn
         shape = (2, tokens.shape[1], attention.num_heads, -1)
         q, k = attention.q(tokens).view(shape), attention.kv(tokens)[..., : tokens.shape[2]].reshape(shape)
         heads.append(torch.einsum("bnhd,bmhd->bhnm", q, k))
@@ -60,9 +59,3 @@ def test_norms_of_the_encoder_are_not_trained() -> None:
     assert (norms.lr_scale, norms.decay_scale, others.lr_scale, heads.lr_scale) == (0, 0, 1, 10)
     assert all(p.ndim == 1 for p in norms.parameters)
     assert sum(len(g.parameters) for g in (others, norms, heads)) == len(list(network.parameters()))
-
-
-def test_an_unknown_backbone_is_one_line() -> None:
-    experiment: Any = resolve("afa", {"model.weights": "random", "model.backbone": "mit_b9"})
-    with pytest.raises(UsageError, match=r"model\.backbone: 'mit_b9' is not a mix transformer"):
-        AFANet(experiment.model, 3)
