@@ -28,7 +28,6 @@ _REVISIONS = {
     "mit_b4": "3a3454e900a4b4f11dd60eeb59101a9a1a36b017",
     "mit_b5": "ced04d96c586b6297fd59a7a1e244fc78fdb6531",
 }
-_MARK = "patch_embed1.proj.weight"  # a tensor that only a mix transformer has
 _TRANSFORMERS = "segformer.encoder."  # what names of the library transformers begin with
 _PARTS = {
     **{"layer_norm_1": "norm1", "layer_norm_2": "norm2", "attention.self.query": "attn.q"},
@@ -47,8 +46,11 @@ def load_mix_transformer(encoder: MixTransformer, backbone: str, weights: str | 
     fill_mix_transformer(encoder, named_tensors(read_content(file, "model.weights: "), where), where)
 
 
-def fill_mix_transformer(encoder: MixTransformer, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Put named tensors, of a backbone or of a whole network, into `encoder`. Raises UsageError, with `where`."""
+def fill_mix_transformer(encoder: MixTransformer, tensors: Mapping[str, Tensor], where: str) -> tuple[str, ...]:
+    """Put named tensors, of a backbone or of a whole network, into `encoder`; the names of those without a place.
+
+    Raises UsageError, with `where`.
+    """
     state = segformer_names(tensors)
     own = encoder.state_dict()
     starts = ", ".join(list(tensors)[:3]) or "nothing"
@@ -59,11 +61,7 @@ def fill_mix_transformer(encoder: MixTransformer, tensors: Mapping[str, Tensor],
         shape, other = (shape_text(x[wrong[0]]) for x in (state, own))
         raise UsageError(f"{where}: does not fit model.backbone: {wrong[0]} is {shape}, not {other}")
     encoder.load_state_dict({name: state[name].float() for name in own})
-
-
-def is_mix_transformer(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether named tensors are, or hold as their encoder, a mix transformer."""
-    return _MARK in segformer_names(tensors)
+    return tuple(name for name in state if name not in own)
 
 
 def mix_transformer_of(tensors: Mapping[str, Tensor], where: str) -> str:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mcc_core.experiment_files import resolve
+from mcc_core.methods.afa.affinity import pair_labels
 from mcc_core.methods.afa.config import Experiment
 from mcc_core.methods.afa.network import AFANet
 from mcc_core.methods.afa.objective import AFAObjective
@@ -59,3 +60,20 @@ def test_norms_of_the_encoder_are_not_trained() -> None:
     assert (norms.lr_scale, norms.decay_scale, others.lr_scale, heads.lr_scale) == (0, 0, 1, 10)
     assert all(p.ndim == 1 for p in norms.parameters)
     assert sum(len(g.parameters) for g in (others, norms, heads)) == len(list(network.parameters()))
+
+
+def test_on_coco_affinity_learns_from_the_propagated_label(network: AFANet) -> None:
+    decided = {"thresholds.background": 0.5, "thresholds.foreground": 0.501, "par.dilations": [1, 2]}
+    experiment = cast(Experiment, resolve("afa-tiny", decided | {"affinity.label": "segmentation"}))
+    assert resolve("afa-coco").affinity == experiment.affinity  # type: ignore[attr-defined]
+    torch.manual_seed(2)
+    batch = {
+        "view1": torch.randn(2, 3, 40, 40),
+        "labels": torch.tensor([[1.0, 0, 0], [0, 1, 1]]),
+        "box": torch.tensor([[0, 40, 0, 40], [4, 40, 0, 20]]),
+    }
+    step = AFAObjective(network, experiment)(batch, {}, 200)
+    assert step.seg_label is not None and step.pairs is not None
+    grid = (step.output.features.maps[3].shape[-2], step.output.features.maps[3].shape[-1])
+    assert torch.equal(step.pairs, pair_labels(step.seg_label, grid, experiment.affinity.radius))
+    assert (step.pairs != 255).any()
