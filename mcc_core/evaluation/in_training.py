@@ -24,13 +24,14 @@ from mcc_core.evaluation.metrics import (
     f1_score,
     require_foreground,
 )
-from mcc_core.evaluation.protocols import at_rest
+from mcc_core.evaluation.pseudo_label import at_rest, pseudo_label
 from mcc_core.evaluation.visualize import cam_panel
+from mcc_core.methods.objective import class_ids
 from mcc_core.methods.registry import method_of
 from mcc_core.networks.base import MapStage, Network
 from mcc_core.parallel import ahead
 from mcc_core.pseudo_labels.cam import multi_scale_maps
-from mcc_core.pseudo_labels.labels import cam_label, denormalise, refined_label
+from mcc_core.pseudo_labels.labels import cam_label, denormalise
 
 STAGES: dict[Stage, Protocol] = {"cam": "ms", "aux_cam": "ms", "seg": "single"}  # and the protocols of their scores
 
@@ -130,7 +131,7 @@ class _Scorer:
             if len(self.panels) < self.wanted:
                 one = slice(i, i + 1)
                 here = {stage: cam[one] for stage, cam in maps.items()}
-                panel = self._panel(images[one], labels[one], here, prediction, truth)
+                panel = self._panel(images[one], labels[one], here, output.seg[one], prediction, truth)
                 self.panels.append((str(sample["name"]), panel))
 
     def sum_over_ranks(self) -> None:
@@ -170,12 +171,16 @@ class _Scorer:
         return cam_label(resized, at_rest(self.config.cam_threshold))[0]
 
     def _panel(
-        self, image: Tensor, labels: Tensor, maps: dict[MapStage, Tensor], prediction: Tensor, truth: Tensor | None
+        self,
+        image: Tensor,
+        labels: Tensor,
+        maps: dict[MapStage, Tensor],
+        seg: Tensor,
+        prediction: Tensor,
+        truth: Tensor | None,
     ) -> Image.Image:
-        config, size = self.config, image.shape[-2:]
-        box = torch.tensor([[0, size[0], 0, size[1]]], device=image.device)
-        background, foreground = at_rest(config.background), at_rest(config.foreground)
-        pseudo = refined_label(image, maps["cam"], labels, box, background, foreground, config.par)[0]
+        size, classes = image.shape[-2:], labels[0].nonzero()[:, 0]
+        pseudo = class_ids(pseudo_label(image, maps["cam"][:, classes], seg, classes, self.config), classes)[0]
 
         def fit(label: Tensor) -> Tensor:
             return F.interpolate(label[None, None].float(), size=size, mode="nearest")[0, 0].to(torch.uint8).cpu()

@@ -28,7 +28,7 @@ _WITHOUT: dict[str, tuple[str, ...]] = {
 }
 # Files that training does not run, or that say nothing but messages and pictures.
 _NOT_TRAINING = {
-    *("visualize.py", "inference.py", "crf.py", "errors.py", "protocols.py", "scoring.py"),
+    *("visualize.py", "inference.py", "crf.py", "errors.py", "protocols.py", "scoring.py", "pseudo_label.py"),
     *("published.py", "import_weights.py", "registry.py"),
     *("archives.py", "prepare.py", "prepare_voc.py", "prepare_coco.py", "prepare_folder.py"),
 }
@@ -54,12 +54,13 @@ def trial_identity(experiment: Experiment, seed: int, fingerprint: str) -> str:
 
 
 def weights_identity(model: ModelConfig) -> str:
-    """What the initial weights are: a file by its content, a download by name and its library's version."""
+    """What the initial weights are: a file by its content, a download by name and version."""
     if model.weights == "random":
         return "random"
-    if isinstance(model.weights, str):
-        library = "timm" if model.weights == "timm" else "segmentation_models_pytorch"
-        return f"{library} {version(library)} {model.backbone}"
+    if model.weights == "timm":
+        return f"timm {version('timm')} {model.backbone}"
+    if isinstance(model.weights, str):  # of a revision that the source names
+        return f"{model.weights} {model.backbone}"
     file = Path(model.weights)
     stat = file.stat()
     return _file_hash(file, stat.st_size, stat.st_mtime_ns)
