@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.analysis.leaderboard import columns, leaderboard
-from orchestrator.analysis.statistics import Difference, holm, paired, verdict
+from orchestrator.analysis.leaderboard import ABSENT, columns, lacks, leaderboard, unlike
+from orchestrator.analysis.statistics import holm, paired, verdict
 from orchestrator.records.results import Result
 from orchestrator.records.status import TrialStatus
 from orchestrator.spec.design import Design
@@ -34,21 +34,25 @@ def comparison(results: Sequence[Result], base: str, metric: str) -> list[list[s
     """Header and lines: each configuration less the reference in percent, with the 95 % interval of the paired t test.
 
     The p value is of `metric`, adjusted for the number of configurations (Holm). Configurations are in the sweep's
-    order, the reference first with its own scores.
+    order, the reference first with its own scores. Unlike methods are named in a column.
     """
     shown = columns(metric)
     found = [p for p in dict.fromkeys(r.point for r in results) if p != base and by_seed(results, p, metric)]
     tests = {p: paired(by_seed(results, p, metric), by_seed(results, base, metric)) for p in found}
     adjusted = dict(zip(found, holm([t.p if t else math.nan for t in tests.values()]), strict=True))
     rows = {row.point: row for row in leaderboard(results, metric)}
-    lines = [["configuration", *shown, "seeds", "p (Holm)", ""]]
+    methods = {r.point: r.method for r in results}
+    several = unlike(methods[point] for point in (base, *found) if point in methods)
+    named = {point: [point, *([method] if several else [])] for point, method in methods.items()}
+    lines = [["configuration", *(["method"] if several else []), *shown, "seeds", "p (Holm)", ""]]
     if base in rows:
         own = [rows[base].text(key) for key in shown.values()]
-        lines.append([base, *own, str(len(rows[base].seeds)), "", "reference"])
+        lines.append([*named[base], *own, str(len(rows[base].seeds)), "", "reference"])
     for point in found:
-        cells = [_cell(paired(by_seed(results, point, key), by_seed(results, base, key))) for key in shown.values()]
+        cells = [_cell(results, point, base, key) for key in shown.values()]
         test, p = tests[point], adjusted[point]
-        lines.append([point, *cells, str(test.n if test else 0), "" if math.isnan(p) else f"{p:.3f}", verdict(test, p)])
+        told = [str(test.n if test else 0), "" if math.isnan(p) else f"{p:.3f}", verdict(test, p)]
+        lines.append([*named[point], *cells, *told])
     return lines
 
 
@@ -61,9 +65,10 @@ def latex(lines: Sequence[Sequence[str]], caption: str) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _cell(difference: Difference | None) -> str:
+def _cell(results: Sequence[Result], point: str, base: str, key: str) -> str:
+    difference = paired(by_seed(results, point, key), by_seed(results, base, key))
     if difference is None:
-        return "-"
+        return ABSENT if any(lacks(r.method, key) for r in results if r.point in (point, base)) else "-"
     text = f"{100 * difference.mean:+.1f}"
     if math.isnan(difference.low):
         return text

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, stdev
 
+from mcc_core.errors import UsageError
+from mcc_core.methods.registry import DEFAULT, method_named
 from orchestrator.analysis.statistics import holm, paired, pareto, verdict
 from orchestrator.records.results import Result
 from orchestrator.records.status import TrialStatus
@@ -15,7 +17,9 @@ CAM = "val/cam/ms/miou"
 AUX = "val/aux_cam/ms/miou"
 SEG = "val/seg/single/miou"
 ALL_BACKGROUND = "val/all_background/single/miou"
+ABSENT = "absent"  # a score of a class map that a method does not have
 COLUMNS = {"CAM": CAM, "aux CAM": AUX, "seg": SEG}
+_MAPS = ("cam", "aux_cam")
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,12 @@ class Row:
     values: Mapping[str, float]  # mean of each metric that every seed has
     spreads: Mapping[str, float]  # their sample standard deviations, with two or more seeds
     scores: Mapping[int, float] = field(default_factory=dict)  # of the metric that orders the rows, by seed
+    method: str = DEFAULT
 
     def text(self, key: str) -> str:
-        """A metric as percent text, `-` when it was not measured."""
+        """A metric as percent text, `-` when it was not measured, `absent` when the method has no such map."""
+        if key not in self.values and lacks(self.method, key):
+            return ABSENT
         value = self.values.get(key, math.nan)
         spread = f" ± {100 * self.spreads[key]:.1f}" if key in self.spreads else ""
         return "-" if math.isnan(value) else f"{100 * value:.1f}{spread}"
@@ -49,8 +56,24 @@ def leaderboard(results: Sequence[Result], metric: str, mode: str = "max") -> li
         values = {key: mean(numbers) for key, numbers in measured.items()}
         spreads = {key: stdev(numbers) for key, numbers in measured.items() if len(numbers) > 1}
         scores = {trial.seed: trial.metrics[metric] for trial in trials}
-        rows.append(Row(point, tuple(scores), values[metric], values, spreads, scores))
+        rows.append(Row(point, tuple(scores), values[metric], values, spreads, scores, trials[0].method))
     return sorted(rows, key=lambda row: row.score, reverse=mode == "max")
+
+
+def lacks(method: str, metric: str) -> bool:
+    """Whether a metric is of a class map that the network of a method, where it is installed, does not have."""
+    stage = metric.split("/")[1] if metric.count("/") > 1 else ""
+    if stage not in _MAPS:
+        return False
+    try:
+        return stage not in method_named(method).map_stages
+    except UsageError:
+        return False
+
+
+def unlike(methods: Iterable[str]) -> bool:
+    """Whether there is more than one method."""
+    return len(set(methods)) > 1
 
 
 def all_background(results: Sequence[Result]) -> float | None:
@@ -81,24 +104,27 @@ def table(rows: Sequence[Row], metric: str, floor: float | None = None) -> list[
     """Header and lines of the leaderboard, in percent. `floor` is the mIoU of calling everything background.
 
     Where seeds were repeated a configuration that the paired test does not tell from the best shares its place, with
-    the number of seeds that would decide.
+    the number of seeds that would decide. Unlike methods are named in a column.
     """
     shown = {
         title: key for title, key in columns(metric).items() if key == metric or any(key in r.values for r in rows)
     }
     repeated = any(len(row.seeds) > 1 for row in rows[1:]) and len(rows[0].seeds) > 1
-    lines = [["", "configuration", *shown, "seeds", *(["against the best"] if repeated else [])]]
+    several = unlike(row.method for row in rows)
+    head = ["", "configuration", *(["method"] if several else []), *shown, "seeds"]
+    lines = [[*head, *(["against the best"] if repeated else [])]]
     tests = [paired(row.scores, rows[0].scores) for row in rows[1:]] if repeated else []
     adjusted = holm([test.p if test else math.nan for test in tests])
     told = ["", *map(verdict, tests, adjusted)] if repeated else [""] * len(rows)
     for place, (row, against) in enumerate(zip(rows, told, strict=True), start=1):
         tied = against.startswith(("tie", "equal"))
         cells = [*map(row.text, shown.values()), ", ".join(map(str, row.seeds)), *([against] if repeated else [])]
-        lines.append(["=1" if tied else str(place), row.point, *cells])
+        named = [row.point, *([row.method] if several else [])]
+        lines.append(["=1" if tied else str(place), *named, *cells])
     if floor is not None and rows:
         text = f"{100 * floor:.1f}"
         cells = ["-" if k not in COLUMNS.values() else text for k in shown.values()]
-        lines.append(["", "(all background)", *cells, "", *([""] if repeated else [])])
+        lines.append(["", "(all background)", *([""] if several else []), *cells, "", *([""] if repeated else [])])
     return lines
 
 
@@ -113,11 +139,11 @@ def front(results: Sequence[Result], objectives: Sequence[tuple[str, str]]) -> l
 def numbers(rows: Sequence[Row], metric: str, floor: float | None = None) -> list[list[str]]:
     """The leaderboard for programs: full precision, standard deviations in columns of their own."""
     keys = list(columns(metric).values())
-    lines = [["place", "configuration", "seeds", *(name for key in keys for name in (key, f"{key} std"))]]
+    lines = [["place", "configuration", "method", "seeds", *(name for key in keys for name in (key, f"{key} std"))]]
     for place, row in enumerate(rows, start=1):
         cells = [str(source.get(key, "")) for key in keys for source in (row.values, row.spreads)]
-        lines.append([str(place), row.point, " ".join(map(str, row.seeds)), *cells])
+        lines.append([str(place), row.point, row.method, " ".join(map(str, row.seeds)), *cells])
     if floor is not None and rows:
         cells = [str(floor) if key in COLUMNS.values() and not std else "" for key in keys for std in (False, True)]
-        lines.append(["", "all background", "", *cells])
+        lines.append(["", "all background", "", "", *cells])
     return lines

@@ -38,6 +38,7 @@ def trial_record(result: Result) -> dict[str, Any]:
         "name": result.name,
         "identity": result.identity,
         "configuration": result.point,
+        "method": result.method,
         "varied": result.varied,
         "seed": result.seed,
         "status": result.status,

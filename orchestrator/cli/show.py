@@ -11,7 +11,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from mcc_core.schedules import Constant, value_at
-from orchestrator.analysis.leaderboard import all_background, columns, leaderboard, table, unscored
+from orchestrator.analysis.leaderboard import (
+    ABSENT,
+    all_background,
+    columns,
+    lacks,
+    leaderboard,
+    table,
+    unlike,
+    unscored,
+)
 from orchestrator.cli.records import no_score
 from orchestrator.planning.configurations import Trial
 from orchestrator.planning.plan import Plan
@@ -95,6 +104,9 @@ def status_table(sweep: Sweep, results: Sequence[Result], width: int) -> Table:
     table = Table(title=sweep.id, title_justify="left", title_style="bold", box=None, pad_edge=False)
     wide = width >= 110
     table.add_column("trial", no_wrap=True)
+    several = unlike(result.method for result in results)
+    if several:
+        table.add_column("method")
     table.add_column("state")
     measured = {key for result in results for key in result.metrics} | {sweep.metric}
     shown = {title: key for title, key in columns(sweep.metric).items() if key in measured}
@@ -103,12 +115,19 @@ def status_table(sweep: Sweep, results: Sequence[Result], width: int) -> Table:
     if wide:
         table.add_column("identity", no_wrap=True)
     for result in results:
-        found = [(k in result.metrics, result.score(k)) for k in shown.values()]
-        scores = ["" if not there else "-" if score is None else f"{100 * score:.1f}" for there, score in found]
+        scores = [_score(result, key) for key in shown.values()]
         name = shortened(result.name, 60 if wide else 34)
         state = f"{result.status}-{result.cause}" if result.cause else result.status
-        table.add_row(name, state, *scores, *([result.identity] if wide else []))
+        named = [name, *([result.method] if several else [])]
+        table.add_row(*named, state, *scores, *([result.identity] if wide else []))
     return table
+
+
+def _score(result: Result, key: str) -> str:
+    if key not in result.metrics:
+        return ABSENT if result.metrics and lacks(result.method, key) else ""
+    score = result.score(key)
+    return "-" if score is None else f"{100 * score:.1f}"
 
 
 def print_best(

@@ -57,6 +57,7 @@ class ConfigurationBuilder:
         self.fixed = fixed_fields(sweep, None, source)
         self.parameters = spaces.parse(sweep.parameters)
         self._short = _short_names(sweep.parameters)
+        self._unlike = any(point.base for point in sweep.points)
 
     def base(self, name: str) -> Any:
         """A field's value before anything is varied."""
@@ -79,7 +80,7 @@ class ConfigurationBuilder:
         fields = with_derived(self.sweep, merge(fixed, values, self.source), self.source)
         experiment = experiment_of(fields, where)
         experiment = _absolute(experiment)
-        varied = {key: text(_get(experiment, key)) for key in ("method", *values) if key in values or base}
+        varied = {key: text(_get(experiment, key)) for key in ("method", *values) if key in values or self._unlike}
         if name is None:
             brief = text if number is None else _rounded
             shown = [f"{self._short[k]}={brief(_get(experiment, k))}" for k in values]

@@ -37,22 +37,30 @@ def estimate_sweep(
     *,
     may_probe: bool,
 ) -> Estimate | None:
-    """Estimate for trials that are still to run; `index` is the data of the first. None when nothing is known."""
+    """Estimate for trials that are still to run; `index` is the data of the first. None when nothing is known.
+
+    The first trial of each method stands for all of that method.
+    """
     if not experiments:
         return Estimate(0.0, 0.0, "nothing is left to run")
-    first = experiments[0]
-    past = past_speeds(storage, speed_profile(first, cpus_per_worker, gpus_per_worker))
-    if past:
-        evaluations = [s.evaluation_s for s in past if s.evaluation_s is not None]
-        speed = Speed(median(s.iteration_s for s in past), median(evaluations) if evaluations else None)
-        source = f"{len(past)} earlier trial{'s' if len(past) > 1 else ''}"
-    elif may_probe:
-        speed, source = _probe(first, index, cpus_per_worker, gpus_per_worker)
-    else:
-        return None
-    durations = [_duration(e, speed, len(index.val)) for e in experiments]
+    speeds: dict[str, Speed] = {}
+    sources: dict[str, str] = {}
+    for first in {e.method: e for e in reversed(experiments)}.values():
+        past = past_speeds(storage, speed_profile(first, cpus_per_worker, gpus_per_worker))
+        if past:
+            evaluations = [s.evaluation_s for s in past if s.evaluation_s is not None]
+            speed = Speed(median(s.iteration_s for s in past), median(evaluations) if evaluations else None)
+            source = f"{len(past)} earlier trial{'s' if len(past) > 1 else ''}"
+        elif may_probe:
+            speed, source = _probe(first, index, cpus_per_worker, gpus_per_worker)
+        else:
+            return None
+        speeds[first.method], sources[first.method] = speed, source
+    told = dict.fromkeys(sources.values())
+    source = ", ".join(told) + (" of each method" if len(speeds) > len(told) == 1 else "")
+    durations = [_duration(e, speeds[e.method], len(index.val)) for e in experiments]
     worked = sum(d * e.train.workers for d, e in zip(durations, experiments, strict=True))
-    return Estimate(_makespan(durations, concurrent), speed.iteration_s, source, worked)
+    return Estimate(_makespan(durations, concurrent), speeds[experiments[0].method].iteration_s, source, worked)
 
 
 def _duration(experiment: Experiment, speed: Speed, val_images: int) -> float:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from mcc_core.methods.registry import DEFAULT
 from orchestrator.records.status import TrialStatus
 
 
@@ -23,6 +24,7 @@ class Result:
     message: str = ""
     log: str | None = None  # where the last output of a trial that did not finish is
     cause: str = ""  # of a failure that has a name, such as nan
+    method: str = DEFAULT  # by its name in `method:`
 
     def score(self, metric: str) -> float | None:
         """A metric's value; None where it was not measured, or is no number."""

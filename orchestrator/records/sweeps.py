@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mcc_core.errors import UsageError
+from mcc_core.methods.registry import DEFAULT
 from orchestrator.records import layout
 from orchestrator.records.events import TrialState, history, trial_states
 from orchestrator.records.leases import claimed
@@ -125,4 +126,5 @@ def _result(storage: Storage, trial: Mapping[str, Any], state: TrialState, alive
     ):
         log = storage.where(logs[-1])
     point, varied, seed = trial["point"], trial["varied"], trial["seed"]
-    return Result(identity, trial["name"], point, varied, seed, status, metrics, message, log, state.cause)
+    method = trial["experiment"].get("method", DEFAULT)
+    return Result(identity, trial["name"], point, varied, seed, status, metrics, message, log, state.cause, method)

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from orchestrator.analysis.figures import markdown
+from orchestrator.analysis.leaderboard import ABSENT
 from orchestrator.reports.pages import render
 
-_NUMBER = re.compile(r"[-+=]?\d*\.?\d*(e[-+]?\d+)?( ?[%±\[].*)?$")
+_NUMBER = re.compile(rf"({ABSENT}|[-+=]?\d*\.?\d*(e[-+]?\d+)?( ?[%±\[].*)?)$")
 _INTERVAL = re.compile(r"\[([-+])[\d.]+, ([-+])[\d.]+\]")
 
 

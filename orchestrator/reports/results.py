@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 import yaml
 
-from mcc_core.methods.registry import experiment_of
+from mcc_core.methods.registry import DEFAULT, experiment_of
 from mcc_core.validation import flatten
 from orchestrator.analysis.ablation import by_seed, comparison, reference
 from orchestrator.analysis.figures import curves, heat_map
 from orchestrator.analysis.importance import Configuration, importances, means_by_value, needed
-from orchestrator.analysis.leaderboard import COLUMNS, all_background, front, table
+from orchestrator.analysis.leaderboard import ABSENT, COLUMNS, all_background, front, lacks, table
 from orchestrator.analysis.statistics import paired
 from orchestrator.records.status import DONE, TrialStatus
 from orchestrator.reports.document import Code, Grid, Part, Picture, Section, Text
@@ -68,7 +68,7 @@ def outcome(evidence: Evidence) -> Section:
 
 
 def board(evidence: Evidence) -> Section | None:
-    """Leaderboard with ties, differences to the baseline, Pareto front."""
+    """Leaderboard with ties, differences to the baseline, Pareto front; what unlike methods do not have."""
     rows, file = evidence.rows, evidence.file
     if not rows:
         return None
@@ -95,6 +95,8 @@ def board(evidence: Evidence) -> Section | None:
     if (base := reference(file)) is not None and base in {row.point for row in rows} and len(rows) > 1:
         parts += [Text(f"Differences to {base}, seed by seed, with 95 % intervals:")]
         parts += [Grid(comparison(evidence.results, base, file["metric"]), signed=True)]
+    if any(lacks(row.method, key) for row in rows for key in COLUMNS.values()):
+        parts.append(Text(f"{ABSENT}: the method has no such class map."))
     objectives = [(o["metric"], o["mode"]) for o in (file.get("search") or {}).get("objectives", ())]
     if len(objectives) > 1:
         best = front(evidence.results, objectives)
@@ -181,16 +183,23 @@ def learning(evidence: Evidence) -> Section | None:
 
 
 def gallery(evidence: Evidence) -> Section | None:
-    """The panels of the best and the worst trial on the same images, one above the other."""
+    """The panels of the best and the worst trial on the same images, one above the other; of unlike methods, of the
+    best trial of each."""
     if evidence.posthoc or not (ranked := evidence.ranked()):
         return None
-    chosen = {"best": ranked[0]} | ({"worst": ranked[-1]} if len(ranked) > 1 else {})
+    methods = list(dict.fromkeys(r.method for r in ranked))
+    if len(methods) > 1:
+        chosen = {method: next(r for r in ranked if r.method == method) for method in methods}
+        heading = "CAMs of the best trial of each method"
+    else:
+        chosen = {"best": ranked[0]} | ({"worst": ranked[-1]} if len(ranked) > 1 else {})
+        heading = "CAMs of the best and the worst trial"
     found = {name: panels(evidence, trial.identity) for name, trial in chosen.items()}
     images = sorted(set.intersection(*(set(one) for one in found.values())))[:MOST_IMAGES]
     metric = evidence.file["metric"]
     about = "; ".join(f"{name}: {r.name} ({100 * r.metrics[metric]:.1f} {metric})" for name, r in chosen.items())
     parts: list[Part] = [
-        Text(f"{about}. Columns: image with its classes, CAM, auxiliary CAM, pseudo-label, prediction, ground truth.")
+        Text(f"{about}. Columns: image with its classes, class maps, pseudo-label, prediction, ground truth.")
     ]
     for image in images:
         for name, trial in chosen.items():
@@ -202,7 +211,7 @@ def gallery(evidence: Evidence) -> Section | None:
         parts.append(
             Text("No panels of the same images are in storage (train.panels is 0, or they were cleared away).")
         )
-    return Section("CAMs of the best and the worst trial", parts)
+    return Section(heading, parts)
 
 
 def classes(evidence: Evidence) -> Section | None:
@@ -244,7 +253,13 @@ def configurations(evidence: Evidence) -> Section:
     base, order = evidence.reference, [row.point for row in evidence.rows]
     points = list(dict.fromkeys([*([base] if base else []), *order, *flat]))[:MOST_ROWS]
     parts: list[Part] = []
-    if keys:
+    methods = {evidence.experiments[p].get("method", DEFAULT): p for p in reversed(points)}  # the first point of each
+    if len(methods) > 1 and not evidence.posthoc:  # many fields, few configurations
+        shown = points[:MOST_COMPARED]
+        cells = [[key, *(flat[p].get(key, ABSENT) for p in shown)] for key in keys]
+        parts.append(Grid([["field", *shown], *cells]))
+        parts.append(Text(f"{ABSENT}: the method has no such field."))
+    elif keys:
         parts.append(Grid([["configuration", *keys], *([p, *(flat[p].get(k, "") for k in keys)] for p in points)]))
     else:
         parts.append(Text("All trials have the same configuration."))
@@ -252,8 +267,7 @@ def configurations(evidence: Evidence) -> Section:
     if "base" in evidence.file:
         text = ", ".join(f"{key}={value}" for key, value in changed.items()) or "nothing"
         parts.append(Text(f"Base: {evidence.file['base']}. Changed in it for every trial: {text}."))
-    first = points[0]
-    if not evidence.posthoc:
+    for first in reversed(methods.values()) if not evidence.posthoc else ():
         text = yaml.safe_dump(dict(evidence.experiments[first]), sort_keys=False)
         parts.append(Code(text, f"Whole configuration of {first}"))
     return Section("Configurations", parts)

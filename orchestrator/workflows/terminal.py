@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -14,6 +15,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from mcc_core.methods.base import Method
+from mcc_core.methods.registry import method_of
 from orchestrator.analysis.leaderboard import CAM, SEG, all_background, leaderboard, table, unscored
 from orchestrator.planning.configurations import Trial
 from orchestrator.planning.plan import Plan
@@ -30,7 +33,6 @@ _REASONS = {
     TrialStatus.NEW: "did not start; submit the sweep again",
     TrialStatus.STOPPED: "submit the sweep again to go on from its last checkpoint",
 }
-LOSSES = ("mcc", "seg", "cls", "aff")  # beside the total, in the order in which narrow terminals drop them last
 _STYLES = {
     TrialStatus.FINISHED: "green",
     TrialStatus.FAILED: "red",
@@ -95,6 +97,7 @@ class SweepProgress:
         self._watched = [_Watched(t, EventReader(storage, t.identity)) for t in plan.trials]
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._next = 0.0
+        self._losses = shared_terms(method_of(t.experiment) for t in plan.trials)  # beside the total
 
     def __enter__(self) -> SweepProgress:
         if self._live:
@@ -131,7 +134,7 @@ class SweepProgress:
         digits = max(len(str(w.trial.experiment.train.iterations)) for w in self._watched)
         room = self.console.width - _FIXED - max(9, 2 * digits + 1)
         longest = max(len(w.trial.name) for w in self._watched)
-        losses = LOSSES[: max(0, (room - min(longest, 24)) // _LOSS)]
+        losses = self._losses[: max(0, (room - min(longest, 24)) // _LOSS)]
         width = max(8, room - _LOSS * len(losses))
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in ("trial", "state"):
@@ -233,10 +236,16 @@ def board(lines: Sequence[Sequence[str]], title: str) -> Table:
     """A leaderboard for the terminal."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for name in lines[0]:
-        table.add_column(name, justify="left" if name in {"configuration", ""} else "right")
+        table.add_column(name, justify="left" if name in {"configuration", "method", ""} else "right")
     for line in lines[1:]:
         table.add_row(*map(Text, line))
     return table
+
+
+def shared_terms(methods: Iterable[Method]) -> list[str]:
+    """Loss terms of methods, those that more of them have first: the others are dropped first where room is short."""
+    counts = Counter(term for method in dict.fromkeys(methods) for term in method.terms)
+    return [term for term, _ in counts.most_common()]
 
 
 def _number(value: Any, digits: int) -> str:

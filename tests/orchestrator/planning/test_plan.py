@@ -225,6 +225,19 @@ def test_finished_trials_are_marked(settings: Settings, clean: Storage) -> None:
     assert plan(settings, parameters={"mask.ratio": [0.5, 0.6]}).finished == {made.trials[0].identity}
 
 
+def test_each_of_unlike_methods_is_timed(settings: Settings, clean: Storage) -> None:
+    """The slower one's time is not that of the other."""
+    points = [{"name": "mcc"}, {"name": "slow", "base": "toco-tiny"}]
+    fields: dict[str, Any] = {"points": points, "resources": {"max_concurrent": 1}}
+    for trial, seconds in zip(plan(settings, **fields).trials, (1.0, 10.0), strict=True):
+        assert trial.varied["method"] == trial.experiment.method  # a column of the plan's table, also of the base
+        clean.write(*speed_record(speed_profile(trial.experiment, 1.0, 0.0), trial.identity, Speed(seconds, 5.0)))
+    made = plan(settings, **fields, estimate=True)
+    assert made.estimate is not None and made.estimate.source == "1 earlier trial of each method"
+    iterations, evaluations = 4, 2
+    assert made.estimate_s == pytest.approx(2 * (12 + evaluations * 5) + 11 * iterations)
+
+
 def test_the_estimate_is_measured_then_learned(settings: Settings, clean: Storage) -> None:
     probed = plan(settings, estimate=True).estimate
     assert probed is not None and probed.iteration_s > 0 and "measured" in probed.source

@@ -23,7 +23,7 @@ from orchestrator.reports.sweep import report_files
 from orchestrator.storage.store import Storage
 from orchestrator.text import size_text
 
-CAM, SEG, F1 = "val/cam/ms/miou", "val/seg/single/miou", "val/cls/single/f1"
+CAM, AUX, SEG, F1 = "val/cam/ms/miou", "val/aux_cam/ms/miou", "val/seg/single/miou", "val/cls/single/f1"
 
 
 def test_importance_finds_what_matters_and_refuses_too_few() -> None:
@@ -69,15 +69,21 @@ def test_a_page_is_whole_in_itself_and_harmless() -> None:
     assert "| <b>\\| | +1.4 [+0.7, +2.2] |" in text and "![cap](images/p.png)" in text
 
 
-def sweep(folder: Path, statuses: dict[str, str], **file: Any) -> tuple[Storage, Sweep]:
-    """A sweep in storage: configurations `a`, `b`... of two seeds each, the later the better; status by trial."""
+def sweep(
+    folder: Path, statuses: dict[str, str], bases: dict[str, str] | None = None, **file: Any
+) -> tuple[Storage, Sweep]:
+    """A sweep in storage: configurations `a`, `b`... of two seeds each, the later the better; status by trial.
+
+    `bases`: presets of configurations of other methods.
+    """
     storage = Storage(str(folder))
     defaults = {"name": "s", "description": "", "base": "tiny", "set": {}, "metric": SEG, "mode": "max"}
     trials = []
     for n, name in enumerate(statuses):
         point, seed = name.split("-")
         ratio = 0.5 + 0.1 * "abcde".index(point) if point in "abcde" else 0.9 + 0.005 * (ord(point) - ord("e"))
-        experiment = resolve("tiny", {"mask.ratio": ratio}).model_dump(mode="json")
+        other = (bases or {}).get(point)
+        experiment = resolve(other or "tiny", {} if other else {"mask.ratio": ratio}).model_dump(mode="json")
         trials.append({"identity": f"{n:016d}", "name": name, "point": point, "varied": {"mask.ratio": f"{ratio:g}"},
                        "seed": int(seed), "fingerprint": "f", "experiment": experiment})  # fmt: skip
         if (status := statuses[name]) != "new":
@@ -101,6 +107,8 @@ def sweep(folder: Path, statuses: dict[str, str], **file: Any) -> tuple[Storage,
 def write(storage: Storage, trial: dict[str, Any], status: str, score: float, metric: str) -> None:
     identity, seed = trial["identity"], trial["seed"]
     values = {metric: score} | ({} if metric == F1 else {"val/seg/single/iou/cat": score / 2, CAM: score})
+    if metric != F1 and trial["experiment"]["method"] != "afa":  # which has no such map
+        values[AUX] = score
     picture = io.BytesIO()
     Image.new("RGB", (60, 10), (seed, 10, 10)).save(picture, "PNG")
     storage.write(f"trials/{identity}/images/x.png", picture.getvalue())
@@ -150,6 +158,21 @@ def test_sweeps_without_masks_without_results_and_of_one_trial(tmp_path: Path) -
     assert "IoU by class" not in titles and "CAMs of the best and the worst trial" in titles
     storage.delete_folder("trials/0000000000000000/images")  # cleared away
     assert "No panels of the same images are in storage" in text_of(storage, one)
+
+
+def test_unlike_methods_are_named_and_what_one_lacks_is_absent(tmp_path: Path) -> None:
+    statuses = dict.fromkeys(["a-0", "a-1", "b-0", "b-1", "c-0", "c-1"], "finished")
+    storage, one = sweep(tmp_path, statuses, {"b": "afa-tiny", "c": "toco-tiny"}, baseline="a")
+    text = text_of(storage, one)
+    head, *lines = [line for line in text.splitlines() if line.startswith("|") and not line.startswith("|---")]
+    assert "| method | CAM mIoU | aux CAM mIoU |" in head
+    compared = next(line for line in lines if line.startswith("| b | afa | "))
+    assert compared.split(" | ")[2].startswith("+") and compared.split(" | ")[3] == "absent"
+    assert "absent: the method has no such class map." in text
+    assert "CAMs of the best trial of each method" in text and "x, afa trial b-" in text and "x, mcc trial a-" in text
+    fields = {line.split(" | ")[0]: line.split(" | ")[1:] for line in lines}
+    assert fields["| mask.ratio"] == ["0.5", "absent", "absent |"] and "24" in fields["| crops.size"]
+    assert [f"Whole configuration of {name}" in text for name in "abc"] == [True] * 3
 
 
 def test_importance_of_enough_configurations_and_of_a_population(tmp_path: Path) -> None:
