@@ -9,15 +9,15 @@ import torch
 from mcc_core.errors import UsageError
 
 
-def chosen_device(name: str) -> torch.device:
+def chosen_device(name: str, option: str = "--device") -> torch.device:
     """`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:1`. Raises UsageError for what is not here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
-        raise UsageError(f"--device {name}: not one of auto, cpu, cuda")
+        raise UsageError(f"{option} {name}: not one of auto, cpu, cuda")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise UsageError(f"--device {name}: no such GPU: {torch.cuda.device_count()} can be used here")
+        raise UsageError(f"{option} {name}: no such GPU: {torch.cuda.device_count()} can be used here")
     return torch.device(name)
 
 

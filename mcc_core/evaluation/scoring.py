@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from mcc_core.config import EvaluationConfig
+from mcc_core.config import EvaluationConfig, Experiment
 from mcc_core.data.index import Item
 from mcc_core.data.pixels import read_mask, read_rgb
 from mcc_core.data.voc import palette_png
@@ -26,11 +27,14 @@ from mcc_core.evaluation.protocols import (
     needs_crf,
     network_config,
     network_maps,
+    supported,
 )
+from mcc_core.methods.registry import method_of
 from mcc_core.networks.base import Network
 from mcc_core.parallel import ahead
 from mcc_core.pseudo_labels.crf import require_crf
 from mcc_core.pseudo_labels.labels import IGNORE
+from mcc_core.validation import validate
 
 Counts = list[tuple[int, int, int]]  # truth, prediction (IGNORE: left open), pixels; only what occurs
 
@@ -50,6 +54,21 @@ class Setting:
     name: str
     protocol: ProtocolName
     config: EvaluationConfig
+
+
+def protocol_settings(
+    experiment: Experiment, num_classes: int, protocols: Sequence[ProtocolName], changes: Mapping[str, Any], source: str
+) -> tuple[Setting, ...]:
+    """The published parameters of each protocol with `changes` (nested) put in. Raises UsageError."""
+    method = method_of(experiment)
+    possible = supported(method.map_stages)
+    if wrong := [name for name in protocols if name not in possible]:
+        raise UsageError(f"{wrong[0]}: {method.title} has no such class map; its protocols are {', '.join(possible)}")
+    config = method.evaluation(experiment, num_classes).model_dump()
+    for name, value in changes.items():
+        config[name] = config[name] | value if isinstance(value, Mapping) and name in config else value
+    checked = validate(EvaluationConfig, config, source)
+    return tuple(Setting(name, name, checked) for name in protocols)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ _NOT_TRAINING = {
     *("published.py", "import_weights.py", "registry.py"),
     *("archives.py", "prepare.py", "prepare_voc.py", "prepare_coco.py", "prepare_folder.py"),
 }
+_NOT_TRAINING_PLACES = ("__init__.py", "api/", "exporting/")  # what is offered to others, below the package
 
 
 def trial_identity(experiment: Experiment, seed: int, fingerprint: str) -> str:
@@ -73,7 +74,7 @@ def method_source(method: Method) -> str:
     """
     package = Path(mcc_core.__file__).parent
     others = tuple(f"methods/{name}/" for name in METHODS if name != method.name)
-    shared = source_hash(package, others)
+    shared = source_hash(package, (*_NOT_TRAINING_PLACES, *others))
     own = Path(inspect.getfile(type(method)))
     if own.is_relative_to(package):
         return shared

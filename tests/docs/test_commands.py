@@ -118,6 +118,17 @@ def test_a_command_of_the_documentation_works(command: docs.Command, folder: Pat
         assert re.search(pattern, said), f"{line!r} is not in what {command.in_test} says:\n{said}"
 
 
+@pytest.mark.parametrize("page", [page for page in docs.PAGES if docs.python(page)])
+def test_python_of_the_documentation_runs(page: str, folder: Path) -> None:
+    """All of a page as one program, after the commands."""
+    (folder / "page.py").write_text(docs.python(page))
+    env = os.environ | {"MCC_HOME": str(folder / ".mcc"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(docs.ROOT)}
+    done = subprocess.run(
+        [sys.executable, "page.py"], capture_output=True, text=True, cwd=folder, env=env, timeout=LIMIT_S
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def _exists(text: str) -> None:
     """What a command that is not run names in this repository must be there."""
     words = text.split()
