@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from mcc_core.config import Experiment
+from mcc_core.config import Experiment, Precision
 from mcc_core.data.datasets import EvaluationSet
 from mcc_core.data.index import DataIndex, Item
 from mcc_core.evaluation.metrics import (
@@ -27,6 +27,7 @@ from mcc_core.evaluation.protocols import at_rest
 from mcc_core.evaluation.visualize import cam_panel
 from mcc_core.methods.registry import method_of
 from mcc_core.networks.base import MapStage, Network
+from mcc_core.precision import arithmetic
 from mcc_core.pseudo_labels.cam import multi_scale_maps
 from mcc_core.pseudo_labels.labels import cam_label, denormalise, refined_label
 
@@ -40,6 +41,7 @@ class EvaluationRecord:
     iteration: int
     metrics: tuple[Metric, ...]
     panels: tuple[tuple[str, Image.Image], ...]
+    precision: Precision = "float32"  # of the network's products
 
 
 @torch.no_grad()
@@ -72,13 +74,14 @@ def evaluate(
     scorer = _Scorer(model, index, experiment, device, iteration, panels if rank == 0 else 0)
     scorer.whole_split = len(items) == len(whole)
     dataset = EvaluationSet(items[rank::world], index.masks, len(index.classes), experiment.train.crop)
-    for start in range(0, len(dataset), experiment.train.eval_batch):
-        stop = min(start + experiment.train.eval_batch, len(dataset))
-        scorer.add([dataset[i] for i in range(start, stop)])
+    with arithmetic(model.precision):
+        for start in range(0, len(dataset), experiment.train.eval_batch):
+            stop = min(start + experiment.train.eval_batch, len(dataset))
+            scorer.add([dataset[i] for i in range(start, stop)])
     if world > 1:
         scorer.sum_over_ranks()
     model.train()
-    return EvaluationRecord(iteration, tuple(scorer.metrics(split)), tuple(scorer.panels))
+    return EvaluationRecord(iteration, tuple(scorer.metrics(split)), tuple(scorer.panels), model.precision)
 
 
 def _scored(index: DataIndex, split: str) -> Sequence[Item]:

@@ -28,7 +28,8 @@ from mcc_core.data.index import DataIndex, supervision_certificate
 from mcc_core.errors import TrainingFault
 from mcc_core.evaluation.in_training import EvaluationRecord, evaluate
 from mcc_core.methods.base import Step
-from mcc_core.methods.registry import method_of
+from mcc_core.methods.registry import method_of, network_of
+from mcc_core.precision import arithmetic
 from mcc_core.training.optim import build_optimizer, set_learning_rate
 from mcc_core.training.running_means import RunningMeans
 
@@ -97,7 +98,8 @@ def train(
     run = _Run(experiment, seed, index, device, workdir, callbacks or Callbacks())
     if resume is not None:
         run.restore(checkpoints.load(resume))
-    return run.go(should_stop, until)
+    with arithmetic(experiment.compute.precision):
+        return run.go(should_stop, until)
 
 
 def probe(experiment: Experiment, index: DataIndex, device: torch.device, steps: int = 3) -> float:
@@ -105,10 +107,11 @@ def probe(experiment: Experiment, index: DataIndex, device: torch.device, steps:
     run = _Run(experiment, 0, index, device, Path("."), Callbacks())
     last = experiment.train.iterations - 1
     batches = iter(run.batches(0, steps + 1))
-    run.step(last, next(batches))
-    start = time.perf_counter()
-    for batch in batches:
-        run.step(last, batch)[-1].total.item()
+    with arithmetic(experiment.compute.precision):
+        run.step(last, next(batches))
+        start = time.perf_counter()
+        for batch in batches:
+            run.step(last, batch)[-1].total.item()
     return (time.perf_counter() - start) / steps
 
 
@@ -131,7 +134,7 @@ class _Run:
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.model = self.method.network(experiment, len(index.classes)).to(device)
+            self.model = network_of(experiment, len(index.classes)).to(device)
         self.optimizer = build_optimizer(self.model, experiment.optim)
         self.objective = self.method.objective(self.model, experiment)
         self.parallel: torch.nn.Module = self.objective
