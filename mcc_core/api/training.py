@@ -98,7 +98,6 @@ def train(
         resume=last if last.exists() else None,
         should_stop=should_stop,
     )
-    recorder.keep()
     return Training(
         folder, outcome.status == "finished", outcome.iteration, dict(outcome.metrics), _history(log.entries)
     )
@@ -122,7 +121,7 @@ class _Recorder(engine.Callbacks):
 
     def __init__(self, folder: Path, log: Journal, metric: str, report: Report) -> None:
         self.folder, self.log, self.metric, self.report = folder, log, metric, report
-        self.pending: Path | None = None
+        self.scores: dict[int, float] = {}  # of evaluations whose checkpoints are not written yet
 
     def on_start(self, iteration: int, info: dict[str, Any]) -> None:
         known = [m[self.metric] for i, m in _history(self.log.entries).items() if i <= iteration and self.metric in m]
@@ -131,24 +130,19 @@ class _Recorder(engine.Callbacks):
     def on_step(self, record: engine.StepRecord) -> None:
         self._add(record.iteration, record.metrics)
 
-    def on_checkpoint(self, iteration: int, file: Path) -> None:
-        self.pending = file  # kept after the scores are in the log: a run that goes on from it does not score again
+    def on_checkpoint(self, iteration: int, file: Path, sha256: str) -> None:
+        # After the scores are in the log: a run that goes on from it does not score again.
+        if (score := self.scores.pop(iteration, float("nan"))) > self.best:
+            self.best = score
+            with whole(self.folder / "best.pt") as partial:
+                shutil.copyfile(file, partial)
+        file.replace(self.folder / "last.pt")
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
         metrics = {metric.key: metric.value for metric in record.metrics}
         self._add(record.iteration, metrics)
-        score = metrics.get(self.metric, float("nan"))
-        if score > self.best and self.pending is not None:
-            self.best = score
-            with whole(self.folder / "best.pt") as partial:
-                shutil.copyfile(self.pending, partial)
-        self.keep()
-
-    def keep(self) -> None:
-        """Make the pending checkpoint the last one."""
-        if self.pending is not None:
-            self.pending.replace(self.folder / "last.pt")
-            self.pending = None
+        if self.metric in metrics:
+            self.scores[record.iteration] = metrics[self.metric]
 
     def _add(self, iteration: int, metrics: Mapping[str, float]) -> None:
         self.log.add({"iteration": iteration, "metrics": dict(metrics)})

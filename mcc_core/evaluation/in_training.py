@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from mcc_core.config import Experiment
+from mcc_core.config import Experiment, Precision
 from mcc_core.data.datasets import EvaluationSet
 from mcc_core.data.index import DataIndex, Item
 from mcc_core.evaluation.metrics import (
@@ -30,6 +30,7 @@ from mcc_core.methods.objective import class_ids
 from mcc_core.methods.registry import method_of
 from mcc_core.networks.base import MapStage, Network
 from mcc_core.parallel import ahead
+from mcc_core.precision import arithmetic
 from mcc_core.pseudo_labels.cam import multi_scale_maps
 from mcc_core.pseudo_labels.labels import cam_label, denormalise
 
@@ -43,6 +44,7 @@ class EvaluationRecord:
     iteration: int
     metrics: tuple[Metric, ...]
     panels: tuple[tuple[str, Image.Image], ...]
+    precision: Precision = "float32"  # of the network's products
 
 
 @torch.no_grad()
@@ -77,12 +79,13 @@ def evaluate(
     dataset = EvaluationSet(items[rank::world], index.masks, len(index.classes), experiment.train.crop)
     batch, threads = experiment.train.eval_batch, min(4, max(1, experiment.train.loader_workers))
     samples = ahead(dataset.__getitem__, range(len(dataset)), threads=threads, depth=2 * batch)
-    while chosen := list(islice(samples, batch)):
-        scorer.add(chosen)
+    with arithmetic(model.precision):
+        while chosen := list(islice(samples, batch)):
+            scorer.add(chosen)
     if world > 1:
         scorer.sum_over_ranks()
     model.train()
-    return EvaluationRecord(iteration, tuple(scorer.metrics(split)), tuple(scorer.panels))
+    return EvaluationRecord(iteration, tuple(scorer.metrics(split)), tuple(scorer.panels), model.precision)
 
 
 def _scored(index: DataIndex, split: str) -> Sequence[Item]:

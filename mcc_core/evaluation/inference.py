@@ -34,6 +34,7 @@ from mcc_core.files import file_digest, whole
 from mcc_core.methods.objective import class_ids
 from mcc_core.methods.registry import method_of
 from mcc_core.networks.base import MapStage, Network
+from mcc_core.precision import arithmetic, named_precision
 from mcc_core.pseudo_labels.cam import multi_scale_maps
 from mcc_core.pseudo_labels.crf import require_crf
 
@@ -61,9 +62,10 @@ def predict(
     config = method_of(experiment).evaluation(experiment, model.num_classes)
     height, width = images[0].shape[:2]
     tensor = padded(to_tensor(images).to(device), least_side(model, config.cam_scales))
-    output = model(tensor)
-    found = multi_scale_maps(model, tensor, config.cam_scales, output)
-    maps = segmentation_maps(model, images, protocol, config, device)
+    with arithmetic(model.precision):
+        output = model(tensor)
+        found = multi_scale_maps(model, tensor, config.cam_scales, output)
+        maps = segmentation_maps(model, images, protocol, config, device)
     masks = [label_map(one, protocol, config, image) for one, image in zip(maps, images, strict=True)]
     scores = output.cls.sigmoid().cpu()
     class_maps = [{stage: cam[i, :, :height, :width].cpu() for stage, cam in found.items()} for i in range(len(images))]
@@ -113,10 +115,9 @@ def predict_files(
         require_crf()
     saved, chosen = checkpoints.load(checkpoint), chosen_device(device)
     config = method_of(saved.experiment).evaluation(saved.experiment, len(saved.classes)).model_dump(mode="json")
-    record = PredictionRecord(
-        out,
-        {"checkpoint": file_digest(checkpoint), "protocol": protocol, "config": config, "classes": [*saved.classes]},
-    )
+    header = {"checkpoint": file_digest(checkpoint), "protocol": protocol, "config": config}
+    header |= {"classes": [*saved.classes], **named_precision(saved.experiment.compute.precision)}
+    record = PredictionRecord(out, header)
     model = saved.network().to(chosen)
     result = Predicted()
     group: list[_Waiting] = []

@@ -32,6 +32,7 @@ from mcc_core.evaluation.protocols import (
 from mcc_core.methods.registry import method_of
 from mcc_core.networks.base import Network
 from mcc_core.parallel import ahead
+from mcc_core.precision import arithmetic
 from mcc_core.pseudo_labels.crf import require_crf
 from mcc_core.pseudo_labels.labels import IGNORE
 from mcc_core.validation import validate
@@ -151,7 +152,8 @@ class Scorer:
     def maps(self, item: Item, image: np.ndarray | None = None) -> Maps:
         """One image H,W,3 uint8 through the network; it is read where it is not given."""
         pixels = read_rgb(item.image) if image is None else image
-        return network_maps(self.model, pixels, item.labels, self.protocols, self.config, self.device)
+        with arithmetic(self.model.precision):
+            return network_maps(self.model, pixels, item.labels, self.protocols, self.config, self.device)
 
     def _maps(self, items: Iterable[Item]) -> Iterator[tuple[Item, Maps]]:
         """Images are read ahead while the network works."""

@@ -31,7 +31,8 @@ from mcc_core.device import release, synchronise
 from mcc_core.errors import TrainingFault
 from mcc_core.evaluation.in_training import EvaluationRecord, evaluate
 from mcc_core.methods.base import Step
-from mcc_core.methods.registry import method_of
+from mcc_core.methods.registry import method_of, network_of
+from mcc_core.precision import arithmetic
 from mcc_core.training.checkpoint_writer import CheckpointWriter
 from mcc_core.training.optim import build_optimizer, set_learning_rate
 from mcc_core.training.running_means import RunningMeans
@@ -102,7 +103,8 @@ def train(
     run = _Run(experiment, seed, index, device, workdir, callbacks or Callbacks())
     if resume is not None:
         run.restore(checkpoints.load(resume))
-    return run.go(should_stop, until)
+    with arithmetic(experiment.compute.precision):
+        return run.go(should_stop, until)
 
 
 def probe(experiment: Experiment, index: DataIndex, device: torch.device, steps: int = 3) -> float:
@@ -116,12 +118,13 @@ def probe(experiment: Experiment, index: DataIndex, device: torch.device, steps:
     ready = 0 if device.type == "cpu" else 2 * max(1, experiment.train.loader_workers)
     counted = max(steps, ready)
     start = 0.0
-    for number, batch in enumerate(run.batches(0, 1 + ready + counted)):
-        if number == 1 + ready:
-            synchronise(device)
-            start = time.perf_counter()
-        run.step(last, batch)
-    synchronise(device)
+    with arithmetic(experiment.compute.precision):
+        for number, batch in enumerate(run.batches(0, 1 + ready + counted)):
+            if number == 1 + ready:
+                synchronise(device)
+                start = time.perf_counter()
+            run.step(last, batch)
+        synchronise(device)
     seconds = (time.perf_counter() - start) / counted
     run.writer.close()
     del run
@@ -149,7 +152,7 @@ class _Run:
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.model = self.method.network(experiment, len(index.classes)).to(device)
+            self.model = network_of(experiment, len(index.classes)).to(device)
         self.optimizer = build_optimizer(self.model, experiment.optim)
         self.objective = self.method.objective(self.model, experiment)
         self.parallel: torch.nn.Module = self.objective

@@ -46,7 +46,7 @@ def test_a_published_afa_checkpoint_predicts(tmp_path: Path, prefix: str) -> Non
     assert (experiment.method, experiment.model.backbone, experiment.model.strides) == ("afa", "mit_b1", (4, 2, 2, 1))
     checkpoints.save(found.checkpoint, tmp_path / "ours.pt")
     network = checkpoints.load(tmp_path / "ours.pt").network()
-    assert torch.equal(network.attn_proj.weight, state["attn_proj.weight"])
+    assert torch.equal(network.get_parameter("attn_proj.weight"), state["attn_proj.weight"])
     with torch.no_grad():
         output = network(torch.zeros(1, 3, 48, 64))
     assert output.seg.shape == (1, 21, 12, 16) and output.cls.shape == (1, 20)

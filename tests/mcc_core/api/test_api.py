@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,9 +123,14 @@ def test_one_image_in_any_form_and_in_a_batch_gives_the_same(run: mcc.Training, 
     files = [item.image for item in index.val[:3]]
     alone = [model.predict(file) for file in files]
     pixels = [one.image for one in alone]
-    forms = [model.predict(str(files[0])), model.predict(pixels[0]), model.predict(Image.open(files[0]))]
+    forms: list[Any] = [model.predict(str(files[0])), model.predict(pixels[0]), model.predict(Image.open(files[0]))]
     assert all((form.mask == alone[0].mask).all() for form in forms)
-    for several in (model.predict(files, batch=2), model.predict(np.stack(pixels)), model.predict([*pixels], batch=3)):
+    batches: list[Any] = [
+        model.predict(files, batch=2),
+        model.predict(np.stack(pixels)),
+        model.predict([*pixels], batch=3),
+    ]
+    for several in batches:
         assert [found.mask.tolist() for found in several] == [one.mask.tolist() for one in alone]
     sizes = [pixels[0], pixels[1][:40], pixels[2][:40]]
     assert [found.mask.shape for found in model.predict(sizes, batch=3)] == [(48, 48), (40, 48), (40, 48)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -52,7 +54,7 @@ def _one(kind: Kind, amount: float) -> Colours:
     return Colours(((kind, amount),))
 
 
-ONE_CHANGE = {
+ONE_CHANGE: dict[str, tuple[Colours, Any, int]] = {
     "nothing": (Colours(), lambda x: x, 0),
     **{f"brightness {f}": (_one("brightness", f), lambda x, f=f: TF.adjust_brightness(x, f), 0) for f in (0.6, 1.37)},
     **{f"contrast {f}": (_one("contrast", f), lambda x, f=f: TF.adjust_contrast(x, f), 1) for f in (0.6, 1.4)},
@@ -129,7 +131,7 @@ def test_jitter_draws_an_order_and_factors_in_their_ranges() -> None:
     for _ in range(200):
         steps = jitter(draw, 0.4, 0.3, 0.2, 0.1)
         orders.add(tuple(kind for kind, _ in steps))
-        amounts = dict(steps)
+        amounts: dict[str, float] = dict(steps)
         for kind, middle, reach in (
             ("brightness", 1, 0.4),
             ("contrast", 1, 0.3),

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from mcc_core.config import AugmentConfig
-from mcc_core.data import loading
 from mcc_core.data.colours import View
 from mcc_core.data.datasets import TrainingBatches, TrainingSet
 from mcc_core.data.index import DataIndex, build_index
@@ -56,6 +55,6 @@ def test_shared_memory_that_is_too_small_is_told_before(
     index: DataIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = TrainingSet(index.train, 3, ThreeViews(AugmentConfig(), 64), 0)
-    monkeypatch.setattr(loading.os, "statvfs", lambda path: SimpleNamespace(f_bavail=256, f_frsize=4096))
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=256, f_frsize=4096))
     with pytest.raises(UsageError, match=r"train.loader_workers: 4 processes hold up to 5 MiB .* has 1 MiB free: give"):
         training_loader(dataset, TrainingBatches(12, 4, 0, start=0, end=4), 4, pin=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from hypothesis import given, settings
@@ -33,7 +34,7 @@ def _views(image: Tensor, seed: int, crop: int = CROP, **config: object) -> View
     augment = ThreeViews(AugmentConfig.model_validate(config), crop)
     found = augment(image, torch.Generator().manual_seed(seed))
     views = {name: view.finished() for name, view in found.items() if isinstance(view, View)}
-    return Views(**views, box=tuple(found["box"].tolist()))
+    return Views(**views, box=tuple(cast(Tensor, found["box"]).tolist()))
 
 
 def _flat(height: int, width: int, colour: tuple[int, int, int] = (20, 60, 20)) -> Tensor:

@@ -68,6 +68,7 @@ def test_attention_is_its_formula() -> None:
     x = torch.randn(1, 12, 8, dtype=torch.float64)
     grid = (2, 6)
     merged = torch.stack([x[0].view(2, 6, 8)[:, 2 * j : 2 * j + 2].permute(2, 0, 1).flatten() for j in range(3)])
+    assert attention.sr.bias is not None
     keys_of = attention.norm(merged @ attention.sr.weight.flatten(1).T + attention.sr.bias)
     q, (k, v) = attention.q(x[0]), attention.kv(keys_of).chunk(2, dim=1)
     heads = [slice(0, 4), slice(4, 8)]

@@ -182,5 +182,5 @@ def test_importance_of_enough_configurations_and_of_a_population(tmp_path: Path)
     wide = {f"{point}-0": "finished" for point in "abcdefghijkl"}
     text = text_of(*sweep(tmp_path / "3", wide, parameters={"mask.ratio": []}, points=[]))
     assert "Shares of the variance, by fANOVA over 12 configurations" in text and "| mask.ratio | 100 % |" in text
-    pbt = {"scheduler": {"kind": "pbt"}, "parameters": {"mask.ratio": []}}
+    pbt: dict[str, Any] = {"scheduler": {"kind": "pbt"}, "parameters": {"mask.ratio": []}}
     assert "A population changes its parameters while it trains" in text_of(*sweep(tmp_path / "2", one, **pbt))

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.config import EvaluationConfig
+from mcc_core.data.colours import normalise
 from mcc_core.data.index import DataIndex, build_index
-from mcc_core.data.transforms import normalise
 from mcc_core.errors import UsageError
 from mcc_core.evaluation.protocols import Maps, label_map, mean_probabilities, network_maps
 from mcc_core.experiment_files import resolve
