@@ -3,8 +3,9 @@
     python benchmarks/loader.py [--crop 448] [--images 64] [--rounds 5]
 
 The images are JPEGs of VOC's usual size (500 x 375), made here from noise of several scales. Ratios are to decoding
-alone (Pillow), by turns, in one process on one thread, in its own CPU time: other work on the machine counts less. With `compute.augmentation: device` the loader leaves colours,
-blur and normalisation to the training device; what they cost there is the last line, here on one core.
+alone (Pillow), by turns, in one process on one thread, in its own CPU time, so that other work on the machine counts
+less. With `compute.augmentation: device` the loader leaves colours, blur and normalisation to the training device; what
+they cost there is the last line, here on one core.
 """
 
 from __future__ import annotations
