@@ -117,7 +117,7 @@ class Reporter(Callbacks):
 
         Raises OSError when storage does not answer."""
         if outcome.status == "finished" and (speed := self.speed.result()):
-            profile = speed_profile(self.experiment, self.task.cpus_per_worker, self.task.gpus_per_worker)
+            profile = speed_profile(self.experiment, self.task.threads, self.task.gpus_per_worker)
             size = self.checkpoints.saved[-1].size if self.checkpoints.saved else None
             drawn = sum(self.pictures) / len(self.pictures) if self.pictures else None
             measured = replace(speed, checkpoint_bytes=size, picture_bytes=drawn)
