@@ -33,7 +33,6 @@ from orchestrator.settings import Settings
 from orchestrator.spec.sweep_file import SweepFile
 from orchestrator.storage.outbox import Outbox
 from orchestrator.storage.store import Storage
-from orchestrator.tracking import queries as mlflow_results
 from orchestrator.tracking import sync as tracking
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
@@ -103,7 +102,6 @@ def main() -> None:
         timed("states one by one", lambda: [trial_state(storage, i) for i in one_by_one], len(values), "trials", 3)
         ranked = timed("results from storage", lambda: catalog.results(storage, document), len(values), "trials", 3)
         timed("leaderboard", lambda: leaderboard(ranked, sweep.metric), len(values), "trials", 5)
-        timed("results from MLflow", lambda: mlflow_results.results(settings, plan.sweep), len(values), "trials", 3)
     console = Console()
     console.print(table)
     console.print(f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")

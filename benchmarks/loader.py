@@ -1,9 +1,10 @@
-"""Images per second of the training loader on one core, and where the time goes.
+"""Images per second of the training loader on one core, and where the time goes, on both paths of the colours.
 
     python benchmarks/loader.py [--crop 448] [--images 64] [--rounds 5]
 
 The images are JPEGs of VOC's usual size (500 x 375), made here from noise of several scales. Ratios are to decoding
-alone (Pillow), by turns, in one process on one thread.
+alone (Pillow), by turns, in one process on one thread. With `compute.augmentation: device` the loader leaves colours,
+blur and normalisation to the training device; what they cost there is the last line, here on one core.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from torch.utils.data import default_collate
 
 from mcc_core.config import AugmentConfig
+from mcc_core.data.colours import finish_batch
 from mcc_core.data.datasets import TrainingSet
 from mcc_core.data.index import Item
 from mcc_core.data.pixels import read_rgb
-from mcc_core.data.transforms import ThreeViews, augment
+from mcc_core.data.transforms import ThreeViews
 
 
 def photos(folder: Path, count: int) -> list[Path]:
@@ -52,13 +55,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = photos(Path(folder), arguments.images)
         config = AugmentConfig()
-        dataset = TrainingSet([Item(f.stem, f, (0,)) for f in files], 20, ThreeViews(config, arguments.crop), 0)
-        decoded = [torch.from_numpy(read_rgb(f)).permute(2, 0, 1).contiguous() for f in files]
+        augment, items = ThreeViews(config, arguments.crop), [Item(f.stem, f, (0,)) for f in files]
+        whole, half = (TrainingSet(items, 20, augment, 0, finish=finish) for finish in (True, False))
+        decoded = [torch.from_numpy(read_rgb(f)).permute(2, 0, 1) for f in files]
         generator = torch.Generator().manual_seed(0)
+        raw = [[half[(0, i)] for i in range(j, j + 4)] for j in range(0, len(files), 4)]
+        batches = [{k: v for k, v in default_collate(batch).items() if isinstance(v, torch.Tensor)} for batch in raw]
         work: dict[str, Callable[[], object]] = {
             "decode alone": lambda: [read_rgb(f) for f in files],
-            "three views alone": lambda: [augment(d, config, arguments.crop, generator) for d in decoded],
-            "the loader": lambda: [dataset[(0, i)] for i in range(len(files))],
+            "cutting three views alone": lambda: [augment(d, generator) for d in decoded],
+            "the loader, augmentation: loader": lambda: [whole[(0, i)] for i in range(len(files))],
+            "the loader, augmentation: device": lambda: [half[(0, i)] for i in range(len(files))],
+            "colours in batches of 4": lambda: [finish_batch(batch, batch) for batch in batches],
         }
         seconds: dict[str, list[float]] = {name: [] for name in work}
         for _ in range(arguments.rounds):

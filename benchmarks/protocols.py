@@ -20,6 +20,7 @@ from mcc_core.data.index import Item
 from mcc_core.evaluation.protocols import PROTOCOLS, needs_crf
 from mcc_core.evaluation.scoring import Scorer, Setting, Task, score_image
 from mcc_core.experiment_files import resolve
+from mcc_core.methods.mcc.config import Experiment
 from mcc_core.methods.mcc.network import MCCNet
 from mcc_core.methods.registry import method_of
 
@@ -34,6 +35,7 @@ def main() -> None:
     torch.manual_seed(0)
     changes = {"model.backbone": arguments.backbone, "model.weights": "random"}
     experiment = resolve("voc", changes)
+    assert isinstance(experiment, Experiment)
     device = torch.device(arguments.device)
     model = MCCNet(experiment.model, 20).eval().to(device)
     config = method_of(experiment).evaluation(experiment, 20)
@@ -42,7 +44,7 @@ def main() -> None:
         base = 0.0
         print(f"{arguments.backbone}, {device}, {torch.get_num_threads()} threads; medians of {len(items)} images")
         print(f"{'protocol':9}{'network s':>11}{'rest s':>8}{'images/s':>10}{'streamed':>9}{'ratio':>7}")
-        for protocol in ("single", *(name for name in PROTOCOLS if name != "single")):
+        for protocol in sorted(PROTOCOLS, key=lambda name: name != "single"):
             setting = Setting(protocol, protocol, config)
             with Scorer(model, [setting], {}, device) as scorer:
                 scorer.maps(items[0])

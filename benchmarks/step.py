@@ -189,7 +189,7 @@ def gflop(call: Callable[[], object]) -> float:
 
 def forward_gflop(case: Case) -> float:
     with torch.no_grad():
-        return gflop(lambda: case.model.encoder(case.batch["view1"][:1]))
+        return gflop(lambda: case.model.get_submodule("encoder")(case.batch["view1"][:1]))
 
 
 def _peak(out: Any, size: Size, compute: Mapping[str, Any], plainly: bool, threads: int) -> None:

@@ -114,8 +114,10 @@ _EXPERIMENT = """A preset, or a YAML file of yours: `mcc train FILE`, or `base: 
 `--set`, fields are named with dots: `loss.mcc`."""
 _SCHEDULES = "Where a number *or schedule* may stand, a mapping with `schedule:` is a function of the iteration."
 _SWEEP = """Explained with examples in [sweep files](../sweeps.md)."""
-_SWEEP_MODELS = ("SweepFile", "Space", "Point", "HeatMap", "Resources", "Grid", "Random", "Tpe", "Objective")
-_SWEEP_MODELS += ("NoScheduler", "Asha", "Median", "Pbt", "Budget", "Design", "Variant")
+_SWEEP_MODELS = (
+    *("SweepFile", "Space", "Point", "HeatMap", "Resources", "Grid", "Random", "Tpe", "Objective"),
+    *("NoScheduler", "Asha", "Median", "Pbt", "Budget", "Design", "Variant"),
+)
 
 
 def _section(name: str, node: dict[str, Any], schema: dict[str, Any]) -> Iterator[str]:
@@ -148,7 +150,7 @@ def _kind(node: dict[str, Any]) -> str:
         return ", ".join(f"`{_yaml(value)}`" for value in node.get("enum", [node.get("const")]))
     limits = _limits(node)
     if "anyOf" in node or "oneOf" in node:
-        kinds = dict.fromkeys(_kind(option) for option in node.get("anyOf", node.get("oneOf")))
+        kinds = dict.fromkeys(_kind(option) for option in node.get("anyOf") or node["oneOf"])
         return " or ".join(kinds) + limits
     if "$ref" in node:
         name = node["$ref"].rsplit("/", 1)[1]

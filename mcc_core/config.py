@@ -130,6 +130,20 @@ class ParConfig(Strict):
     downscale: int = Field(2, ge=1)
 
 
+class PamrConfig(Strict):
+    """Pixel-adaptive mask refinement (PAMR) of a network's own masks, and the thresholds on it."""
+
+    iterations: int = Field(10, ge=0)
+    dilations: tuple[int, ...] = Field((1, 2, 4, 8, 12, 24), min_length=1)
+    spread: float = Field(0.1, gt=0, description="width of the colour kernel, in local standard deviations")
+    foreground: float = Field(0.6, ge=0, le=1, description="a class has the pixels above this share of its maximum")
+    background: float = Field(0.7, ge=0, le=1, description="the same of the background")
+    background_is: Literal["share", "rest"] = Field(
+        "share", description="rest: background is where no class is above the share `background` of its maximum"
+    )
+    least: float = Field(0.2, ge=0, le=1, description="and above this in any case")
+
+
 class EnergyConfig(Strict):
     """Dense energy regularisation."""
 
@@ -178,6 +192,9 @@ class EvaluationConfig(Strict):
     background: Fraction = Field(0.3, description="refined: below it a CAM value is background")
     foreground: Fraction = Field(0.7, description="refined: above it a CAM value is foreground; between, open")
     par: ParConfig = Field(default_factory=ParConfig, description="refined: pixel-adaptive refinement")
+    pamr: PamrConfig | None = Field(
+        None, description="refined: the network's masks refined and thresholded so, in place of its CAMs by par"
+    )
     crf: CrfConfig = CrfConfig()
 
 
@@ -208,11 +225,17 @@ class OptimConfig(Strict):
     freeze_pos_embed: bool = True
 
 
+Precision = Literal["float32", "tf32", "bfloat16"]
+
+
 class ComputeConfig(Strict):
     """How a step is computed. Nothing here changes what is computed, only rounding, time and memory."""
 
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of encoder and decoder matrix products; losses, CAMs and weights stay float32"
+    precision: Precision = Field(
+        "float32",
+        description="of matrix products, in training and wherever the network is used afterwards. tf32: float32 with "
+        "10 bits of mantissa in products, on GPUs that have it; bfloat16: in encoder and decoder; losses, CAMs and "
+        "weights stay float32",
     )
     compile: bool = Field(False, description="torch.compile the encoder's blocks (needs a C++ compiler on CPUs)")
     recompute: Literal["nothing", "elementwise", "blocks"] = Field(
@@ -221,6 +244,11 @@ class ComputeConfig(Strict):
         "(less memory, at no time that could be measured), or whole encoder blocks (activation checkpointing)",
     )
     channels_last: bool = Field(False, description="memory format of the decoder's convolutions")
+    augmentation: Literal["loader", "device"] = Field(
+        "device",
+        description="where colours, blur and normalisation of training images are computed, from the same draws: "
+        "batched on the training device, for GPUs; or image by image in the loader, for CPUs",
+    )
 
 
 class TrainConfig(Strict):

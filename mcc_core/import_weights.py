@@ -1,8 +1,7 @@
-"""Checkpoints of the published MCC, ToCo, AFA and FSR code, and ImageNet backbones, as checkpoints of ours."""
+"""Checkpoints of the published code of our methods, and ImageNet backbones, as checkpoints of ours."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,37 +16,13 @@ from mcc_core.data.coco import COCO_CLASSES
 from mcc_core.data.voc import VOC_CLASSES
 from mcc_core.errors import UsageError
 from mcc_core.experiment_files import resolve
-from mcc_core.methods.registry import DEFAULT, method_named, method_of
-from mcc_core.networks.backbones import fill_backbone, shape_text
-from mcc_core.networks.mix_transformer import fill
+from mcc_core.methods.base import Method
+from mcc_core.methods.registry import DEFAULT, METHODS, method_named, method_of
+from mcc_core.networks.backbones import shape_text
 from mcc_core.weights_file import named_tensors, read_content, top_names
 
-# (width, depth, patch side, register tokens): timm's name
-_BACKBONES = {
-    (192, 12, 16, 0): "deit_tiny_patch16_224",
-    (384, 12, 16, 0): "deit_small_patch16_224",
-    (768, 12, 16, 0): "deit_base_patch16_224",
-    (1024, 24, 16, 0): "vit_large_patch16_224",
-    (384, 12, 14, 0): "vit_small_patch14_dinov2",
-    (768, 12, 14, 0): "vit_base_patch14_dinov2",
-    (1024, 24, 14, 0): "vit_large_patch14_dinov2",
-    (384, 12, 14, 4): "vit_small_patch14_reg4_dinov2",
-    (768, 12, 14, 4): "vit_base_patch14_reg4_dinov2",
-    (1024, 24, 14, 4): "vit_large_patch14_reg4_dinov2",
-}
-# (width of the last stage, depths): the mix transformer's name
-_MIX_TRANSFORMERS: dict[tuple[int, tuple[int, ...]], str] = {
-    (256, (2, 2, 2, 2)): "mit_b0",
-    (512, (2, 2, 2, 2)): "mit_b1",
-    (512, (3, 4, 6, 3)): "mit_b2",
-    (512, (3, 4, 18, 3)): "mit_b3",
-    (512, (3, 8, 27, 3)): "mit_b4",
-    (512, (3, 6, 40, 3)): "mit_b5",
-}
-_MIX_MARK = "patch_embed1.proj.weight"  # a tensor that only a mix transformer has
-_FSR_MARK = "encoder.cls_blocks.0.attn.q.weight"  # a tensor that only FSR has
-_HEADS = ("classifier.weight", "top_classifier.weight")  # one row for each class
 _TRAINING_ONLY = ("projector.", "centers.")  # what no prediction reads may be drawn anew
+_COUNTER = ".num_batches_tracked"  # of batch norms: nothing reads it, and older files have none
 _CLASSES = {20: VOC_CLASSES, 80: COCO_CLASSES}
 
 
@@ -62,90 +37,92 @@ class Imported:
 
 
 def import_weights(path: Path, base: str | None = None, method: str | None = None) -> Imported:
-    """Read a checkpoint of published MCC, ToCo, AFA or FSR code, or an ImageNet backbone (timm, DeiT, SegFormer).
+    """Read a checkpoint of a method's published code, or an ImageNet backbone.
 
     Args:
         base: preset or experiment file to take what no weights file says from (auxiliary block, classes); default:
             the method's recipe for VOC with 20 classes and with a backbone alone, for COCO with 80.
-        method: whose network it is; default: the base's, or AFA for a mix transformer, or FSR for its class-attention
-            blocks, or MCC, whose published names ToCo's are too.
+        method: whose network it is; default: the base's, or the one that alone names its tensors so, or MCC, whose
+            published names ToCo's are too.
 
     Raises UsageError when the file is of another kind, is ours already, is not finite, or lacks or misshapes a tensor.
     """
     if method is not None:
         method_named(method, "--method")
     state = _tensors(path)
-    if base is None and method is None and any(name.endswith(_MIX_MARK) for name in state):
-        method = "afa"
-    if base is None and method is None and _FSR_MARK in state:
-        method = "fsr"
-    if any(head in state for head in _HEADS) and any(name.startswith("encoder.") for name in state):
-        return _import_network(path, state, base, method)
-    if "patch_embed.proj.weight" in state or _MIX_MARK in state:
-        return _import_backbone(path, state, base, method)
+    marked = next((one for one in METHODS.values() if any(mark in state for mark in one.published_marks)), None)
+    if base is None and method is None and marked is not None:
+        method = marked.name
+    of = method_named(method) if method is not None else method_of(resolve(base or _preset(DEFAULT), {}, "--base"))
+    if marked is not None and marked.name != of.name:
+        mark = next(mark for mark in marked.published_marks if mark in state)
+        raise UsageError(f"{path}: has {mark}, as weights of {marked.title} do; they do not fit {of.title}")
+    head = next((name for name in of.published_heads if name in state), None)
+    if head is not None and any(name.startswith(of.published_backbone) for name in state):
+        return _import_network(path, state, base, of, len(state[head]), told=method is not None or base is not None)
+    if marked is not None or "patch_embed.proj.weight" in state:
+        return _import_backbone(path, state, base, of)
+    known = ", ".join(one.title for one in METHODS.values())
     raise UsageError(
-        f"{path}: neither a published MCC, ToCo, AFA or FSR checkpoint nor an ImageNet backbone; {top_names(state)}"
+        f"{path}: neither a published checkpoint ({known}) nor an ImageNet backbone that they use; {top_names(state)}"
     )
 
 
 def _experiment(
-    backbone: str, base: str | None, method: str | None, classes: int, state: Mapping[str, Tensor]
+    backbone: str, base: str | None, method: Method, classes: int, state: Mapping[str, Tensor]
 ) -> Experiment:
     """The experiment that weights of a backbone and so many classes belong to."""
-    fields: dict[str, Any] = {"model.backbone": backbone, "model.weights": "random"}
-    if method is not None:
-        fields["method"] = method
-    base = base or _preset(method or DEFAULT, coco=classes == 80)
-    told = method_of(resolve(base, fields, "--base")).published_fields(state)
-    return resolve(base, fields | told, "--base")
+    fields: dict[str, Any] = {"method": method.name, "model.backbone": backbone, "model.weights": "random"}
+    told = method.published_fields(state)
+    return resolve(base or _preset(method.name, coco=classes == len(COCO_CLASSES)), fields | told, "--base")
 
 
-def _preset(method: str, *, coco: bool) -> str:
+def _preset(method: str, *, coco: bool = False) -> str:
     """The preset with a method's recipe for COCO or for VOC; the default method's carry no name."""
     named = ("voc", "coco") if method == DEFAULT else (method, f"{method}-coco")
     return named[coco]
 
 
-def _import_network(path: Path, state: dict[str, Tensor], base: str | None, method: str | None) -> Imported:
-    count = len(next(state[head] for head in _HEADS if head in state))
+def _import_network(
+    path: Path, state: dict[str, Tensor], base: str | None, method: Method, count: int, *, told: bool
+) -> Imported:
     classes = _CLASSES.get(count, tuple(f"class{i + 1}" for i in range(count)))
-    backbone = _backbone(path, {n.removeprefix("encoder."): t for n, t in state.items() if n.startswith("encoder.")})
+    prefix = method.published_backbone
+    alone = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+    backbone = method.backbone_of(alone, str(path))
     experiment = _experiment(backbone, base, method, count, state)
     network = _network(experiment, count)
-    ours = method_of(experiment).from_published(state)
+    ours = method.from_published(state)
     own = network.state_dict()
     wrong = [n for n, t in ours.items() if n in own and t.shape != own[n].shape]
-    missing = [n for n in own if n not in ours and not any(part in n for part in _TRAINING_ONLY)]
-    if wrong or missing:
+    missing = [n for n in own if n not in ours and not n.endswith(_COUNTER)]
+    needed = [n for n in missing if not any(part in n for part in _TRAINING_ONLY)]
+    if wrong or needed:
         what = (
             f"{wrong[0]} is {shape_text(ours[wrong[0]])}, not {shape_text(own[wrong[0]])}"
             if wrong
-            else f"lacks {missing[0]}"
+            else f"lacks {needed[0]}"
         )
         raise UsageError(f"{path}: does not fit {backbone} with {count} classes: {what}")
-    fresh = tuple(n for n in own if n not in ours)
-    network.load_state_dict({n: ours.get(n, t).float() for n, t in own.items()})
-    kind = f"published {method_of(experiment).title} network"
-    if method_of(experiment).name == DEFAULT and base is None and method is None:
+    network.load_state_dict({n: ours.get(n, t).to(t.dtype) for n, t in own.items()})
+    kind = f"published {method.title} network"
+    if method.name == DEFAULT and not told:
         kind += ", or ToCo's, which names its tensors alike (--method toco)"
-    unused = tuple(n for n in state if n.startswith("encoder.head.")) + tuple(n for n in ours if n not in own)
-    weights = network.state_dict()
+    used = {id(tensor) for name, tensor in ours.items() if name in own}
+    unused = tuple(name for name, tensor in state.items() if id(tensor) not in used)
     iterations = experiment.train.iterations
-    return Imported(Checkpoint(experiment, classes, iterations, 0, weights, None, {}), kind, unused, fresh)
+    saved = Checkpoint(experiment, classes, iterations, 0, network.state_dict(), None, {})
+    return Imported(saved, kind, unused, tuple(missing))
 
 
-def _import_backbone(path: Path, state: dict[str, Tensor], base: str | None, method: str | None) -> Imported:
-    experiment = _experiment(_backbone(path, state), base, method, len(VOC_CLASSES), {})
+def _import_backbone(path: Path, state: dict[str, Tensor], base: str | None, method: Method) -> Imported:
+    backbone = method.backbone_of(state, str(path))
+    experiment = _experiment(backbone, base, method, len(VOC_CLASSES), state)
     classes = COCO_CLASSES if base is not None and base.endswith("coco") else VOC_CLASSES
     network = _network(experiment, len(classes))
-    prefix = "encoder." if _MIX_MARK in state else "encoder.vit."
-    if _MIX_MARK in state:
-        fill(network.encoder, state, str(path))
-    else:
-        fill_backbone(network.encoder.vit, state, str(path))
+    unused = method.fill_backbone(network, state, str(path))
     weights = network.state_dict()
-    unused = tuple(name for name in state if f"{prefix}{name}" not in weights)
-    fresh = tuple(name for name in weights if not name.startswith("encoder."))
+    fresh = tuple(name for name in weights if not name.startswith(method.backbone))
     return Imported(Checkpoint(experiment, classes, 0, 0, weights, None, {}), "backbone alone", unused, fresh)
 
 
@@ -161,34 +138,6 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     if content.get("format") == FORMAT and "experiment" in content:
         raise UsageError(f"{path}: is an mcc checkpoint already")
     return named_tensors(content, str(path))
-
-
-def _backbone(path: Path, vit: Mapping[str, Tensor]) -> str:
-    """The backbone that tensors in timm's or SegFormer's naming belong to, by their shapes."""
-    if _MIX_MARK in vit:
-        return _mix_transformer(path, vit)
-    patch = vit.get("patch_embed.proj.weight")
-    if patch is None or patch.ndim != 4:
-        raise UsageError(f"{path}: lacks patch_embed.proj.weight of a vision transformer")
-    depth = 1 + max((int(m[1]) for n in vit if (m := re.match(r"blocks\.(\d+)\.", n))), default=-1)
-    registers = vit["reg_token"].shape[1] if "reg_token" in vit else 0
-    found = (len(patch), depth, patch.shape[-1], registers)
-    if found not in _BACKBONES:
-        raise UsageError(
-            f"{path}: no known backbone of width {found[0]}, depth {found[1]}, patch {found[2]}, {found[3]} registers"
-        )
-    return _BACKBONES[found]
-
-
-def _mix_transformer(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    numbers = [re.match(r"block(\d)\.(\d+)\.", name) for name in tensors]
-    blocks = {(int(m[1]), int(m[2])) for m in numbers if m}
-    last = tensors.get("patch_embed4.proj.weight")
-    width = 0 if last is None else len(last)
-    depths = tuple(sum(stage == s for s, _ in blocks) for stage in (1, 2, 3, 4))
-    if (width, depths) not in _MIX_TRANSFORMERS:
-        raise UsageError(f"{path}: no known mix transformer of width {width} and depths {depths}")
-    return _MIX_TRANSFORMERS[width, depths]
 
 
 def cached_backbone(backbone: str) -> Path | None:

@@ -1,10 +1,12 @@
-"""The same work on many items, in other processes: decoding, drawing and converting hold Python's lock."""
+"""The same work on many items: in other processes, as drawing and converting hold Python's lock, or read ahead in
+threads, as decoding does not."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from typing import TypeVar
 
@@ -32,3 +34,22 @@ def each(
             yield from pool.map(work, items, chunksize=_CHUNK)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def ahead(
+    work: Callable[[Item], Result], items: Iterable[Item], *, threads: int = 2, depth: int = 4
+) -> Iterator[Result]:
+    """`work` of every item, in order, begun in threads up to `depth` items before it is asked for.
+
+    What `work` raises is raised here, in its place.
+    """
+    pool, waiting = ThreadPoolExecutor(threads, thread_name_prefix="ahead"), deque[Future[Result]]()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.v2 import functional as TF
 
+from mcc_core.data.colours import View, normalise
 from mcc_core.data.index import Item
 from mcc_core.data.pixels import read_mask, read_rgb
-from mcc_core.data.transforms import normalise
 from mcc_core.errors import DataError
 
-Augmentation = Callable[[Tensor, torch.Generator], dict[str, Tensor]]
+Augmentation = Callable[[Tensor, torch.Generator], Mapping[str, Tensor | View]]
 Draw = tuple[int, int]  # (number of the pass over the data, index)
 
 
@@ -26,10 +26,16 @@ class TrainingSet(Dataset[dict[str, Any]]):
 
     A sample is a function of (seed, draw, index): the number of loader processes does not matter. Raises DataError
     naming an image that has become unreadable since the index was made.
+
+    Args:
+        finish: do the views' colours here; else a batch's are left to `finish_batch`.
     """
 
-    def __init__(self, items: Sequence[Item], num_classes: int, augment: Augmentation, seed: int) -> None:
+    def __init__(
+        self, items: Sequence[Item], num_classes: int, augment: Augmentation, seed: int, *, finish: bool = True
+    ) -> None:
         self.items, self.num_classes, self.augment, self.seed = items, num_classes, augment, seed
+        self.finish = finish
 
     def __len__(self) -> int:
         return len(self.items)
@@ -39,7 +45,14 @@ class TrainingSet(Dataset[dict[str, Any]]):
         draw, index = key
         item = self.items[index]
         generator = torch.Generator().manual_seed(_seed(self.seed, draw, index))
-        views = self.augment(_tensor(read_rgb(item.image)), generator)
+        views: dict[str, Tensor] = {}
+        for name, view in self.augment(_tensor(read_rgb(item.image)), generator).items():
+            if not isinstance(view, View):
+                views[name] = view
+            elif self.finish:
+                views[name] = view.finished()
+            else:
+                views |= view.unfinished(name)
         labels = torch.zeros(self.num_classes)
         labels[list(item.labels)] = 1
         return views | {"labels": labels, "name": item.name}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 import torch.distributed as dist
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from mcc_core.config import Experiment
+from mcc_core.config import Experiment, Precision
 from mcc_core.data.datasets import EvaluationSet
 from mcc_core.data.index import DataIndex, Item
 from mcc_core.evaluation.metrics import (
@@ -23,12 +24,15 @@ from mcc_core.evaluation.metrics import (
     f1_score,
     require_foreground,
 )
-from mcc_core.evaluation.protocols import at_rest
+from mcc_core.evaluation.pseudo_label import at_rest, pseudo_label
 from mcc_core.evaluation.visualize import cam_panel
+from mcc_core.methods.objective import class_ids
 from mcc_core.methods.registry import method_of
 from mcc_core.networks.base import MapStage, Network
+from mcc_core.parallel import ahead
+from mcc_core.precision import arithmetic
 from mcc_core.pseudo_labels.cam import multi_scale_maps
-from mcc_core.pseudo_labels.labels import cam_label, denormalise, refined_label
+from mcc_core.pseudo_labels.labels import cam_label, denormalise
 
 STAGES: dict[Stage, Protocol] = {"cam": "ms", "aux_cam": "ms", "seg": "single"}  # and the protocols of their scores
 
@@ -40,6 +44,7 @@ class EvaluationRecord:
     iteration: int
     metrics: tuple[Metric, ...]
     panels: tuple[tuple[str, Image.Image], ...]
+    precision: Precision = "float32"  # of the network's products
 
 
 @torch.no_grad()
@@ -72,13 +77,15 @@ def evaluate(
     scorer = _Scorer(model, index, experiment, device, iteration, panels if rank == 0 else 0)
     scorer.whole_split = len(items) == len(whole)
     dataset = EvaluationSet(items[rank::world], index.masks, len(index.classes), experiment.train.crop)
-    for start in range(0, len(dataset), experiment.train.eval_batch):
-        stop = min(start + experiment.train.eval_batch, len(dataset))
-        scorer.add([dataset[i] for i in range(start, stop)])
+    batch, threads = experiment.train.eval_batch, min(4, max(1, experiment.train.loader_workers))
+    samples = ahead(dataset.__getitem__, range(len(dataset)), threads=threads, depth=2 * batch)
+    with arithmetic(model.precision):
+        while chosen := list(islice(samples, batch)):
+            scorer.add(chosen)
     if world > 1:
         scorer.sum_over_ranks()
     model.train()
-    return EvaluationRecord(iteration, tuple(scorer.metrics(split)), tuple(scorer.panels))
+    return EvaluationRecord(iteration, tuple(scorer.metrics(split)), tuple(scorer.panels), model.precision)
 
 
 def _scored(index: DataIndex, split: str) -> Sequence[Item]:
@@ -127,7 +134,7 @@ class _Scorer:
             if len(self.panels) < self.wanted:
                 one = slice(i, i + 1)
                 here = {stage: cam[one] for stage, cam in maps.items()}
-                panel = self._panel(images[one], labels[one], here, prediction, truth)
+                panel = self._panel(images[one], labels[one], here, output.seg[one], prediction, truth)
                 self.panels.append((str(sample["name"]), panel))
 
     def sum_over_ranks(self) -> None:
@@ -167,12 +174,16 @@ class _Scorer:
         return cam_label(resized, at_rest(self.config.cam_threshold))[0]
 
     def _panel(
-        self, image: Tensor, labels: Tensor, maps: dict[MapStage, Tensor], prediction: Tensor, truth: Tensor | None
+        self,
+        image: Tensor,
+        labels: Tensor,
+        maps: dict[MapStage, Tensor],
+        seg: Tensor,
+        prediction: Tensor,
+        truth: Tensor | None,
     ) -> Image.Image:
-        config, size = self.config, image.shape[-2:]
-        box = torch.tensor([[0, size[0], 0, size[1]]], device=image.device)
-        background, foreground = at_rest(config.background), at_rest(config.foreground)
-        pseudo = refined_label(image, maps["cam"], labels, box, background, foreground, config.par)[0]
+        size, classes = image.shape[-2:], labels[0].nonzero()[:, 0]
+        pseudo = class_ids(pseudo_label(image, maps["cam"][:, classes], seg, classes, self.config), classes)[0]
 
         def fit(label: Tensor) -> Tensor:
             return F.interpolate(label[None, None].float(), size=size, mode="nearest")[0, 0].to(torch.uint8).cpu()

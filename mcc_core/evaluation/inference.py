@@ -14,28 +14,29 @@ from torch import Tensor
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.config import Experiment
+from mcc_core.data.colours import normalise
 from mcc_core.data.pixels import is_scaled, read_rgb
-from mcc_core.data.transforms import normalise
 from mcc_core.data.voc import palette_png
 from mcc_core.device import chosen_device
 from mcc_core.errors import DataError
 from mcc_core.evaluation.prediction_record import PARTS, PredictionRecord
 from mcc_core.evaluation.protocols import (
     ProtocolName,
-    at_rest,
     label_map,
     least_side,
     needs_crf,
     padded,
     segmentation_maps,
 )
+from mcc_core.evaluation.pseudo_label import pseudo_label
 from mcc_core.evaluation.visualize import cam_panel, overlay
 from mcc_core.files import file_digest, whole
+from mcc_core.methods.objective import class_ids
 from mcc_core.methods.registry import method_of
 from mcc_core.networks.base import MapStage, Network
+from mcc_core.precision import arithmetic, named_precision
 from mcc_core.pseudo_labels.cam import multi_scale_maps
 from mcc_core.pseudo_labels.crf import require_crf
-from mcc_core.pseudo_labels.labels import refined_label
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Prediction:
     mask: np.ndarray  # H,W uint8, 0 background
     scores: Tensor  # C probabilities that the image has the class
     maps: dict[MapStage, Tensor]  # class maps C,H,W by stage
+    logits: Tensor  # C+1,h,w segmentation at one scale, background first
 
 
 @torch.no_grad()
@@ -60,13 +62,14 @@ def predict(
     config = method_of(experiment).evaluation(experiment, model.num_classes)
     height, width = images[0].shape[:2]
     tensor = padded(to_tensor(images).to(device), least_side(model, config.cam_scales))
-    output = model(tensor)
-    found = multi_scale_maps(model, tensor, config.cam_scales, output)
-    maps = segmentation_maps(model, images, protocol, config, device)
+    with arithmetic(model.precision):
+        output = model(tensor)
+        found = multi_scale_maps(model, tensor, config.cam_scales, output)
+        maps = segmentation_maps(model, images, protocol, config, device)
     masks = [label_map(one, protocol, config, image) for one, image in zip(maps, images, strict=True)]
     scores = output.cls.sigmoid().cpu()
     class_maps = [{stage: cam[i, :, :height, :width].cpu() for stage, cam in found.items()} for i in range(len(images))]
-    return [Prediction(*one) for one in zip(images, masks, scores, class_maps, strict=True)]
+    return [Prediction(*one) for one in zip(images, masks, scores, class_maps, output.seg.cpu(), strict=True)]
 
 
 def to_tensor(images: Sequence[np.ndarray]) -> Tensor:
@@ -112,10 +115,9 @@ def predict_files(
         require_crf()
     saved, chosen = checkpoints.load(checkpoint), chosen_device(device)
     config = method_of(saved.experiment).evaluation(saved.experiment, len(saved.classes)).model_dump(mode="json")
-    record = PredictionRecord(
-        out,
-        {"checkpoint": file_digest(checkpoint), "protocol": protocol, "config": config, "classes": [*saved.classes]},
-    )
+    header = {"checkpoint": file_digest(checkpoint), "protocol": protocol, "config": config}
+    header |= {"classes": [*saved.classes], **named_precision(saved.experiment.compute.precision)}
+    record = PredictionRecord(out, header)
     model = saved.network().to(chosen)
     result = Predicted()
     group: list[_Waiting] = []
@@ -214,12 +216,11 @@ def panel(
     shown = {stage: cam * present[:, None, None] for stage, cam in prediction.maps.items()}
     tensor = to_tensor([prediction.image])
     config = method_of(experiment).evaluation(experiment, len(classes))
-    background, foreground = at_rest(config.background), at_rest(config.foreground)
     height, width = prediction.image.shape[:2]
     # Refinement works on a smaller picture, of which something must be left.
-    least = config.par.downscale
-    box, wide = torch.tensor([[0, height, 0, width]]), padded(shown["cam"][None], least)
-    pseudo = refined_label(padded(tensor, least), wide, present[None], box, background, foreground, config.par)
+    least, numbers = config.par.downscale, present.nonzero()[:, 0]
+    wide = padded(shown["cam"][None, numbers], least)
+    pseudo = class_ids(pseudo_label(padded(tensor, least), wide, prediction.logits[None], numbers, config), numbers)
     return cam_panel(
         prediction.image,
         {stage: cam.numpy() for stage, cam in shown.items()},

@@ -4,7 +4,7 @@
 |---|---|
 | cam, aux_cam | multi-scale CAM of the squashed image with its image-level labels, background threshold |
 | cam_crf | a dense CRF on the final CAMs and the background threshold, scaled to probabilities (ours: not published) |
-| refined | what trains the segmentation: final CAMs refined; pixels it leaves open are 255, not scored |
+| refined | what trains the segmentation: final CAMs, or masks, refined; pixels it leaves open are 255, not scored |
 | single | segmentation of the squashed image, one scale: the in-training evaluation |
 | ms | segmentation over scales and flips: VOC and mean at native size, COCO squashed |
 | ms_crf | the same and a dense CRF on its softmax |
@@ -28,14 +28,14 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from mcc_core.config import EvaluationConfig
-from mcc_core.data.transforms import normalise
+from mcc_core.data.colours import normalise
 from mcc_core.errors import UsageError
 from mcc_core.evaluation.metrics import Protocol, Stage
+from mcc_core.evaluation.pseudo_label import at_rest, pseudo_label
 from mcc_core.networks.base import Network
 from mcc_core.pseudo_labels.cam import MapPair, combined_maps, raw_maps
 from mcc_core.pseudo_labels.crf import dense_crf
-from mcc_core.pseudo_labels.labels import cam_label, refined_label
-from mcc_core.schedules import Scheduled
+from mcc_core.pseudo_labels.labels import cam_label
 
 ProtocolName = Literal["cam", "aux_cam", "cam_crf", "refined", "single", "ms", "ms_crf"]
 SEGMENTATION: tuple[ProtocolName, ...] = ("single", "ms", "ms_crf")
@@ -313,13 +313,6 @@ def squashed_cam(maps: Maps, which: str, config: EvaluationConfig) -> Tensor:
     return combined_maps([pairs[scale] for scale in config.cam_scales], (config.crop, config.crop))
 
 
-def at_rest(threshold: Scheduled) -> float:
-    """An evaluation's threshold, which does not change. Raises TypeError for a schedule."""
-    if isinstance(threshold, float | int):
-        return float(threshold)
-    raise TypeError(f"{threshold}: an evaluation's threshold is a number")
-
-
 def supported(map_stages: Sequence[str]) -> tuple[ProtocolName, ...]:
     """The protocols that a network with these class maps can be scored by."""
     return tuple(name for name, (stage, _) in PROTOCOLS.items() if stage != "aux_cam" or stage in map_stages)
@@ -340,20 +333,17 @@ def _cam_label(maps: Maps, protocol: ProtocolName, config: EvaluationConfig, ima
         scores = torch.cat([torch.full_like(cam[:, :1], at_rest(config.cam_threshold)), cam], dim=1)[0]
         label = dense_crf(image, (scores / scores.sum(0)).numpy(), config.crf).argmax(0)
     elif protocol == "refined":
-        return _refined(squashed, maps.present, config, image)
+        return _refined(squashed, maps, config, image)
     else:
         label = cam_label(cam, at_rest(config.cam_threshold))[0].numpy()
     return np.array([0, *(index + 1 for index in maps.present)], np.uint8)[label]
 
 
-def _refined(cam: Tensor, present: Sequence[int], config: EvaluationConfig, image: np.ndarray) -> np.ndarray:
+def _refined(cam: Tensor, maps: Maps, config: EvaluationConfig, image: np.ndarray) -> np.ndarray:
     """The pseudo-label of the squashed image, as training makes it, at the image's own size."""
     pixels = TF.resize(torch.from_numpy(image).permute(2, 0, 1), list(cam.shape[-2:]), antialias=False)
-    box = torch.tensor([[0, cam.shape[-2], 0, cam.shape[-1]]])
-    here = torch.ones(1, cam.shape[1])
-    label = refined_label(
-        normalise(pixels)[None], cam, here, box, at_rest(config.background), at_rest(config.foreground), config.par
-    )
+    present = maps.present
+    label = pseudo_label(normalise(pixels)[None], cam, maps.single, torch.tensor(present), config)
     numbers = np.zeros(256, np.uint8)
     numbers[[0, *range(1, len(present) + 1), 255]] = [0, *(index + 1 for index in present), 255]
     whole = F.interpolate(label[None].float(), size=image.shape[:2], mode="nearest")[0, 0]

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from mcc_core.config import EvaluationConfig
+from mcc_core.config import EvaluationConfig, Experiment
 from mcc_core.data.index import Item
 from mcc_core.data.pixels import read_mask, read_rgb
 from mcc_core.data.voc import palette_png
@@ -26,10 +27,15 @@ from mcc_core.evaluation.protocols import (
     needs_crf,
     network_config,
     network_maps,
+    supported,
 )
+from mcc_core.methods.registry import method_of
 from mcc_core.networks.base import Network
+from mcc_core.parallel import ahead
+from mcc_core.precision import arithmetic
 from mcc_core.pseudo_labels.crf import require_crf
 from mcc_core.pseudo_labels.labels import IGNORE
+from mcc_core.validation import validate
 
 Counts = list[tuple[int, int, int]]  # truth, prediction (IGNORE: left open), pixels; only what occurs
 
@@ -49,6 +55,21 @@ class Setting:
     name: str
     protocol: ProtocolName
     config: EvaluationConfig
+
+
+def protocol_settings(
+    experiment: Experiment, num_classes: int, protocols: Sequence[ProtocolName], changes: Mapping[str, Any], source: str
+) -> tuple[Setting, ...]:
+    """The published parameters of each protocol with `changes` (nested) put in. Raises UsageError."""
+    method = method_of(experiment)
+    possible = supported(method.map_stages)
+    if wrong := [name for name in protocols if name not in possible]:
+        raise UsageError(f"{wrong[0]}: {method.title} has no such class map; its protocols are {', '.join(possible)}")
+    config = method.evaluation(experiment, num_classes).model_dump()
+    for name, value in changes.items():
+        config[name] = config[name] | value if isinstance(value, Mapping) and name in config else value
+    checked = validate(EvaluationConfig, config, source)
+    return tuple(Setting(name, name, checked) for name in protocols)
 
 
 @dataclass(frozen=True)
@@ -115,8 +136,7 @@ class Scorer:
     def scores(self, items: Iterable[Item], maps_of: Callable[[Item], Maps] | None = None) -> Iterator[ImageScore]:
         """A score for each image. `maps_of` stands in for the network (cached maps)."""
         waiting: deque[Future[ImageScore]] = deque()
-        for item in items:
-            maps = (maps_of or self.maps)(item)
+        for item, maps in self._maps(items) if maps_of is None else ((item, maps_of(item)) for item in items):
             task = Task(
                 item, self.masks.get(item.name), self.settings, self.model.num_classes, keep_masks=self.keep_masks
             )
@@ -129,9 +149,16 @@ class Scorer:
         while waiting:
             yield waiting.popleft().result()
 
-    def maps(self, item: Item) -> Maps:
-        """One image through the network."""
-        return network_maps(self.model, read_rgb(item.image), item.labels, self.protocols, self.config, self.device)
+    def maps(self, item: Item, image: np.ndarray | None = None) -> Maps:
+        """One image H,W,3 uint8 through the network; it is read where it is not given."""
+        pixels = read_rgb(item.image) if image is None else image
+        with arithmetic(self.model.precision):
+            return network_maps(self.model, pixels, item.labels, self.protocols, self.config, self.device)
+
+    def _maps(self, items: Iterable[Item]) -> Iterator[tuple[Item, Maps]]:
+        """Images are read ahead while the network works."""
+        for item, image in ahead(lambda item: (item, read_rgb(item.image)), items):
+            yield item, self.maps(item, image)
 
 
 def score_image(task: Task, maps: Maps) -> ImageScore:

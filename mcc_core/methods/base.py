@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from mcc_core.data.colours import View
     from mcc_core.methods.objective import Objective
     from mcc_core.networks.base import Network
 
-Augmentation = Callable[["Tensor", "torch.Generator"], dict[str, "Tensor"]]
+Augmentation = Callable[["Tensor", "torch.Generator"], "Mapping[str, Tensor | View]"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,12 @@ class Method:
     experiment: ClassVar[type[Experiment]]
     terms: ClassVar[tuple[str, ...]]  # loss terms, fields of `loss`, in display order
     map_stages: ClassVar[tuple[str, ...]]  # class maps of its network
+    # Of weights files of others: tensors that no other method's have; those of which one has a row for each class;
+    # what names of the backbone begin with, in published networks and in ours.
+    published_marks: ClassVar[tuple[str, ...]] = ()
+    published_heads: ClassVar[tuple[str, ...]] = ("classifier.weight",)
+    published_backbone: ClassVar[str] = "encoder."
+    backbone: ClassVar[str] = "encoder.vit."
 
     def network(self, experiment: Any, num_classes: int) -> Network:
         """The network with its initial weights. Raises UsageError when they cannot be had."""
@@ -54,6 +61,8 @@ class Method:
 
     def augment(self, experiment: Any) -> Augmentation:
         """Views of an image 3,H,W uint8 by name, each 3,S,S, and `box`, its valid area: top, bottom, left, right.
+
+        A view is a `View`, whose colours are done where `compute.augmentation` says, or a normalised tensor.
 
         Loader processes get it pickled. All randomness comes from the generator.
         """
@@ -76,6 +85,23 @@ class Method:
     def published_fields(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Dotted fields of the experiment that a published checkpoint decides beside the backbone, such as sizes."""
         return {}
+
+    def backbone_of(self, tensors: Mapping[str, Tensor], where: str) -> str:
+        """The name of the backbone that tensors of it alone belong to. Raises UsageError, with `where`."""
+        from mcc_core.networks.backbones import vit_of
+
+        return vit_of(tensors, where)
+
+    def fill_backbone(self, network: Any, tensors: Mapping[str, Tensor], where: str) -> tuple[str, ...]:
+        """Put tensors of a backbone alone into a network; the names of those that have no place in it.
+
+        Raises UsageError, with `where`, when some are missing or of other shapes.
+        """
+        from mcc_core.networks.backbones import fill_backbone
+
+        fill_backbone(network.encoder.vit, tensors, where)
+        own = network.encoder.vit.state_dict()
+        return tuple(name for name in tensors if name not in own)
 
     def speed_fields(self, experiment: Any) -> Any:
         """What beside network, crop, batch and processors decides the time of a step; JSON."""

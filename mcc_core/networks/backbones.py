@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,20 @@ from torch import Tensor
 from mcc_core.config import ModelConfig
 from mcc_core.errors import UsageError
 from mcc_core.weights_file import named_tensors, read_content
+
+# (width, depth, patch side, register tokens): timm's name
+_BACKBONES = {
+    (192, 12, 16, 0): "deit_tiny_patch16_224",
+    (384, 12, 16, 0): "deit_small_patch16_224",
+    (768, 12, 16, 0): "deit_base_patch16_224",
+    (1024, 24, 16, 0): "vit_large_patch16_224",
+    (384, 12, 14, 0): "vit_small_patch14_dinov2",
+    (768, 12, 14, 0): "vit_base_patch14_dinov2",
+    (1024, 24, 14, 0): "vit_large_patch14_dinov2",
+    (384, 12, 14, 4): "vit_small_patch14_reg4_dinov2",
+    (768, 12, 14, 4): "vit_base_patch14_reg4_dinov2",
+    (1024, 24, 14, 4): "vit_large_patch14_reg4_dinov2",
+}
 
 
 def build_vit(config: ModelConfig) -> Any:
@@ -72,6 +87,24 @@ def fill_backbone(vit: Any, tensors: Mapping[str, Tensor], where: str) -> None:
             f"{where}: lacks {len(missing)} tensors of the backbone, such as {missing[0]}; it starts with {starts}"
         )
     vit.load_state_dict(fitted, strict=False)
+
+
+def vit_of(tensors: Mapping[str, Tensor], where: str) -> str:
+    """timm's name of the vision transformer that tensors in its naming belong to, by their shapes.
+
+    Raises UsageError, with `where`.
+    """
+    patch = tensors.get("patch_embed.proj.weight")
+    if patch is None or patch.ndim != 4:
+        raise UsageError(f"{where}: lacks patch_embed.proj.weight of a vision transformer")
+    depth = 1 + max((int(m[1]) for n in tensors if (m := re.match(r"blocks\.(\d+)\.", n))), default=-1)
+    registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
+    found = (len(patch), depth, patch.shape[-1], registers)
+    if found not in _BACKBONES:
+        raise UsageError(
+            f"{where}: no known backbone of width {found[0]}, depth {found[1]}, patch {found[2]}, {found[3]} registers"
+        )
+    return _BACKBONES[found]
 
 
 def shape_text(tensor: Tensor) -> str:

@@ -10,17 +10,19 @@ from torch import Tensor, nn
 class SyncedBatchNorm(nn.BatchNorm2d):
     """nn.BatchNorm2d whose statistics in training are those of all ranks.
 
-    torch's own nn.SyncBatchNorm works on GPUs alone. Running statistics come out equal on all ranks.
+    torch's own nn.SyncBatchNorm works on GPUs alone. Running statistics come out equal on all ranks, which may have
+    batches of unlike sizes. Half precision is normalised in float32, as nn.BatchNorm2d does.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """B,D,h,w normalised over B of all ranks, h and w."""
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(x)
-        count = x.new_tensor([x.numel() // x.shape[1]])
+        precise = x.to(torch.promote_types(x.dtype, torch.float32))
+        count = precise.new_tensor([x.numel() // x.shape[1]])
         dist.all_reduce(count)
-        mean = _summed(x.sum((0, 2, 3))) / count
-        centred = x - mean[:, None, None]
+        mean = _summed(precise.sum((0, 2, 3))) / count
+        centred = precise - mean[:, None, None]
         variance = _summed(centred.square().sum((0, 2, 3))) / count
         if self.running_mean is not None and self.running_var is not None and self.momentum is not None:
             with torch.no_grad():
@@ -29,7 +31,7 @@ class SyncedBatchNorm(nn.BatchNorm2d):
                 if self.num_batches_tracked is not None:
                     self.num_batches_tracked.add_(1)
         scale = self.weight * (variance + self.eps).rsqrt()
-        return centred * scale[:, None, None] + self.bias[:, None, None]
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 class _Summed(torch.autograd.Function):

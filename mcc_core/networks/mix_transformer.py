@@ -1,26 +1,105 @@
-"""The mix transformer (SegFormer's encoder) of segmentation_models_pytorch, with strides of one's choice.
+"""The mix transformer, SegFormer's encoder (Xie et al., NeurIPS 2021, section 3.1), with strides of one's choice.
 
-Optional: the library comes with the extra `afa`. It is under the MIT licence; its file of the mix transformer, and the
-ImageNet weights, are under NVIDIA's source code licence, which does not allow commercial use.
+Written from the paper. Parts have the names of SegFormer's checkpoints. B images, N = h*w tokens, D a stage's width.
 """
 
 from __future__ import annotations
 
-import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mcc_core.errors import UsageError
-from mcc_core.networks.backbones import shape_text
-from mcc_core.weights_file import named_tensors, read_content
+from mcc_core.networks.mix_sizes import MixSizes
 
 _STAGES = (1, 2, 3, 4)
+_EPSILON = 1e-6  # of the norms around blocks; those of merged patches and keys have torch's
+
+
+class PatchEmbed(nn.Module):
+    """Overlapping patches merged into tokens by a strided convolution."""
+
+    def __init__(self, inputs: int, width: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(inputs, width, kernel, stride, padding=kernel // 2)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Tokens B,N,D of maps B,C,H,W, and their grid h,w."""
+        maps = self.proj(x)
+        return self.norm(maps.flatten(2).transpose(1, 2)), (maps.shape[-2], maps.shape[-1])
+
+
+class Attention(nn.Module):
+    """Self-attention whose keys and values are of squares of tokens, merged by a convolution (Eq. 2)."""
+
+    def __init__(self, width: int, heads: int, merged: int) -> None:
+        super().__init__()
+        self.num_heads, self.merged = heads, merged
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        if merged > 1:
+            self.sr = nn.Conv2d(width, width, merged, merged)
+            self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Tokens B,N,D of a grid."""
+        seen = x
+        if self.merged > 1:
+            seen = self.norm(self.sr(x.transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2))
+        queries = self.q(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        keys, values = self.kv(seen).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2))
+
+
+class DepthwiseConv(nn.Module):
+    """A 3x3 convolution of each channel, which stands in for a table of positions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Tokens B,N,D of a grid."""
+        return self.dwconv(x.transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2)
+
+
+class MixFFN(nn.Module):
+    """Two linear layers with a depthwise convolution and GELU between them (Eq. 3)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.dwconv = DepthwiseConv(hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Tokens B,N,D of a grid."""
+        return self.fc2(F.gelu(self.dwconv(self.fc1(x), grid)))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block with stochastic depth."""
+
+    def __init__(self, width: int, heads: int, merged: int, mlp_ratio: int, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, _EPSILON)
+        self.attn = Attention(width, heads, merged)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.norm2 = nn.LayerNorm(width, _EPSILON)
+        self.mlp = MixFFN(width, mlp_ratio * width)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Tokens B,N,D of a grid."""
+        x = x + self.drop_path(self.attn(self.norm1(x), grid))
+        return x + self.drop_path(self.mlp(self.norm2(x), grid))
 
 
 @dataclass(frozen=True)
@@ -28,7 +107,7 @@ class Stages:
     """One forward pass of images B,3,H,W."""
 
     maps: tuple[Tensor, Tensor, Tensor, Tensor]  # B,D,h,w of each stage, normalised
-    last_inputs: tuple[Tensor, ...]  # B,D,h,w before each block of the last stage
+    last_inputs: tuple[Tensor, ...]  # B,N,D before each block of the last stage
 
     def detach(self) -> Stages:
         """The same values without their graph."""
@@ -40,73 +119,40 @@ class MixTransformer(nn.Module):
     """Four stages of overlapping patches and attention over fewer keys.
 
     Args:
-        backbone: mit_b0 to mit_b5; overrides: arguments of the library's class, such as `embed_dims` and `depths`.
         strides: of the four patch embeddings. Kernels stay, so that pretrained weights load.
-        weights: "imagenet" (a download), "random", or a file.
-
-    Raises UsageError when the library is missing or a name, an argument or the weights do not fit.
+        drop_path: stochastic depth of the last block; linear from 0.
     """
 
-    def __init__(
-        self,
-        backbone: str,
-        overrides: dict[str, Any],
-        strides: Sequence[int],
-        drop_path: float,
-        weights: str | Path,
-    ) -> None:
+    def __init__(self, sizes: MixSizes, strides: Sequence[int], drop_path: float) -> None:
         super().__init__()
-        if weights == "imagenet" and overrides:
-            raise UsageError(
-                "model.weights: imagenet's do not fit a backbone with backbone_args; give random or a file"
-            )
-        source, settings = _library(backbone)
-        params = {k: v for k, v in settings["params"].items() if k not in ("out_channels", "patch_size")}
-        try:
-            # On the CPU even where nothing is to be allocated: the library reads numbers from tensors.
-            with torch.device("cpu"):
-                library = source(**params | {"drop_path_rate": drop_path} | overrides)
-        except (TypeError, AssertionError, IndexError, ValueError) as error:
-            raise UsageError(f"model.backbone_args: {overrides}: {error}") from None
-        # The library's own names are those of published checkpoints, so its parts become ours.
+        self.widths, self.depths = sizes.embed_dims, sizes.depths
+        total, number, inputs = sum(sizes.depths), 0, 3
         for stage, stride in zip(_STAGES, strides, strict=True):
-            embed = getattr(library, f"patch_embed{stage}")
-            embed.proj.stride = (stride, stride)
-            for part in ("patch_embed", "block", "norm"):
-                setattr(self, f"{part}{stage}", getattr(library, f"{part}{stage}"))
-        self.widths: list[int] = [getattr(library, f"patch_embed{stage}").proj.out_channels for stage in _STAGES]
-        self.stride = strides[0] * strides[1] * strides[2] * strides[3]
-        self.least_side = self._least_side(strides)
+            i = stage - 1
+            width = sizes.embed_dims[i]
+            setattr(self, f"patch_embed{stage}", PatchEmbed(inputs, width, 7 if stage == 1 else 3, stride))
+            blocks = nn.ModuleList()
+            for _ in range(sizes.depths[i]):
+                rate = drop_path * number / max(1, total - 1)
+                blocks.append(Block(width, sizes.num_heads[i], sizes.sr_ratios[i], sizes.mlp_ratios[i], rate))
+                number += 1
+            setattr(self, f"block{stage}", blocks)
+            setattr(self, f"norm{stage}", nn.LayerNorm(width, _EPSILON))
+            inputs = width
+        self.stride = math.prod(strides)
+        # The smallest side of an image whose keys can still be merged in every stage.
+        self.least_side = max(math.prod(strides[:s]) * sizes.sr_ratios[s - 1] for s in _STAGES)
         self.use_bfloat16 = self.recompute = False
-        if weights != "random":
-            file = _download(settings, backbone) if weights == "imagenet" else Path(weights)
-            where = f"model.weights: {file}"
-            fill(self, named_tensors(read_content(file, "model.weights: "), where), where)
+        self.apply(_initialise)
 
-    def _least_side(self, strides: Sequence[int]) -> int:
-        """The smallest side of an image whose keys can still be merged in every stage."""
-        least, pixels = 1, 1
-        for stage, stride in zip(_STAGES, strides, strict=True):
-            pixels *= stride
-            least = max(least, pixels * max((block.attn.sr_ratio for block in self._blocks(stage)), default=1))
-        return least
-
-    def _blocks(self, stage: int) -> Any:
+    def blocks(self, stage: int) -> Any:
+        """The blocks of a stage, counted from 1."""
         return getattr(self, f"block{stage}")
-
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of the last stage for images of so many pixels."""
-        for stage in _STAGES:
-            conv = getattr(self, f"patch_embed{stage}").proj
-            height, width = (
-                (side + 2 * conv.padding[0] - conv.kernel_size[0]) // conv.stride[0] + 1 for side in (height, width)
-            )
-        return height, width
 
     def compile_blocks(self) -> None:
         """torch.compile every block."""
         for stage in _STAGES:
-            for block in self._blocks(stage):
+            for block in self.blocks(stage):
                 block.compile()
 
     def forward(self, images: Tensor) -> Stages:
@@ -114,55 +160,26 @@ class MixTransformer(nn.Module):
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.use_bfloat16):
             x, maps, last_inputs = images, [], []
             for stage in _STAGES:
-                x = getattr(self, f"patch_embed{stage}")(x)
-                for block in self._blocks(stage):
+                tokens, grid = getattr(self, f"patch_embed{stage}")(x)
+                for block in self.blocks(stage):
                     if stage == 4:
-                        last_inputs.append(x.to(images.dtype))
+                        last_inputs.append(tokens.to(images.dtype))
                     recompute = self.recompute and torch.is_grad_enabled()
-                    x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
-                x = getattr(self, f"norm{stage}")(x).contiguous()
+                    tokens = checkpoint(block, tokens, grid, use_reentrant=False) if recompute else block(tokens, grid)
+                tokens = getattr(self, f"norm{stage}")(tokens)
+                x = tokens.transpose(1, 2).unflatten(2, grid).contiguous()
                 maps.append(x.to(images.dtype))
         return Stages((maps[0], maps[1], maps[2], maps[3]), tuple(last_inputs))
 
 
-def fill(encoder: MixTransformer, tensors: dict[str, Tensor], where: str) -> None:
-    """Put named tensors, of a backbone or of a whole network, into `encoder`. Raises UsageError, with `where`."""
-    state = {name.removeprefix("encoder."): t.float() for name, t in tensors.items()}
-    own = encoder.state_dict()
-    starts = ", ".join(list(state)[:3]) or "nothing"
-    if missing := [name for name in own if name not in state]:
-        lacks = f"lacks {len(missing)} tensors of the mix transformer, such as {missing[0]}"
-        raise UsageError(f"{where}: {lacks}; it starts with {starts}")
-    if wrong := [name for name in own if state[name].shape != own[name].shape]:
-        shape, other = (shape_text(x[wrong[0]]) for x in (state, own))
-        raise UsageError(f"{where}: does not fit model.backbone: {wrong[0]} is {shape}, not {other}")
-    encoder.load_state_dict({name: state[name] for name in own})
-
-
-def _library(backbone: str) -> tuple[Any, dict[str, Any]]:
-    """The library's class and its settings of a backbone."""
-    try:
-        from segmentation_models_pytorch.encoders import mix_transformer as library
-    except ImportError:
-        raise UsageError(
-            "a mix transformer needs segmentation_models_pytorch, which is not installed: run `pip install 'mcc[afa]'`"
-        ) from None
-    known: dict[str, Any] = library.mix_transformer_encoders
-    if backbone not in known:
-        raise UsageError(f"model.backbone: {backbone!r} is not a mix transformer: expected {', '.join(known)}")
-    return library.MixVisionTransformer, known[backbone]
-
-
-def _download(settings: dict[str, Any], backbone: str) -> Path:
-    """The file of ImageNet weights, from the cache or the net."""
-    from huggingface_hub import hf_hub_download
-
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    place = settings["pretrained_settings"]["imagenet"]
-    try:
-        return Path(hf_hub_download(place["repo_id"], filename="model.safetensors", revision=place["revision"]))
-    except Exception as error:
-        raise UsageError(
-            f"model.weights: could not download {backbone} ({type(error).__name__}); give a local file "
-            "(--set model.weights=FILE, .safetensors or .pth) or --set model.weights=random"
-        ) from None
+def _initialise(module: nn.Module) -> None:
+    """Linear layers narrow, convolutions by what leaves them; biases 0."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+    elif isinstance(module, nn.Conv2d):
+        fan_out = module.out_channels * math.prod(module.kernel_size) // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+    else:
+        return
+    assert module.bias is not None
+    nn.init.zeros_(module.bias)

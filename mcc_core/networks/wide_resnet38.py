@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -129,6 +130,17 @@ def own_name(published: str) -> str:
     return published
 
 
+def sizes_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """`width` and `depths` of the network that tensors, in published or own names, belong to, as far as they tell."""
+    state = {own_name(name): tensor for name, tensor in tensors.items()}
+    found: dict[str, Any] = {}
+    if (first := state.get("conv1.weight")) is not None:
+        found["width"] = len(first)
+    blocks = {(int(m[1]), m[2]) for name in state if (m := re.match(r"stages\.([0-3])\.(\d+)\.", name))}
+    depths = [sum(stage == s for s, _ in blocks) for stage in range(4)]
+    return found | ({"depths": depths} if all(depths) else {})
+
+
 def load_wide_resnet38(backbone: WideResNet38, path: Path) -> None:
     """Load the published ImageNet file, or the backbone of a checkpoint of ours; a classifier in it is left out.
 
@@ -138,9 +150,10 @@ def load_wide_resnet38(backbone: WideResNet38, path: Path) -> None:
     fill_wide_resnet38(backbone, named_tensors(read_content(path, "model.weights: "), where), where)
 
 
-def fill_wide_resnet38(backbone: WideResNet38, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Put named tensors into the backbone. Raises UsageError, with `where`."""
-    state = {own_name(name.removeprefix("backbone.")): tensor for name, tensor in tensors.items()}
+def fill_wide_resnet38(backbone: WideResNet38, tensors: Mapping[str, Tensor], where: str) -> tuple[str, ...]:
+    """Put named tensors into the backbone; the names of those without a place. Raises UsageError, with `where`."""
+    names = {name: own_name(name.removeprefix("backbone.")) for name in tensors}
+    state = {own: tensors[name] for name, own in names.items()}
     own = backbone.state_dict()
     counters = [name for name in own if name.endswith(".num_batches_tracked")]  # older files have none
     state |= {name: own[name] for name in counters if name not in state}
@@ -156,3 +169,4 @@ def fill_wide_resnet38(backbone: WideResNet38, tensors: Mapping[str, Tensor], wh
             f"it starts with {', '.join(list(tensors)[:3])}"
         )
     backbone.load_state_dict({name: state[name] for name in own})
+    return tuple(name for name, ours in names.items() if ours not in own)

@@ -1,4 +1,4 @@
-"""Pixel-adaptive mask refinement (PAMR, Araslanov and Roth 2020), the forerunner of PAR."""
+"""Pixel-adaptive mask refinement (PAMR, Araslanov and Roth 2020), the forerunner of PAR, and labels by it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mcc_core.config import PamrConfig
+from mcc_core.pseudo_labels.labels import IGNORE, denormalise
 from mcc_core.pseudo_labels.par import neighbours
 
 _EPSILON = 1e-8
+
+
+def mask_label(images: Tensor, masks: Tensor, labels: Tensor, config: PamrConfig) -> Tensor:
+    """Pseudo-label B,H,W of masks B,C+1,h,w: refined at their own resolution, enlarged, thresholded.
+
+    Args:
+        images: B,3,H,W normalised; labels: B,C, 1 for classes present.
+    """
+    pixels = denormalise(images, quantise=False) / 255
+    refined = refine_masks(
+        pixels, masks, iterations=config.iterations, dilations=config.dilations, spread=config.spread
+    )
+    whole = F.interpolate(refined, size=images.shape[-2:], mode="bilinear", align_corners=True)
+    return thresholded(whole, labels, config)
+
+
+@torch.no_grad()
+def thresholded(masks: Tensor, labels: Tensor, config: PamrConfig) -> Tensor:
+    """Labels B,H,W of refined masks B,C+1,H,W: 0 background, 1..C, IGNORE where no class or several claim a pixel.
+
+    A class claims what is above a share of its maximum and above `least`; classes absent in labels B,C claim nothing.
+    """
+    present = F.pad(labels.to(masks.dtype), (1, 0), value=1)[:, :, None, None]
+    masks = masks * present
+    most = masks.amax((2, 3), keepdim=True)
+    share = torch.full_like(masks[0, :, 0, 0], config.foreground)
+    share[0] = config.background
+    claimed = masks > (most * share[:, None, None]).clamp(min=config.least)
+    if config.background_is == "rest":
+        claimed[:, 0] = ~(masks[:, 1:] > config.background * most[:, 1:]).any(1)
+    return claimed.to(torch.uint8).max(1).indices.masked_fill(claimed.sum(1) != 1, IGNORE)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,17 +18,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
 from mcc_core.config import Experiment
+from mcc_core.data.colours import finish_batch
 from mcc_core.data.datasets import Draw, TrainingBatches, TrainingSet
 from mcc_core.data.index import DataIndex, supervision_certificate
+from mcc_core.data.loading import start_early, training_loader
+from mcc_core.device import release, synchronise
 from mcc_core.errors import TrainingFault
 from mcc_core.evaluation.in_training import EvaluationRecord, evaluate
 from mcc_core.methods.base import Step
-from mcc_core.methods.registry import method_of
+from mcc_core.methods.registry import method_of, network_of
+from mcc_core.precision import arithmetic
+from mcc_core.training.checkpoint_writer import CheckpointWriter
 from mcc_core.training.optim import build_optimizer, set_learning_rate
 from mcc_core.training.running_means import RunningMeans
 
@@ -53,8 +58,9 @@ class Outcome:
 class Callbacks:
     """What a caller may hear of a run; every method may be left as it is.
 
-    After the iterations that evaluate come, in this order: on_step, on_checkpoint, on_evaluation. Only rank 0 hears
-    on_step and on_checkpoint; every rank hears on_evaluation, with equal metrics.
+    After the iterations that evaluate come, in this order: on_step, on_evaluation and, once it is written, which may be
+    some iterations later, on_checkpoint. Only rank 0 hears on_step and on_checkpoint; every rank hears on_evaluation,
+    with equal metrics. All are called in the thread that trains.
     """
 
     def on_start(self, iteration: int, info: dict[str, Any]) -> None:
@@ -63,8 +69,8 @@ class Callbacks:
     def on_step(self, record: StepRecord) -> None:
         """Every `train.log_every` iterations and at each evaluation."""
 
-    def on_checkpoint(self, iteration: int, file: Path) -> None:
-        """A complete checkpoint file, which the callee may move away."""
+    def on_checkpoint(self, iteration: int, file: Path, sha256: str) -> None:
+        """A complete checkpoint file, which the callee may move away, and the digest of its content."""
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
         """Metrics and pictures of an evaluation."""
@@ -97,19 +103,33 @@ def train(
     run = _Run(experiment, seed, index, device, workdir, callbacks or Callbacks())
     if resume is not None:
         run.restore(checkpoints.load(resume))
-    return run.go(should_stop, until)
+    with arithmetic(experiment.compute.precision):
+        return run.go(should_stop, until)
 
 
 def probe(experiment: Experiment, index: DataIndex, device: torch.device, steps: int = 3) -> float:
-    """Seconds per iteration at the end of training, where every loss is on, over a few steps after a warm-up step."""
+    """Seconds per iteration at the end of training, where every loss is on, over at least `steps` steps.
+
+    The batches are those of the real loader. Steps on an accelerator are short: there those that use up what the loader
+    has made ahead are not counted, and as many more are. What the device was given is done, and given back, at the end.
+    """
     run = _Run(experiment, 0, index, device, Path("."), Callbacks())
     last = experiment.train.iterations - 1
-    batches = iter(run.batches(0, steps + 1))
-    run.step(last, next(batches))
-    start = time.perf_counter()
-    for batch in batches:
-        run.step(last, batch)[-1].total.item()
-    return (time.perf_counter() - start) / steps
+    ready = 0 if device.type == "cpu" else 2 * max(1, experiment.train.loader_workers)
+    counted = max(steps, ready)
+    start = 0.0
+    with arithmetic(experiment.compute.precision):
+        for number, batch in enumerate(run.batches(0, 1 + ready + counted)):
+            if number == 1 + ready:
+                synchronise(device)
+                start = time.perf_counter()
+            run.step(last, batch)
+        synchronise(device)
+    seconds = (time.perf_counter() - start) / counted
+    run.writer.close()
+    del run
+    release(device)
+    return seconds
 
 
 class _Run:
@@ -126,20 +146,25 @@ class _Run:
     ) -> None:
         self.experiment, self.seed, self.index = experiment, seed, index
         self.device, self.workdir, self.callbacks = device, workdir, callbacks
+        start_early(experiment.train.loader_workers)
         self.method = method_of(experiment)
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.model = self.method.network(experiment, len(index.classes)).to(device)
+            self.model = network_of(experiment, len(index.classes)).to(device)
         self.optimizer = build_optimizer(self.model, experiment.optim)
         self.objective = self.method.objective(self.model, experiment)
         self.parallel: torch.nn.Module = self.objective
         if self.world > 1:
-            self.parallel = DistributedDataParallel(self.objective)
+            # Buffers are equal on all ranks: each method that has running statistics sees to it itself.
+            self.parallel = DistributedDataParallel(
+                self.objective, gradient_as_bucket_view=True, broadcast_buffers=False
+            )
         self.done = 0
         self.metrics: dict[str, float] = {}
         self.window = RunningMeans()
+        self.writer = CheckpointWriter(self.callbacks.on_checkpoint, self.callbacks.on_write_error)
         self.ask_every = 1  # iterations between questions whether to stop, the same on all ranks
 
     def restore(self, saved: Checkpoint) -> None:
@@ -152,12 +177,24 @@ class _Run:
             self.window.restore(saved.window[self.rank])
 
     def go(self, should_stop: Callable[[], bool], until: int | None = None) -> Outcome:
+        """Train, and leave with every checkpoint written that was begun, after a fault too."""
+        try:
+            outcome = self._go(should_stop, until)
+        except BaseException:
+            with suppress(OSError):  # the fault says more
+                self.writer.close()
+            raise
+        self.writer.close()
+        return outcome
+
+    def _go(self, should_stop: Callable[[], bool], until: int | None) -> Outcome:
         total = self.experiment.train.iterations
         end = min(total, until or total)
         self.callbacks.on_start(self.done, self._info())
         self.window.resume()
         batches = self.batches(self.done, end)
         for iteration, batch in zip(range(self.done, end), batches, strict=True):
+            self.writer.look()
             for step in self.step(iteration, batch):
                 self.window.add(step, self._state(iteration, step))
             self.done = iteration + 1
@@ -179,7 +216,8 @@ class _Run:
         config = self.experiment.train
         passes = config.accumulate
         augment = self.method.augment(self.experiment)
-        dataset = TrainingSet(self.index.train, len(self.index.classes), augment, self.seed)
+        finish = self.experiment.compute.augmentation == "loader"
+        dataset = TrainingSet(self.index.train, len(self.index.classes), augment, self.seed, finish=finish)
         turns = [
             TrainingBatches(
                 len(dataset),
@@ -192,13 +230,7 @@ class _Run:
             )
             for turn in range(passes)
         ]
-        loader = DataLoader(
-            dataset,
-            batch_sampler=_Turns(turns),
-            num_workers=config.loader_workers,
-            pin_memory=self.device.type == "cuda",
-            persistent_workers=config.loader_workers > 0,
-        )
+        loader = training_loader(dataset, _Turns(turns), config.loader_workers, pin=self.device.type == "cuda")
         return zip(*[iter(loader)] * passes, strict=True)
 
     def step(self, iteration: int, batches: Sequence[dict[str, Any]]) -> list[Step]:
@@ -228,7 +260,8 @@ class _Run:
         self, iteration: int, turn: int, collated: dict[str, Any]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The batch on the device, and the method's random draws. Dropout draws from torch's generator, seeded here."""
-        batch = {name: self._moved(value) for name, value in collated.items() if isinstance(value, Tensor)}
+        on_host = {name: value for name, value in collated.items() if isinstance(value, Tensor)}
+        batch = finish_batch(on_host, {name: self._moved(value) for name, value in on_host.items()})
         place = 0 if self.experiment.train.same_masks else self.rank * self.experiment.train.accumulate + turn
         seed = _mix(self.seed, place, iteration)
         torch.manual_seed(seed)
@@ -287,24 +320,17 @@ class _Run:
         windows = self._windows() if self.window.images else None
         if self.rank:
             return
-        file = self.workdir / f"{self.done:07d}.pt"
         saved = Checkpoint(
             self.experiment,
             self.index.classes,
             self.done,
             self.seed,
-            {name: tensor.cpu() for name, tensor in self.model.state_dict().items()},
+            self.model.state_dict(),
             self.optimizer.state_dict(),
             self.metrics,
             windows,
         )
-        while True:
-            try:
-                checkpoints.save(saved, file)
-                break
-            except OSError as error:
-                self.callbacks.on_write_error(error)
-        self.callbacks.on_checkpoint(self.done, file)
+        self.writer.begin(saved, self.workdir / f"{self.done:07d}.pt")
 
     def _windows(self) -> list[dict[str, Any]]:
         """The open window of every rank."""

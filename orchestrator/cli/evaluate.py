@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="Checkpoint file, or SWEEP/TRIAL.")],
+    checkpoint: Annotated[str, typer.Argument(help="File, SWEEP/TRIAL, s3://… or models:/NAME@ALIAS.")],
     data: Annotated[
         str | None, typer.Option("--data", help="A preset's data (voc, coco) or a folder; default: the trained one.")
     ] = None,
@@ -51,15 +51,16 @@ def evaluate(
     from orchestrator.evaluation.request import evaluation_request
     from orchestrator.evaluation.run import ExecutionOptions, evaluate_checkpoint
     from orchestrator.evaluation.voc_server import write_submission
-    from orchestrator.records.lookup import find_checkpoint, slug
+    from orchestrator.records.lookup import slug
     from orchestrator.settings import Settings
     from orchestrator.tracking.evaluations import track_evaluation
+    from orchestrator.workflows.networks import find_network
 
     names = _protocols(protocol)
     if submission is not None and (len(names) != 1 or names[0] not in SEGMENTATION):
         raise UsageError(f"--protocol {protocol}: --submission takes one of {', '.join(SEGMENTATION)}")
     settings, console = Settings.from_environment(), Console()
-    file = find_checkpoint(checkpoint, settings)
+    file = find_network(checkpoint, settings)
     request = evaluation_request(
         file,
         names,

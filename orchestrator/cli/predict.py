@@ -12,7 +12,7 @@ from mcc_core.errors import MCCError, UsageError
 
 
 def predict(
-    checkpoint: Annotated[str, typer.Argument(help="Checkpoint file, or SWEEP/TRIAL.")],
+    checkpoint: Annotated[str, typer.Argument(help="File, SWEEP/TRIAL, s3://… or models:/NAME@ALIAS.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, folders, patterns, or a .txt list of files.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for masks, overlays, panels and scores.csv.")],
     protocol: Annotated[str, typer.Option("--protocol", help="single, ms or ms_crf: what masks are.")] = "ms",
@@ -29,12 +29,12 @@ def predict(
     from mcc_core.data.image_files import image_files
     from mcc_core.evaluation.inference import predict_files
     from mcc_core.evaluation.protocols import SEGMENTATION
-    from orchestrator.records.lookup import find_checkpoint
     from orchestrator.settings import Settings
+    from orchestrator.workflows.networks import find_network
 
     if protocol not in SEGMENTATION:
         raise UsageError(f"--protocol {protocol}: not one of {', '.join(SEGMENTATION)}")
-    file, (files, left_out) = find_checkpoint(checkpoint, Settings.from_environment()), image_files(images)
+    file, (files, left_out) = find_network(checkpoint, Settings.from_environment()), image_files(images)
     columns = (TextColumn("predicting"), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True) as progress:
         task = progress.add_task("", total=len(files))

@@ -11,13 +11,14 @@ from mcc_core.errors import UsageError
 
 
 def import_weights(
-    file: Annotated[Path, typer.Argument(help="Checkpoint of published MCC, ToCo, AFA or FSR code, or a backbone.")],
+    file: Annotated[Path, typer.Argument(help="Checkpoint of published code of one of the methods, or a backbone.")],
     out: Annotated[Path | None, typer.Option("--out", help="Default: the file's name with .mcc.pt.")] = None,
     base: Annotated[
         str | None, typer.Option("--base", help="Preset or experiment file for what the weights do not say.")
     ] = None,
     method: Annotated[
-        str | None, typer.Option("--method", help="Whose network it is. Default: that of --base, or mcc.")
+        str | None,
+        typer.Option("--method", help="Whose network it is. Default: --base's, or as its tensors say."),
     ] = None,
 ) -> None:
     """Turn a published weights file into a checkpoint.

@@ -10,9 +10,10 @@ from mcc_core import checkpoint as checkpoints
 from mcc_core.data.index_file import INDEX
 from mcc_core.errors import UsageError
 from mcc_core.evaluation.protocols import ProtocolName
+from mcc_core.evaluation.scoring import protocol_settings
 from mcc_core.experiment_files import load_base, merge, preset_names
 from mcc_core.methods.registry import experiment_of
-from orchestrator.evaluation.run import Request, protocol_settings
+from orchestrator.evaluation.run import Request
 
 PREFIX = "evaluation."
 
@@ -53,5 +54,6 @@ def evaluation_request(
         raise UsageError(f"--set {wrong[0]}: an evaluation takes data.* and {PREFIX}* alone")
     experiment = experiment_of(merge(fields, known, "--set"), f"{checkpoint} with --set")
     special = {key.removeprefix(PREFIX): value for key, value in changes.items() if key.startswith(PREFIX)}
-    settings = protocol_settings(saved, protocols, merge({}, special, "--set"), "--set evaluation")
+    nested = merge({}, special, "--set")
+    settings = protocol_settings(saved.experiment, len(saved.classes), protocols, nested, "--set evaluation")
     return Request(checkpoint, saved, experiment.data, split, settings, limit, keep_masks, blind)

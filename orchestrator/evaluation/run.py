@@ -8,20 +8,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from mcc_core.checkpoint import Checkpoint
-from mcc_core.config import DataConfig, EvaluationConfig
+from mcc_core.config import DataConfig
 from mcc_core.data.index import DataIndex, Item, build_index
 from mcc_core.device import chosen_device
 from mcc_core.errors import DataError, UsageError
 from mcc_core.evaluation.metrics import Metric
-from mcc_core.evaluation.protocols import ProtocolName, needs_crf, supported
+from mcc_core.evaluation.protocols import needs_crf
 from mcc_core.evaluation.scoring import ImageScore, Scorer, Setting, metrics, totals
 from mcc_core.files import file_digest, json_digest, made_folder, whole
-from mcc_core.methods.registry import method_of
+from mcc_core.precision import named_precision
 from mcc_core.pseudo_labels.crf import require_crf
-from mcc_core.validation import validate
 from orchestrator.cluster.session import cluster
 from orchestrator.evaluation.map_cache import MapCache
 from orchestrator.evaluation.sharding import sharded_scores
@@ -68,21 +66,6 @@ class Evaluation:
     def masks(self, setting: str) -> Path:
         """Folder of the label maps, where they were kept."""
         return self.folder / "masks" / setting
-
-
-def protocol_settings(
-    saved: Checkpoint, protocols: Sequence[ProtocolName], changes: Mapping[str, Any], source: str
-) -> tuple[Setting, ...]:
-    """The published parameters of each protocol with `changes` (nested) put in. Raises UsageError."""
-    method = method_of(saved.experiment)
-    possible = supported(method.map_stages)
-    if wrong := [name for name in protocols if name not in possible]:
-        raise UsageError(f"{wrong[0]}: {method.title} has no such class map; its protocols are {', '.join(possible)}")
-    config = method.evaluation(saved.experiment, len(saved.classes)).model_dump()
-    for name, value in changes.items():
-        config[name] = config[name] | value if isinstance(value, Mapping) and name in config else value
-    checked = validate(EvaluationConfig, config, source)
-    return tuple(Setting(name, name, checked) for name in protocols)
 
 
 def evaluate_checkpoint(
@@ -157,6 +140,7 @@ def _header(request: Request, saved: Checkpoint, index: DataIndex) -> dict[str, 
             {"name": s.name, "protocol": s.protocol, "config": s.config.model_dump(mode="json")}
             for s in request.settings
         ],
+        **named_precision(saved.experiment.compute.precision),
     }
 
 
@@ -223,10 +207,14 @@ def _write_mask(file: Path, content: bytes) -> None:
 
 def _write(result: Evaluation) -> None:
     """`metrics.json` and `metrics.csv`. A setting's values stand under its name; each says what it measured."""
-    content = dict(result.header) | {
-        "images": len(result.images),
-        "metrics": {name: {m.key: m.value for m in found} for name, found in result.metrics.items()},
-    }
+    content = (
+        {"precision": "float32"}
+        | dict(result.header)
+        | {
+            "images": len(result.images),
+            "metrics": {name: {m.key: m.value for m in found} for name, found in result.metrics.items()},
+        }
+    )
     (result.folder / "metrics.json").write_text(json.dumps(content, indent=1))
     with (result.folder / "metrics.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)

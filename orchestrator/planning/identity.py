@@ -28,10 +28,11 @@ _WITHOUT: dict[str, tuple[str, ...]] = {
 }
 # Files that training does not run, or that say nothing but messages and pictures.
 _NOT_TRAINING = {
-    *("visualize.py", "inference.py", "crf.py", "errors.py", "protocols.py", "scoring.py"),
+    *("visualize.py", "inference.py", "crf.py", "errors.py", "protocols.py", "scoring.py", "pseudo_label.py"),
     *("published.py", "import_weights.py", "registry.py"),
     *("archives.py", "prepare.py", "prepare_voc.py", "prepare_coco.py", "prepare_folder.py"),
 }
+_NOT_TRAINING_PLACES = ("__init__.py", "api/", "exporting/")  # what is offered to others, below the package
 
 
 def trial_identity(experiment: Experiment, seed: int, fingerprint: str) -> str:
@@ -54,12 +55,13 @@ def trial_identity(experiment: Experiment, seed: int, fingerprint: str) -> str:
 
 
 def weights_identity(model: ModelConfig) -> str:
-    """What the initial weights are: a file by its content, a download by name and its library's version."""
+    """What the initial weights are: a file by its content, a download by name and version."""
     if model.weights == "random":
         return "random"
-    if isinstance(model.weights, str):
-        library = "timm" if model.weights == "timm" else "segmentation_models_pytorch"
-        return f"{library} {version(library)} {model.backbone}"
+    if model.weights == "timm":
+        return f"timm {version('timm')} {model.backbone}"
+    if isinstance(model.weights, str):  # of a revision that the source names
+        return f"{model.weights} {model.backbone}"
     file = Path(model.weights)
     stat = file.stat()
     return _file_hash(file, stat.st_size, stat.st_mtime_ns)
@@ -72,7 +74,7 @@ def method_source(method: Method) -> str:
     """
     package = Path(mcc_core.__file__).parent
     others = tuple(f"methods/{name}/" for name in METHODS if name != method.name)
-    shared = source_hash(package, others)
+    shared = source_hash(package, (*_NOT_TRAINING_PLACES, *others))
     own = Path(inspect.getfile(type(method)))
     if own.is_relative_to(package):
         return shared

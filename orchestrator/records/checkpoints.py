@@ -32,9 +32,9 @@ class CheckpointRecord:
     attempt: int = 0  # that wrote it; 0 where it is not known
 
     @classmethod
-    def of(cls, file: Path, iteration: int, score: float | None, attempt: int) -> CheckpointRecord:
-        """Describe a local checkpoint file."""
-        return cls(iteration, file.stat().st_size, file_digest(file), score, attempt)
+    def of(cls, file: Path, iteration: int, score: float | None, attempt: int, sha256: str = "") -> CheckpointRecord:
+        """Describe a local checkpoint file; its digest is made where it is not known."""
+        return cls(iteration, file.stat().st_size, sha256 or file_digest(file), score, attempt)
 
     def key(self, identity: str) -> str:
         """Key of the file; the sidecar has `.json` behind it."""
@@ -54,9 +54,9 @@ class CheckpointStore:
         for one in [s for s in saved if s.iteration > start]:
             self._remove(one)
 
-    def add(self, file: Path, iteration: int, score: float | None) -> str:
+    def add(self, file: Path, iteration: int, score: float | None, sha256: str = "") -> str:
         """Queue a local checkpoint file, which is moved away, and its sidecar after it. Returns its key."""
-        one = CheckpointRecord.of(file, iteration, score, self.attempt)
+        one = CheckpointRecord.of(file, iteration, score, self.attempt, sha256)
         key = one.key(self.identity)
         self.outbox.put_file(key, file)
         self.outbox.put(f"{key}.json", json.dumps(asdict(one)).encode())

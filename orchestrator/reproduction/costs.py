@@ -46,7 +46,7 @@ def row_costs(table: PaperTable, sweep: SweepFile, plan: Plan | None, settings: 
         images = sum(e.train.iterations * e.train.global_batch for e in trials)
         pflop = _pflop(known, images) if scale == "paper" else None
         run = known.run if scale == "paper" else None
-        told = f"{_hours(run.hours)} on {run.gpus} {run.device}" if run else NONE
+        told = f"{_hours(run.hours)} x {run.gpus}" if run else NONE
         done, here = (None, None) if plan is None else _here(table, point, plan, settings)
         hours = 1e15 * pflop / speed / 3600 if pflop and speed else None
         made.append(RowCost(point, known.network, len(trials), done, images, pflop, told, hours, here))
@@ -81,8 +81,8 @@ def _here(table: PaperTable, point: str, plan: Plan, settings: Settings) -> tupl
 
 def cost_rows(costs: Sequence[RowCost], device: str | None, here: str) -> list[list[str]]:
     """Header and lines for people, the sum last where there are several."""
-    head = ["configuration", "trials", "done", "training images", "PFLOP", "published code took"]
-    text = [[*head, f"GPU-hours on {device}" if device else "GPU-hours", f"{here}-hours here"]]
+    head = ["configuration", "trials", "done", "images", "PFLOP", "published"]
+    text = [[*head, f"{device}-hours" if device else "GPU-hours", f"{here}-hours"]]
     for cost in costs:
         name = f"{cost.point} ({cost.network})" if cost.network else cost.point
         done = NONE if cost.done is None else str(cost.done)
@@ -106,7 +106,10 @@ def notes(
         rows = [(cost.point, table.row(cost.point)) for cost in counted]
         text = ", ".join(f"{point} {row.forwards:g} forwards of {row.gflop:g} GFLOP an image" for point, row in rows)
         lines.append(f"FLOPs: {text}, counted by benchmarks/step.py")
-        lines.append("GPU-hours: if FLOPs take as long as the published code's took in its log; not measured here")
+        lines.append(
+            f"published: of the published code's log, x {published_device(table)}; hours on it of each row: if FLOPs "
+            "take as long as they took there, not measured here"
+        )
     if counted and (rest := [cost.point for cost in costs if cost.gpu_hours is None]):
         lines.append(f"not counted: {', '.join(rest)}; on the machine that trains, --plan measures steps (last column)")
     if rate:

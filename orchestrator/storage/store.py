@@ -134,6 +134,11 @@ class Storage:
         info = self._fs.get_file_info(self._path(key))
         return int(info.size) if info.type == fs.FileType.File else None
 
+    def stored(self, key: str) -> Stored | None:
+        """Size and age of a file, None when there is none."""
+        info = self._fs.get_file_info(self._path(key))
+        return Stored(key, int(info.size), info.mtime.timestamp()) if info.type == fs.FileType.File else None
+
     def list(self, prefix: str) -> Sequence[str]:
         """Keys of the files directly in the folder `prefix`, sorted. None there: an empty list."""
         return [key for key, kind in self._entries(prefix) if kind == fs.FileType.File]

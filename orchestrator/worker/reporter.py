@@ -58,7 +58,7 @@ class Reporter(Callbacks):
         self.checkpoints = CheckpointStore(outbox, task.identity, task.mode, saved, resume.iteration, resume.attempt)
         self.iteration = resume.iteration
         self.speed = _SpeedMeter(experiment, resume.iteration)
-        self.pending: tuple[int, Path] | None = None
+        self.scores: dict[int, float | None] = {}  # of evaluations whose checkpoints are not written yet
         self.started = False
         self.full_since: float | None = None
         self.pictures: list[int] = []  # bytes of each
@@ -79,9 +79,13 @@ class Reporter(Callbacks):
         self.speed.step(record)
         self.log.emit("metrics", record.iteration, metrics=record.metrics)
 
-    def on_checkpoint(self, iteration: int, file: Path) -> None:
+    def on_checkpoint(self, iteration: int, file: Path, sha256: str) -> None:
         # Stored after the evaluation's events: a trial that goes on from it does not evaluate this iteration again.
-        self.pending, self.full_since = (iteration, file), None
+        self.full_since = None
+        self.log.flush()
+        key = self.checkpoints.add(file, iteration, self.scores.pop(iteration, None), sha256)
+        self.log.emit("checkpoint", iteration, path=key)
+        self.log.flush()
 
     def on_write_error(self, error: OSError) -> None:
         """Somebody may make room on a full disk; until then the training waits."""
@@ -95,7 +99,7 @@ class Reporter(Callbacks):
     def on_evaluation(self, record: EvaluationRecord) -> None:
         self.speed.evaluation()
         metrics = {metric.key: metric.value for metric in record.metrics}
-        self.log.emit("metrics", record.iteration, metrics=metrics)
+        self.log.emit("metrics", record.iteration, metrics=metrics, precision=record.precision)
         for name, picture in record.panels:
             path = f"{layout.images(self.task.identity)}/{record.iteration:07d}-{_slug(name)}.png"
             encoded = io.BytesIO()
@@ -103,27 +107,15 @@ class Reporter(Callbacks):
             self.outbox.put(path, encoded.getvalue())
             self.pictures.append(len(encoded.getvalue()))
             self.log.emit("image", record.iteration, key=f"panel/{name}", path=path)
-        self.store(metrics.get(self.task.metric))
+        self.scores[record.iteration] = metrics.get(self.task.metric)
         if self.to_ray:
             _report(metrics | {"iteration": record.iteration})
         self.speed.restart()
-
-    def store(self, score: float | None) -> None:
-        """Queue the pending checkpoint after every event so far; its own event comes after it."""
-        if self.pending is None:
-            return
-        iteration, file = self.pending
-        self.pending = None
-        self.log.flush()
-        key = self.checkpoints.add(file, iteration, score)
-        self.log.emit("checkpoint", iteration, path=key)
-        self.log.flush()
 
     def end(self, outcome: Outcome, pruned: str | None = None) -> None:
         """The run is over, or stopped by the scheduler for the reason `pruned`; returns when everything is in storage.
 
         Raises OSError when storage does not answer."""
-        self.store(None)
         if outcome.status == "finished" and (speed := self.speed.result()):
             profile = speed_profile(self.experiment, self.task.cpus_per_worker, self.task.gpus_per_worker)
             size = self.checkpoints.saved[-1].size if self.checkpoints.saved else None

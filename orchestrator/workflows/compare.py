@@ -13,9 +13,10 @@ from mcc_core.evaluation.protocols import ProtocolName
 from orchestrator.analysis.images import ImageComparison, Scored, compare_images, over_seeds, read_scored
 from orchestrator.evaluation.request import evaluation_request
 from orchestrator.evaluation.run import ExecutionOptions, evaluate_checkpoint, scores_identity
-from orchestrator.records.lookup import find_checkpoint, networks_by_seed
+from orchestrator.records.lookup import networks_by_seed
 from orchestrator.reports.gallery import Side, write_gallery
 from orchestrator.settings import Settings
+from orchestrator.workflows.networks import find_network
 
 
 def compare_networks(
@@ -42,7 +43,7 @@ def compare_networks(
     def scored(name: str, argument: str) -> tuple[Scored, Side | None]:
         if Path(name).is_dir():
             return read_scored(Path(name), protocol, name), None
-        file = find_checkpoint(name, settings, argument)
+        file = find_network(name, settings, argument)
         chosen = cast(ProtocolName, protocol or "ms")
         request = evaluation_request(file, [chosen], split, {}, limit=limit)
         # By all that decides the scores: after a change of the data they are made anew, not refused.

@@ -27,19 +27,18 @@ from mcc_core.checkpoint import Checkpoint
 from mcc_core.errors import UsageError
 from mcc_core.evaluation.metrics import Metric
 from mcc_core.evaluation.protocols import PROTOCOLS
-from mcc_core.evaluation.scoring import Setting
+from mcc_core.evaluation.scoring import Setting, protocol_settings
 from mcc_core.experiment_files import merge
 from mcc_core.files import file_digest, json_digest
 from mcc_core.structured_files import read_yaml
 from mcc_core.validation import validate
 from orchestrator.analysis.figures import summary
 from orchestrator.environment import git_state
-from orchestrator.evaluation.run import Evaluation, ExecutionOptions, Request, evaluate_checkpoint, protocol_settings
+from orchestrator.evaluation.run import Evaluation, ExecutionOptions, Request, evaluate_checkpoint
 from orchestrator.records import layout
 from orchestrator.records import sweeps as catalog
 from orchestrator.records.events import trial_state, write_attempt
 from orchestrator.records.leases import refuse_deleted
-from orchestrator.records.lookup import find_checkpoint
 from orchestrator.records.plans import PlanRecord
 from orchestrator.records.results import Result
 from orchestrator.records.status import TrialStatus
@@ -47,6 +46,7 @@ from orchestrator.settings import Settings
 from orchestrator.spec.posthoc_file import PosthocFile
 from orchestrator.storage.store import Storage
 from orchestrator.tracking.background import BackgroundSync
+from orchestrator.workflows.networks import find_network
 
 _MOST = 1000  # points
 
@@ -106,7 +106,7 @@ def is_posthoc(file: Path) -> bool:
 def plan_posthoc(source: Path, settings: Settings) -> Posthoc:
     """Check a sweep file of this kind. Raises UsageError, one line per mistake."""
     file = validate(PosthocFile, read_yaml(source), str(source))
-    checkpoint = find_checkpoint(file.of, settings, f"{source}: of")
+    checkpoint = find_network(file.of, settings, f"{source}: of")
     saved = checkpoints.load(checkpoint)
     measured = ["miou", "pixel_accuracy", *(f"iou/{name}" for name in ("background", *saved.classes))]
     measured += ["coverage"] if file.protocol == "refined" else []
@@ -127,7 +127,7 @@ def plan_posthoc(source: Path, settings: Settings) -> Posthoc:
     for values in combinations:
         varied = dict(zip(file.parameters, values, strict=True))
         fields = merge({}, file.set | varied, str(source))
-        (found,) = protocol_settings(saved, [file.protocol], fields, str(source))
+        (found,) = protocol_settings(saved.experiment, len(saved.classes), [file.protocol], fields, str(source))
         name = ",".join(f"{key.rsplit('.', 1)[-1]}={_text(value)}" for key, value in varied.items())
         setting = Setting(name, found.protocol, found.config)
         content = [digest, saved.experiment.data.model_dump(mode="json"), file.split, file.limit]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import doc_commands as docs
 import numpy as np
 import pytest
@@ -103,7 +104,8 @@ def test_a_command_of_the_documentation_works(command: docs.Command, folder: Pat
     if command.reason:
         _exists(command.text)
         pytest.skip(f"{command}: {command.reason}")
-    env = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "200", "TERM": "dumb"}
+    paths = (str(commands.as_program(folder / "bin").parent), str(BIN), os.environ["PATH"])
+    env = os.environ | {"PATH": ":".join(paths), "COLUMNS": "200", "TERM": "dumb"}
     env |= {"MCC_HOME": str(folder / ".mcc"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(docs.ROOT)}
     done = subprocess.run(
         ["bash", "-c", command.in_test], capture_output=True, text=True, cwd=folder, env=env, timeout=LIMIT_S
@@ -114,6 +116,17 @@ def test_a_command_of_the_documentation_works(command: docs.Command, folder: Pat
     for line in filter(None, command.prints):
         pattern = r"\s+".join(re.escape(word).replace("…", ".*") for word in line.split())
         assert re.search(pattern, said), f"{line!r} is not in what {command.in_test} says:\n{said}"
+
+
+@pytest.mark.parametrize("page", [page for page in docs.PAGES if docs.python(page)])
+def test_python_of_the_documentation_runs(page: str, folder: Path) -> None:
+    """All of a page as one program, after the commands."""
+    (folder / "page.py").write_text(docs.python(page))
+    env = os.environ | {"MCC_HOME": str(folder / ".mcc"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(docs.ROOT)}
+    done = subprocess.run(
+        [sys.executable, "page.py"], capture_output=True, text=True, cwd=folder, env=env, timeout=LIMIT_S
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def _exists(text: str) -> None:

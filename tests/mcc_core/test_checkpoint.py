@@ -9,12 +9,12 @@ from typing import Any
 import golden
 import pytest
 import torch
+from experiments import mcc_experiment
 from safetensors.torch import save_file
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
 from mcc_core.errors import UsageError
-from mcc_core.experiment_files import resolve
 from mcc_core.import_weights import import_weights
 from mcc_core.methods.mcc.network import MCCNet
 from mcc_core.methods.registry import method_of
@@ -25,7 +25,7 @@ LAYOUTS = json.loads((Path(__file__).parents[1] / "data" / "golden" / "checkpoin
 
 @pytest.fixture
 def saved(tmp_path: Path) -> tuple[Checkpoint, Path]:
-    experiment = resolve("tiny", {"mask.ratio": {"schedule": "linear", "start": 0.5, "end": 0.9}})
+    experiment = mcc_experiment("tiny", {"mask.ratio": {"schedule": "linear", "start": 0.5, "end": 0.9}})
     network = MCCNet(experiment.model, 3)
     one = Checkpoint(experiment, ("a", "b", "c"), 7, 1, network.state_dict(), None, {"val/seg/single/miou": 0.5})
     checkpoints.save(one, tmp_path / "x.pt")
@@ -71,7 +71,7 @@ def test_published_layout_fills_the_network(prefix: str) -> None:
     layout = LAYOUTS["voc_deit_tiny"]
     assert golden.published_layout(192, 21).items() == {k: v for k, v in layout.items() if ".head." not in k}.items()
     state = {prefix + name: torch.full(shape, 2.0) for name, shape in layout.items()}
-    experiment = resolve("voc", {"model.backbone": "deit_tiny_patch16_224", "model.weights": "random"})
+    experiment = mcc_experiment("voc", {"model.backbone": "deit_tiny_patch16_224", "model.weights": "random"})
     network = MCCNet(experiment.model, 20)
     network.load_state_dict(from_published(state))
     assert all((tensor == 2).all() for tensor in network.state_dict().values())
@@ -80,7 +80,7 @@ def test_published_layout_fills_the_network(prefix: str) -> None:
 @pytest.mark.parametrize("name", ["voc_deit_base", "coco_deit_base"])
 def test_published_names_and_shapes_are_ours(name: str) -> None:
     """Shapes only: the network is built without memory behind it."""
-    experiment = resolve("voc", {"model.weights": "random"})
+    experiment = mcc_experiment("voc", {"model.weights": "random"})
     with torch.device("meta"):
         network = MCCNet(experiment.model, 20 if "voc" in name else 80)
         published = from_published({n: torch.empty(shape) for n, shape in LAYOUTS[name].items()})
@@ -91,7 +91,7 @@ def test_published_names_and_shapes_are_ours(name: str) -> None:
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".pt"])  # the last: a checkpoint of ours
 def test_local_backbone_weights(tmp_path: Path, suffix: str) -> None:
     args = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
-    source = resolve("tiny", {"model.backbone_args": {**args, "img_size": 64}, "model.aux_block": 1})
+    source = mcc_experiment("tiny", {"model.backbone_args": {**args, "img_size": 64}, "model.aux_block": 1})
     network = MCCNet(source.model, 2)
     vit = network.encoder.vit
     state = {name: tensor.clone().half() for name, tensor in vit.state_dict().items()} | {"head.bias": torch.ones(3)}
@@ -102,25 +102,25 @@ def test_local_backbone_weights(tmp_path: Path, suffix: str) -> None:
     else:
         save_file(state, path) if suffix == ".safetensors" else torch.save({"model": state}, path)
     other = {"model.backbone_args": {**args, "img_size": 96}, "model.aux_block": 1, "model.weights": str(path)}
-    loaded = MCCNet(resolve("tiny", other).model, 2).encoder.vit
+    loaded = MCCNet(mcc_experiment("tiny", other).model, 2).encoder.vit
     assert loaded.pos_embed.shape[1] == 145  # resized from 65
     assert torch.equal(loaded.blocks[1].mlp.fc1.weight, state["blocks.1.mlp.fc1.weight"].float())
 
     deeper = other | {"model.backbone_args": {**args, "depth": 3}}
     with pytest.raises(UsageError, match=r"lacks 1[0-9] tensors of the backbone, such as blocks\.2"):
-        MCCNet(resolve("tiny", deeper).model, 2)
+        MCCNet(mcc_experiment("tiny", deeper).model, 2)
     wider = other | {"model.backbone_args": {**args, "embed_dim": 48}}
     with pytest.raises(UsageError, match="does not fit"):
-        MCCNet(resolve("tiny", wider).model, 2)
+        MCCNet(mcc_experiment("tiny", wider).model, 2)
 
 
 def test_missing_weights_say_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="no such file"):
-        MCCNet(resolve("tiny", {"model.weights": str(tmp_path / "no.pth")}).model, 2)
+        MCCNet(mcc_experiment("tiny", {"model.weights": str(tmp_path / "no.pth")}).model, 2)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with pytest.raises(UsageError, match="not a timm model"):
-        MCCNet(resolve("tiny", {"model.backbone": "deit_tinny"}).model, 2)
+        MCCNet(mcc_experiment("tiny", {"model.backbone": "deit_tinny"}).model, 2)
 
 
 def _published_file(path: Path, wrap: str | None = None, **changes: torch.Tensor | None) -> Path:
@@ -141,7 +141,7 @@ def test_published_file_becomes_a_checkpoint(tmp_path: Path, wrap: str | None) -
     checkpoints.save(found.checkpoint, out)
     network = checkpoints.load(out).network()
     expected = golden.recorded_weights(LAYOUTS["voc_deit_tiny"])
-    assert torch.equal(network.decoder.conv7.weight, expected["decoder.conv7.weight"])
+    assert torch.equal(network.get_parameter("decoder.conv7.weight"), expected["decoder.conv7.weight"])
     with pytest.raises(UsageError, match="is an mcc checkpoint already"):
         import_weights(out)
 
@@ -237,7 +237,7 @@ def test_every_door_says_what_a_file_is_instead_of_weights(tmp_path: Path, conte
     doors = (
         lambda: import_weights(path),
         lambda: checkpoints.load(path),
-        lambda: MCCNet(resolve("tiny", {"model.weights": str(path)}).model, 2),
+        lambda: MCCNet(mcc_experiment("tiny", {"model.weights": str(path)}).model, 2),
     )
     for door in doors:
         with pytest.raises(UsageError) as caught:
@@ -261,7 +261,7 @@ def test_what_is_not_finite_is_refused_at_every_door(
     with pytest.raises(UsageError, match=r"x.pt: not finite: model.encoder.vit.cls_token has 1 of"):
         checkpoints.load(path)
     with pytest.raises(UsageError, match=r"model.weights: .*x.pt: not finite: encoder.vit.cls_token has 1 of"):
-        MCCNet(resolve("tiny", {"model.weights": str(path)}).model, 2)
+        MCCNet(mcc_experiment("tiny", {"model.weights": str(path)}).model, 2)
 
 
 def test_weights_are_known_by_content_not_by_name(tmp_path: Path) -> None:

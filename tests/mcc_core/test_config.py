@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from experiments import mcc_experiment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +26,7 @@ def test_presets_are_valid_and_say_what_they_are_for(name: str) -> None:
 
 def test_published_defaults() -> None:
     """The recipe table of the published code."""
-    e = resolve("voc")
+    e = mcc_experiment("voc")
     assert (e.thresholds.foreground, e.thresholds.background, e.thresholds.score) == (0.70, 0.25, 0.50)
     assert (e.loss.aff, e.loss.mcc, e.loss.seg, e.loss.reg) == (0.2, 0.5, 0.1, 0.05)
     assert (e.mask.ratio, e.mask.scale, e.mask.views) == (0.95, 4, 8)
@@ -33,7 +34,7 @@ def test_published_defaults() -> None:
     assert (e.train.iterations, e.train.crop, e.loss.seg_start) == (20_000, 448, 2000)
     assert e.train.batch_size * e.train.workers == 4
     assert (e.cam.positiveness_aux_until, e.cam.pseudo_label_aux_until) == (12_000, 0)
-    coco = resolve("coco")
+    coco = mcc_experiment("coco")
     assert (coco.thresholds.foreground, coco.thresholds.score) == (0.65, 0.45)
     assert (coco.cam.positiveness_aux_until, coco.cam.pseudo_label_aux_until) == (None, 12_000)
     assert (coco.train.iterations, coco.loss.seg_start) == (80_000, 8000)
@@ -72,12 +73,13 @@ def test_unreadable_files(tmp_path: Path) -> None:
     broken.write_text("a: [1,\nb: 2")
     listed = tmp_path / "list.yaml"
     listed.write_text("- 1")
-    for base, message in [
+    cases: list[tuple[str | Path, str]] = [
         (tmp_path / "none.yaml", "No such file"),
         (broken, "line 2"),
         (listed, "expected a mapping"),
         ("nonsense", "neither a preset (afa, "),
-    ]:
+    ]
+    for base, message in cases:
         with pytest.raises(UsageError) as caught:
             resolve(base)
         assert message in str(caught.value)
@@ -91,7 +93,7 @@ def test_yaml_cannot_construct_objects(tmp_path: Path) -> None:
 
 
 def test_numeric_fields_of_losses_thresholds_and_masking_can_be_scheduled() -> None:
-    ramp = {"schedule": "cosine", "start": 0.5, "end": 0.6}
+    ramp = {"start": 0.5, "end": 0.6}
     sections = {
         "loss": {"seg_start", "aff_form", "seg_form"},
         "thresholds": {"foreground_inclusive"},
@@ -101,7 +103,7 @@ def test_numeric_fields_of_losses_thresholds_and_masking_can_be_scheduled() -> N
         for name in field_names(Experiment):
             if name.startswith(section + ".") and name.split(".")[1] not in fixed:
                 low = {"mask.scale": 1, "mask.views": 1}.get(name, 0)
-                overrides = {name: {k: v if k == "schedule" else v + low for k, v in ramp.items()}}
+                overrides: dict[str, Any] = {name: {"schedule": "cosine"} | {k: v + low for k, v in ramp.items()}}
                 if name == "thresholds.background":
                     overrides = {name: {"schedule": "cosine", "start": 0.1, "end": 0.2}}
                 elif name == "thresholds.foreground":

@@ -7,11 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
+from experiments import mcc_experiment
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mcc_core.errors import UsageError
-from mcc_core.experiment_files import load_base, merge, resolve
+from mcc_core.experiment_files import load_base, merge
 from mcc_core.structured_files import parse_yaml, read_json, read_yaml
 from orchestrator.cli.options import overrides
 from orchestrator.spec.sweep_file import load_sweep
@@ -38,7 +39,7 @@ def test_a_yaml_key_twice_is_named_with_its_lines(tmp_path: Path, text: str, lin
     assert str(caught.value).startswith(f"{file}: line {line}: {key!r} {TWICE} (first in line {first})")
     for read in (load_sweep, load_base, is_posthoc):
         with pytest.raises(UsageError, match=TWICE):
-            read(file)  # type: ignore[operator]
+            read(file)
 
 
 def test_what_a_merge_brings_in_may_be_replaced() -> None:
@@ -76,18 +77,20 @@ def test_what_yaml_stumbles_over_is_one_line_in_plain_words(text: str, said: str
 
 def test_a_section_as_a_mapping_replaces_only_what_it_names() -> None:
     assert merge({}, {"crf.steps": 2, "crf": {"srgb": 1}}, "x") == {"crf": {"steps": 2, "srgb": 1}}
-    tiny = resolve("tiny")
+    tiny = mcc_experiment("tiny")
     assert tiny.loss.seg_start == 60  # unlike the default
-    assert resolve("tiny", {"loss": {"mcc": 0.3}}).loss == tiny.loss.model_copy(update={"mcc": 0.3})
-    assert resolve("tiny", {"model.backbone_args": {"depth": 1}}).model.backbone_args == {"depth": 1}  # one value
+    assert mcc_experiment("tiny", {"loss": {"mcc": 0.3}}).loss == tiny.loss.model_copy(update={"mcc": 0.3})
+    assert mcc_experiment("tiny", {"model.backbone_args": {"depth": 1}}).model.backbone_args == {
+        "depth": 1
+    }  # one value
     ramp = {"schedule": "linear", "start": 0.5, "end": 0.9}
-    assert resolve("tiny", {"mask": {"ratio": ramp}}).mask.scale == tiny.mask.scale
+    assert mcc_experiment("tiny", {"mask": {"ratio": ramp}}).mask.scale == tiny.mask.scale
     assert (
-        resolve("tiny", {"mask.ratio": ramp, "compat": "paper"}).mask
-        == resolve("tiny", {"mask": {"ratio": ramp}, "compat": "paper"}).mask
+        mcc_experiment("tiny", {"mask.ratio": ramp, "compat": "paper"}).mask
+        == mcc_experiment("tiny", {"mask": {"ratio": ramp}, "compat": "paper"}).mask
     )
     with pytest.raises(UsageError, match=r"--set: loss.mcc: given twice, by itself and in its section"):
-        resolve("tiny", {"loss.mcc": 0.1, "loss": {"mcc": 0.3}})
+        mcc_experiment("tiny", {"loss.mcc": 0.1, "loss": {"mcc": 0.3}})
 
 
 def test_a_json_key_twice_is_named_with_its_lines(tmp_path: Path) -> None:

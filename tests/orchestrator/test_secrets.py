@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from experiments import plan_record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
@@ -96,7 +97,7 @@ def _holds(content: bytes, secret: str) -> bool:
 
 def test_an_address_with_a_password_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MCCError, match=r"MLflow at http://\*\*\*@127.0.0.1:1: ") as caught:
-        rebuild(Settings.at(tmp_path, tracking_uri="http://me:canary@127.0.0.1:1"), {"sweep": "s", "trials": []})
+        rebuild(Settings.at(tmp_path, tracking_uri="http://me:canary@127.0.0.1:1"), plan_record("s"))
     assert "canary" not in str(caught.value)
     for url in ("s3://key:canary@bucket/x", "s3://bucket/x?secret_key=canary"):
         with pytest.raises(UsageError, match="keys come from AWS_ACCESS_KEY_ID") as refused:

@@ -31,11 +31,6 @@ def settings(tmp_path: Path) -> Settings:
     return Settings.at(tmp_path / "home")
 
 
-@pytest.fixture
-def storage(settings: Settings) -> Storage:
-    return Storage(settings.storage)
-
-
 def test_a_sweep_and_its_trials_stand_as_they_did(storage: Storage) -> None:
     sweep = find(storage, "before")
     assert (sweep.id, sweep.metric, sweep.mode) == ("before-3f238c7e", "val/seg/single/miou", "max")

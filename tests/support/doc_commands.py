@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+import yaml
 
 from orchestrator.cli.app import app
 
@@ -65,7 +66,7 @@ NOT_RUN = {
     r"^mcc data prepare voc": "needs the official archives (tests/mcc_core/data/test_prepare.py has miniatures)",
     r"data/voc|VOCdevkit": "needs PASCAL VOC 2012",
     r"^mcc import-weights|--weights": "needs a published checkpoint (tests/mcc_core/test_checkpoint.py makes some)",
-    r"^mcc reproduce voc-table1": "needs PASCAL VOC 2012 and GPUs",
+    r"^mcc reproduce voc-table1(?!.*--plan)": "needs PASCAL VOC 2012 and GPUs",
     r"^(cp|pip|git|docker|kubectl|sbatch|ray|export|python -m|python benchmarks)\b": "not of this program",
 }
 
@@ -160,6 +161,16 @@ def commands(page: str) -> list[Command]:
                 last = found[-1]
                 found[-1] = Command(last.page, last.line, last.text, (*last.prints, text))
     return found
+
+
+def python(page: str) -> str:
+    """The page's ```python blocks that are no files, as one program, made small; nothing where there are none."""
+    text = "\n".join(block.text for block in blocks(page) if block.language == "python" and not block.title)
+    if "import mcc_core as mcc" not in text:
+        return ""
+    changes = [setting.split("=", 1) for setting in (*SMALLEST, *SHAPES)]
+    small = {key: yaml.safe_load(value.replace(":", ": ")) for key, value in changes}
+    return text.replace('mcc.experiment("tiny", {', f'mcc.experiment("tiny", {small!r} | {{')
 
 
 def inline_commands(page: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from orchestrator.planning.plan import Plan, plan_sweep
 from orchestrator.settings import Settings
 from orchestrator.spec.sweep_file import SweepFile
 
@@ -40,3 +41,8 @@ def tiny_sweep(name: str = "tiny", **fields: Any) -> SweepFile:
 def settings_in(folder: Path, **changes: Any) -> Settings:
     """Settings with everything below a folder."""
     return Settings.at(folder / "home", **changes)
+
+
+def tiny_plan(settings: Settings, **fields: Any) -> Plan:
+    """The plan of a sweep on the smallest experiment, without an estimate of its time."""
+    return plan_sweep(tiny_sweep(**fields), "s.yaml", settings=settings, estimate=False)

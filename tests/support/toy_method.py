@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mcc_core import config as shared
 from mcc_core.config import EvaluationConfig, Fraction, OptimConfig, Weight
-from mcc_core.data.transforms import normalise
+from mcc_core.data.colours import normalise
 from mcc_core.methods.base import Augmentation, Method, Step
 from mcc_core.methods.objective import Objective
 from mcc_core.networks.base import MapStage, Network, Output, ParameterGroup

@@ -24,6 +24,11 @@ class AFA(Method):
     experiment = Experiment
     terms = ("cls", "seg", "aff")
     map_stages = ("cam",)
+    published_marks = (
+        *("encoder.patch_embed1.proj.weight", "patch_embed1.proj.weight"),
+        "segformer.encoder.patch_embeddings.0.proj.weight",
+    )
+    backbone = "encoder."
 
     def network(self, experiment: Experiment, num_classes: int) -> AFANet:
         from mcc_core.methods.afa.network import AFANet
@@ -41,11 +46,11 @@ class AFA(Method):
         return OneView(experiment.augment.scale, experiment.train.crop)
 
     def evaluation(self, experiment: Experiment, num_classes: int, iteration: int | None = None) -> EvaluationConfig:
-        """The published protocol, one for VOC and COCO: the long side at 512 pixels, smaller scales, a wider CRF."""
+        """The published protocol, one for VOC and COCO: a long side like the crop, smaller scales, a wider CRF."""
         return cam_evaluation(experiment, num_classes, iteration).model_copy(
             update={
                 "style": "voc",
-                "long_side": 512,
+                "long_side": experiment.train.crop,
                 "flips": "mean",
                 "scales": (1.0, 0.5, 0.75),
                 "crf": CrfConfig(gaussian_sxy=3, gaussian_compat=3, bilateral_sxy=64),
@@ -56,6 +61,16 @@ class AFA(Method):
         from mcc_core.methods.afa.published import from_published
 
         return from_published(state)
+
+    def backbone_of(self, tensors: Mapping[str, Tensor], where: str) -> str:
+        from mcc_core.networks.mix_weights import mix_transformer_of
+
+        return mix_transformer_of(tensors, where)
+
+    def fill_backbone(self, network: AFANet, tensors: Mapping[str, Tensor], where: str) -> tuple[str, ...]:
+        from mcc_core.networks.mix_weights import fill_mix_transformer
+
+        return fill_mix_transformer(network.encoder, tensors, where)
 
     def speed_fields(self, experiment: Experiment) -> Any:
         return [experiment.model.strides, list(experiment.cam.scales)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from mcc_core import config as shared
 from mcc_core.config import CamConfig, Fraction, ParConfig, Strict, Weight
+from mcc_core.errors import UsageError
+from mcc_core.networks.mix_sizes import mix_sizes
 
 Stride = Annotated[int, Field(ge=1)]
 
@@ -22,16 +24,29 @@ class AugmentConfig(Strict):
 class ModelConfig(shared.ModelConfig):
     """The mix transformer and the heads of AFA."""
 
-    backbone: str = Field("mit_b1", description="a mix transformer of segmentation_models_pytorch: mit_b0 to mit_b5")
+    backbone: str = Field("mit_b1", description="a mix transformer: mit_b0 to mit_b5")
+    backbone_args: dict[str, Any] = Field(
+        default_factory=dict, description="sizes of its stages: embed_dims, depths, num_heads, sr_ratios, mlp_ratios"
+    )
     weights: Literal["imagenet", "random"] | Path = Field(  # type: ignore[assignment]
         "imagenet",
-        description="imagenet: the library's download (NVIDIA's weights, not for commercial use); random; or a local "
-        "file in SegFormer's naming, .safetensors/.pth, or a checkpoint",
+        description="imagenet: a download (NVIDIA's weights, not for commercial use); random; or a local file in "
+        "SegFormer's or transformers' naming, .safetensors/.pth, or a checkpoint",
     )
     strides: tuple[Stride, Stride, Stride, Stride] = Field((4, 2, 2, 1), description="of the four patch embeddings")
     decoder_channels: int = Field(256, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1, description="share of the decoder's channels that a training step drops")
     drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth of the last block; linear from 0")
+
+    @model_validator(mode="after")
+    def _can_be_had(self) -> ModelConfig:
+        try:
+            mix_sizes(self.backbone, self.backbone_args)
+        except UsageError as error:
+            raise ValueError(str(error).removeprefix("model.")) from None
+        if self.weights == "imagenet" and self.backbone_args:
+            raise ValueError("weights: imagenet's do not fit a backbone with backbone_args; give random or a file")
+        return self
 
 
 class ThresholdConfig(shared.ThresholdConfig):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,9 @@ from mcc_core.networks import base
 from mcc_core.networks.base import MapStage, Network, ParameterGroup
 from mcc_core.networks.batch_norm import SyncedBatchNorm
 from mcc_core.networks.heads import pooled_logits
+from mcc_core.networks.mix_sizes import mix_sizes
 from mcc_core.networks.mix_transformer import MixTransformer, Stages
+from mcc_core.networks.mix_weights import load_mix_transformer
 
 
 class Projection(nn.Module):
@@ -46,7 +49,7 @@ class Fusion(nn.Module):
 class MLPDecoder(nn.Module):
     """SegFormer's head: all stages projected, at the first stage's resolution, fused and classified."""
 
-    def __init__(self, widths: list[int], channels: int, outputs: int, dropout: float) -> None:
+    def __init__(self, widths: Sequence[int], channels: int, outputs: int, dropout: float) -> None:
         super().__init__()
         self.linear_c4, self.linear_c3, self.linear_c2, self.linear_c1 = (
             Projection(width, channels) for width in reversed(widths)
@@ -82,14 +85,17 @@ class AFANet(Network):
         config: encoder and head sizes.
         num_classes: foreground classes C.
         compute: precision, compilation and memory of a pass.
+
+    Raises UsageError when the initial weights cannot be had or do not fit.
     """
 
     def __init__(self, config: ModelConfig, num_classes: int, compute: ComputeConfig | None = None) -> None:
         super().__init__()
         compute = compute or ComputeConfig()
-        self.encoder = MixTransformer(
-            config.backbone, config.backbone_args, config.strides, config.drop_path, config.weights
-        )
+        sizes = mix_sizes(config.backbone, config.backbone_args)
+        self.encoder = MixTransformer(sizes, config.strides, config.drop_path)
+        if config.weights != "random":
+            load_mix_transformer(self.encoder, config.backbone, config.weights)
         self.stride = max(self.encoder.stride, self.encoder.least_side)
         self.num_classes = num_classes
         width = self.encoder.widths[-1]
@@ -131,10 +137,9 @@ class AFANet(Network):
         for block, x in zip(self.last_blocks, features.last_inputs, strict=True):
             attention = block.attn
             mine, weights = weights[: attention.num_heads], weights[attention.num_heads :]
-            tokens = block.norm1(x[:count].flatten(2).transpose(1, 2))
+            tokens = block.norm1(x[:count])
             width = tokens.shape[-1]
-            bias = None if attention.kv.bias is None else attention.kv.bias[:width]
-            keys = F.linear(tokens, attention.kv.weight[:width], bias)
+            keys = F.linear(tokens, attention.kv.weight[:width], attention.kv.bias[:width])
             queries = attention.q(tokens) * mine.repeat_interleave(width // attention.num_heads)
             total = total + queries @ keys.transpose(1, 2)
         assert isinstance(total, Tensor) and self.attn_proj.bias is not None

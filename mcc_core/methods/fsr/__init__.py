@@ -24,6 +24,8 @@ class FSR(Method):
     experiment = Experiment
     terms = ("cls", "cls_aux", "fsr_class", "fsr_patch", "ptc", "seg", "reg")
     map_stages = ("cam", "aux_cam")
+    published_marks = ("encoder.cls_blocks.0.attn.q.weight",)
+    published_heads = ("classifier.weight", "top_classifier.weight")
 
     def network(self, experiment: Experiment, num_classes: int) -> FSRNet:
         from mcc_core.methods.fsr.network import FSRNet

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from mcc_core import config as shared
-from mcc_core.config import Fraction, Strict, Weight
+from mcc_core.config import Fraction, PamrConfig, Strict, Weight
 
 
 class ModelConfig(shared.ModelConfig):
@@ -76,21 +76,13 @@ class ScoreConfig(Strict):
     penalty_floor: float = Field(0.01, gt=0)
 
 
-class PseudoLabelConfig(Strict):
-    """Pixel-adaptive mask refinement (PAMR) of the masks, and the thresholds on it."""
-
-    iterations: int = Field(10, ge=0)
-    dilations: tuple[int, ...] = Field((1, 2, 4, 8, 12, 24), min_length=1)
-    spread: float = Field(0.1, gt=0, description="width of the colour kernel, in local standard deviations")
-    foreground: float = Field(0.6, ge=0, le=1, description="a class has the pixels above this share of its maximum")
-    background: float = Field(0.7, ge=0, le=1, description="the same of the background")
-    least: float = Field(0.2, ge=0, le=1, description="and above this in any case")
-
-
 class LossConfig(shared.LossConfig):
     """Weights of the loss terms."""
 
     cls: Weight = Field(1.0, description="multi-label soft margin of the class scores of both views")
+    positive_weight: PositiveFloat | tuple[PositiveFloat, ...] = Field(
+        1.0, description="in cls, of a class that an image has: one number, or one for each class"
+    )
     reg1: Weight = Field(4.0, description="difference of the two views' masks of the image's classes")
     reg2: Weight = Field(4.0, description="difference of the two views' codes, the largest atom of each pixel")
     seg: Weight = Field(1.0, description="class-balanced cross entropy to the pseudo-label")
@@ -145,7 +137,7 @@ class Experiment(shared.Experiment):
     factorisation: FactorisationConfig = FactorisationConfig()
     gate: GateConfig = GateConfig()
     score: ScoreConfig = ScoreConfig()
-    pseudo_label: PseudoLabelConfig = PseudoLabelConfig()
+    pseudo_label: PamrConfig = PamrConfig()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     compute: ComputeConfig = ComputeConfig()

@@ -1,4 +1,4 @@
-"""Formulas of SLRNet: class score, regularisers, pseudo-label, class-balanced cross entropy."""
+"""Formulas of SLRNet: class score, regularisers, class-balanced cross entropy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mcc_core.methods.slrnet.config import PseudoLabelConfig, ScoreConfig
+from mcc_core.methods.slrnet.config import ScoreConfig
 from mcc_core.pseudo_labels.labels import IGNORE
 
 
@@ -37,19 +37,9 @@ def _largest(code: Tensor) -> Tensor:
     return code * (code == code.amax(1, keepdim=True))
 
 
-@torch.no_grad()
-def pseudo_label(masks: Tensor, labels: Tensor, config: PseudoLabelConfig) -> Tensor:
-    """Labels B,H,W of refined masks B,C+1,H,W: 0 background, 1..C, IGNORE where no class or several claim a pixel.
-
-    A class claims what is above a share of its maximum and above `least`; classes absent in labels B,C claim nothing.
-    """
-    present = F.pad(labels.to(masks.dtype), (1, 0), value=1)[:, :, None, None]
-    masks = masks * present
-    share = torch.full_like(masks[0, :, 0, 0], config.foreground)
-    share[0] = config.background
-    threshold = (masks.amax((2, 3), keepdim=True) * share[:, None, None]).clamp(min=config.least)
-    claimed = masks > threshold
-    return claimed.to(torch.uint8).max(1).indices.masked_fill(claimed.sum(1) != 1, IGNORE)
+def classification(scores: Tensor, labels: Tensor, positive_weight: Tensor | None) -> Tensor:
+    """Multi-label soft margin of class scores and 0/1 labels, both B,C; C weights of classes that images have."""
+    return F.binary_cross_entropy_with_logits(scores, labels, pos_weight=positive_weight)
 
 
 def balanced_cross_entropy(logits: Tensor, label: Tensor, labels: Tensor) -> Tensor:

@@ -9,20 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mcc_core.losses.terms import classification
+from mcc_core.errors import UsageError
 from mcc_core.methods.base import Step
 from mcc_core.methods.objective import Objective, settled
 from mcc_core.methods.slrnet.config import Experiment
 from mcc_core.methods.slrnet.losses import (
     balanced_cross_entropy,
     class_score,
+    classification,
     code_difference,
     mask_difference,
-    pseudo_label,
 )
 from mcc_core.methods.slrnet.network import SLRNet, Views
-from mcc_core.pseudo_labels.labels import IGNORE, denormalise
-from mcc_core.pseudo_labels.pamr import refine_masks
+from mcc_core.pseudo_labels.labels import IGNORE
+from mcc_core.pseudo_labels.pamr import mask_label
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,24 @@ class SLRStep(Step):
 
 
 class SLRObjective(Objective):
-    """Class scores, two consistencies of the views, and segmentation from the network's own masks."""
+    """Class scores, two consistencies of the views, and segmentation from the network's own masks.
+
+    Raises UsageError where the weights of positive classes are not as many as the classes.
+    """
 
     terms = ("cls", "reg1", "reg2", "seg")
+    positive_weight: Tensor | None
 
     def __init__(self, network: SLRNet, experiment: Experiment) -> None:
         super().__init__(experiment)
         self.network = network
+        given = experiment.loss.positive_weight
+        if isinstance(given, tuple) and len(given) != network.num_classes:
+            raise UsageError(
+                f"loss.positive_weight: {len(given)} numbers, but the data has {network.num_classes} classes"
+            )
+        weights = None if given == 1 else torch.tensor(given).expand(network.num_classes)
+        self.register_buffer("positive_weight", weights, persistent=False)
 
     def weights(self, iteration: int) -> dict[str, float]:
         """Weight of each term at a 0-based iteration; `seg` is 0 while pre-training."""
@@ -59,7 +70,7 @@ class SLRObjective(Objective):
         terms: dict[str, Tensor] = {}
         if weights["cls"]:
             scored = [class_score(x, self.experiment.score) for x in (views.first, views.second, views.aux)]
-            one, two, aux = (classification(score, labels) for score in scored)
+            one, two, aux = (classification(score, labels, self.positive_weight) for score in scored)
             terms["cls"] = one + two + aux_weight * aux
         masks, masks2 = views.first.softmax(1), _resized(views.second.softmax(1), size)
         if weights["reg1"]:
@@ -68,7 +79,7 @@ class SLRObjective(Objective):
             terms["reg2"] = code_difference(views.codes[0], _resized(views.codes[1], size))
         label = None
         if weights["seg"]:
-            label = self._label(batch["view"], (masks + masks2).detach() / 2, labels)
+            label = mask_label(batch["view"], (masks + masks2).detach() / 2, labels, self.experiment.pseudo_label)
             one, two, aux = (self._segmentation(x, label, labels) for x in (views.first, second, views.aux))
             terms["seg"] = one + two + aux_weight * aux
         total = sum((weights[name] * term for name, term in terms.items()), start=masks.new_zeros(()))
@@ -82,19 +93,6 @@ class SLRObjective(Objective):
     def after_step(self, iteration: int) -> None:
         """Ranks agree on the batch norms' running statistics."""
         self.network.share_statistics()
-
-    @torch.no_grad()
-    def _label(self, images: Tensor, masks: Tensor, labels: Tensor) -> Tensor:
-        """Pseudo-label B,S,S: masks B,C+1,h,w refined at their own resolution, enlarged, thresholded."""
-        config = self.experiment.pseudo_label
-        refined = refine_masks(
-            denormalise(images, quantise=False) / 255,
-            masks,
-            iterations=config.iterations,
-            dilations=config.dilations,
-            spread=config.spread,
-        )
-        return pseudo_label(_resized(refined, images.shape[-2:]), labels, config)
 
     def _segmentation(self, logits: Tensor, label: Tensor, labels: Tensor) -> Tensor:
         return settled(lambda x: balanced_cross_entropy(_resized(x, label.shape[-2:]), label, labels), logits)

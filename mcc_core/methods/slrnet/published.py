@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
-from mcc_core.networks.wide_resnet38 import own_name
+from mcc_core.networks.wide_resnet38 import own_name, sizes_of
 
 # Published name prefixes and ours.
 _PUBLISHED = {
@@ -47,3 +48,13 @@ def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             if name.startswith(old):
                 ours[new + name.removeprefix(old)] = tensor
     return ours
+
+
+def fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Fields of the experiment that tensors of a published checkpoint, or of the backbone alone, decide: sizes."""
+    sizes = sizes_of({name.removeprefix("backbone."): tensor for name, tensor in state.items()})
+    found = {f"model.{name}": size for name, size in sizes.items()}
+    for field, head in (("channels", "aux_head.0.weight"), ("skip_channels", "fc8_skip.0.weight")):
+        if (tensor := state.get(head)) is not None:
+            found[f"model.{field}"] = len(tensor)
+    return found

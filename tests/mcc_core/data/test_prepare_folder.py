@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def table(folder: Path, text: str) -> Path:
     return file
 
 
-def own(folder: Path, labels: Sequence[str], numbers: Sequence[int], **options: object) -> Prepared:
+def own(folder: Path, labels: Sequence[str], numbers: Sequence[int], **options: Any) -> Prepared:
     """Images `i.png` with labels, and masks of which a corner has the number."""
     rows = []
     for i, (label, number) in enumerate(zip(labels, numbers, strict=True)):

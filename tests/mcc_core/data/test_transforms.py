@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import cast
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mcc_core.config import IMAGENET_MEAN as MEAN
+from mcc_core.config import IMAGENET_STD as STD
 from mcc_core.config import AugmentConfig
-from mcc_core.data.transforms import MEAN, STD, Views, augment, normalise
+from mcc_core.data.colours import View, normalise
+from mcc_core.data.transforms import ThreeViews
 
 CROP = 48
 REACH = 7  # pixels the blur can carry a colour
 
 
+@dataclass(frozen=True)
+class Views:
+    """Finished views, and the box."""
+
+    view1: Tensor
+    view2: Tensor
+    local: Tensor
+    box: tuple[int, ...]
+
+
 def _views(image: Tensor, seed: int, crop: int = CROP, **config: object) -> Views:
-    return augment(image, AugmentConfig.model_validate(config), crop, torch.Generator().manual_seed(seed))
+    augment = ThreeViews(AugmentConfig.model_validate(config), crop)
+    found = augment(image, torch.Generator().manual_seed(seed))
+    views = {name: view.finished() for name, view in found.items() if isinstance(view, View)}
+    return Views(**views, box=tuple(cast(Tensor, found["box"]).tolist()))
 
 
 def _flat(height: int, width: int, colour: tuple[int, int, int] = (20, 60, 20)) -> Tensor:
@@ -28,7 +47,7 @@ def _image_area(view: Tensor) -> Tensor:
     return grey < (grey.min() + grey.max()) / 2 if grey.max() - grey.min() > 0.1 else torch.ones_like(grey).bool()
 
 
-def _inside(box: tuple[int, int, int, int], crop: int, margin: int) -> tuple[Tensor, Tensor]:
+def _inside(box: tuple[int, ...], crop: int, margin: int) -> tuple[Tensor, Tensor]:
     """Pixels deeper in the box than `margin`, and pixels further outside."""
     top, bottom, left, right = box
     rows, columns = torch.arange(crop)[:, None], torch.arange(crop)[None]

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from experiments import mcc_experiment
 from PIL import Image
 from small import SMALL
 
@@ -33,7 +34,6 @@ from mcc_core.evaluation.protocols import (
     padded,
     raw_logits,
 )
-from mcc_core.experiment_files import resolve
 from mcc_core.methods.mcc.network import MCCNet
 from mcc_core.methods.registry import method_of
 
@@ -41,7 +41,7 @@ from mcc_core.methods.registry import method_of
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "x.pt"
-    experiment = resolve("tiny", SMALL)
+    experiment = mcc_experiment("tiny", SMALL)
     torch.manual_seed(0)
     network = MCCNet(experiment.model, 3)
     checkpoints.save(Checkpoint(experiment, ("a", "b", "c"), 6, 0, network.state_dict(), None, {}), path)
@@ -231,7 +231,7 @@ def test_sides_below_a_patch_are_padded(
 def test_padding_changes_no_image_that_needs_none(checkpoint: Path) -> None:
     network = checkpoints.load(checkpoint).network()
     least = least_side(network, (1.0, 0.5))
-    assert least == 2 * network.encoder.patch
+    assert isinstance(network, MCCNet) and least == 2 * network.encoder.patch
     image = torch.rand(1, 3, least, least + 5)
     assert padded(image, least).shape == image.shape
     small = padded(image[..., :3, :4], least)

@@ -8,24 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from experiments import mcc_experiment
 from PIL import Image
 from small import SMALL
 
 from mcc_core.config import EvaluationConfig
+from mcc_core.data.colours import normalise
 from mcc_core.data.index import DataIndex, build_index
 from mcc_core.data.pixels import read_mask, read_rgb
-from mcc_core.data.transforms import normalise
 from mcc_core.errors import UsageError
 from mcc_core.evaluation.in_training import evaluate
 from mcc_core.evaluation.protocols import Maps, combined_logits, label_map, network_maps, squashed_cam
 from mcc_core.evaluation.scoring import Scorer, Setting, metrics, totals
-from mcc_core.experiment_files import resolve
 from mcc_core.methods.mcc.network import MCCNet
 from mcc_core.methods.registry import method_of
 from mcc_core.pseudo_labels.labels import IGNORE, refined_label
 
 CPU = torch.device("cpu")
-EXPERIMENT = resolve("tiny", SMALL)
+EXPERIMENT = mcc_experiment("tiny", SMALL)
 NAMES = ("cam", "aux_cam", "single", "ms", "ms_crf", "cam_crf", "refined")
 
 
@@ -62,7 +62,9 @@ def test_cam_and_single_are_the_in_training_scores(model: MCCNet, index: DataInd
 
 def test_a_square_below_a_patch_is_refused(index: DataIndex) -> None:
     args = {"patch_size": 32, "embed_dim": 32, "depth": 1, "num_heads": 2}
-    network = MCCNet(resolve("tiny", {"model.backbone_args": args, "model.aux_block": 1}).model, len(index.classes))
+    network = MCCNet(
+        mcc_experiment("tiny", {"model.backbone_args": args, "model.aux_block": 1}).model, len(index.classes)
+    )
     setting = Setting("single", "single", EvaluationConfig(crop=16))
     with pytest.raises(UsageError, match=r"evaluation.crop: 16: below the network's patch of 32"):
         Scorer(network, [setting], index.masks, CPU)
@@ -99,7 +101,7 @@ def test_multi_scale_as_written_out(style: str) -> None:
     if style == "voc":
         expected = torch.stack([a + b for a, b in scales]).amax(0)
     else:
-        expected = sum(torch.stack([a, b]).amax(0) for a, b in scales)
+        expected = torch.stack([torch.stack([a, b]).amax(0) for a, b in scales]).sum(0)
     torch.testing.assert_close(combined_logits(pairs, (9, 7), style), expected)
 
 
@@ -107,7 +109,7 @@ def test_maps_survive_a_file(model: MCCNet, index: DataIndex, tmp_path: Path) ->
     item = next(i for i in index.val if i.labels)
     image, config = read_rgb(item.image), method_of(EXPERIMENT).evaluation(EXPERIMENT, len(index.classes))
     maps = network_maps(model, image, item.labels, NAMES, config, CPU)  # type: ignore[arg-type]
-    np.savez(tmp_path / "maps.npz", **maps.arrays("float32"))
+    np.savez(tmp_path / "maps.npz", **maps.arrays("float32"))  # type: ignore[arg-type]
     with np.load(tmp_path / "maps.npz") as archive:
         again = Maps.of_arrays(dict(archive))
     for name in NAMES:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from mcc_core.config import EnergyConfig
 from mcc_core.losses import terms as losses
@@ -55,7 +56,7 @@ def test_contrast_survives_scores_that_overflow_exp() -> None:
     flags = torch.tensor([[1.0, 1, 1, 0, 0, 0]])
     loss = losses.contrast(q, k, flags, 0.5, 1e-4, True)
     loss.backward()
-    assert torch.isfinite(loss) and torch.isfinite(k.grad).all()
+    assert torch.isfinite(loss) and k.grad is not None and torch.isfinite(k.grad).all()
     assert loss.item() == pytest.approx((3 * math.log(4) + 3600 * 2 + math.log(3)) / 3, rel=1e-3)
 
 
@@ -70,7 +71,8 @@ def test_affinity_against_pairs_counted_one_by_one(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(2, 5, 2, 3, dtype=torch.float64, generator=generator)
     labels = torch.tensor([0, 1, 2, IGNORE])[torch.randint(4, (2, 2, 3), generator=generator)]
-    pulls, pushes = [], []
+    pulls: list[Tensor] = []
+    pushes: list[Tensor] = []
     for b in range(2):
         tokens, flat = features[b].flatten(1).T, labels[b].flatten()
         for i in range(6):
@@ -88,7 +90,7 @@ def test_segmentation_halves(kinds: tuple[int, ...]) -> None:
     labels = torch.tensor(kinds)[torch.arange(48) % len(kinds)].view(2, 4, 6)
     loss = losses.segmentation(logits, labels)
     loss.backward()
-    assert torch.isfinite(logits.grad).all()
+    assert logits.grad is not None and torch.isfinite(logits.grad).all()
     expected = 0.0
     for kind in kinds:
         if kind != IGNORE:
@@ -116,5 +118,5 @@ def test_energy_outside_the_box_is_nothing() -> None:
     labels = torch.zeros(1, 16, 16, dtype=torch.long)
     loss = losses.dense_energy(images, logits, labels, torch.tensor([[0, 8, 0, 16]]), EnergyConfig(scale=1.0))
     loss.backward()
-    assert logits.grad[:, :, :8].abs().sum() > 0
+    assert logits.grad is not None and logits.grad[:, :, :8].abs().sum() > 0
     assert logits.grad[:, :, 8:].abs().sum() == 0

@@ -33,7 +33,7 @@ class Curve(Callbacks):
     def on_step(self, record: StepRecord) -> None:
         self.losses.append({k: v for k, v in record.metrics.items() if k != "images_per_second"})
 
-    def on_checkpoint(self, iteration: int, file: Path) -> None:
+    def on_checkpoint(self, iteration: int, file: Path, sha256: str) -> None:
         self.files.append(file)
 
 
@@ -84,11 +84,11 @@ def test_it_is_swept_scored_and_predicted_with(tmp_path: Path) -> None:
 
 
 def test_a_protocol_that_its_network_cannot_serve_is_refused(tmp_path: Path) -> None:
-    from orchestrator.evaluation.run import protocol_settings
+    from mcc_core.evaluation.scoring import protocol_settings
 
     saved = checkpoints.load(run(tmp_path).files[-1])
     with pytest.raises(UsageError, match="aux_cam: Toy has no such class map; its protocols are cam, "):
-        protocol_settings(saved, ["aux_cam"], {}, "--set")
+        protocol_settings(saved.experiment, len(saved.classes), ["aux_cam"], {}, "--set")
 
 
 @pytest.mark.parametrize(

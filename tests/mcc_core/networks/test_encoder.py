@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -16,7 +18,7 @@ from mcc_core.methods.mcc.network import MCCNet
 from mcc_core.methods.mcc.objective import MCCObjective
 from mcc_core.networks.encoder import Encoder
 
-BACKBONES = {
+BACKBONES: dict[str, dict[str, Any]] = {
     "deit_tiny_patch16_224": {"img_size": 64},
     "vit_small_patch14_dinov2": {"img_size": 56, "embed_dim": 96, "num_heads": 3},  # LayerScale
     "vit_small_patch14_reg4_dinov2": {"img_size": 56, "embed_dim": 96, "num_heads": 3},  # registers
@@ -85,7 +87,11 @@ def test_every_backbone_makes_a_step(name: str) -> None:
         "weights": "random",
         "aux_block": 1,
     }
-    fields = {"model": {**model_fields, "decoder_channels": 16}, "loss": {"seg_start": 0}, "par": {"dilations": [1]}}
+    fields: dict[str, Any] = {
+        "model": {**model_fields, "decoder_channels": 16},
+        "loss": {"seg_start": 0},
+        "par": {"dilations": [1]},
+    }
     experiment = Experiment.model_validate(fields)
     model = MCCNet(experiment.model, 3)
     side = 4 * model.encoder.patch
@@ -126,7 +132,7 @@ def test_encoder_equals_timm_at_its_own_size() -> None:
     vit = timm.create_model("deit_tiny_patch16_224", num_classes=0, depth=2).double().eval()
     images = torch.randn(1, 3, 224, 224, dtype=torch.float64)
     with torch.no_grad():
-        tokens = vit.forward_features(images)
+        tokens = vit.forward_features(images)  # type: ignore[operator]
         features = Encoder(vit, 1)(images)
     torch.testing.assert_close(features.cls, tokens[:, 0])
     torch.testing.assert_close(features.patches.flatten(2).transpose(1, 2), tokens[:, 1:])

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from mcc_core.config import CrfConfig
 from mcc_core.errors import UsageError
-from mcc_core.pseudo_labels.crf import CrfConfig, Image, Probabilities, dense_crf
+from mcc_core.pseudo_labels.crf import Image, Probabilities, dense_crf
 
 
 def _noisy_disc(size: int, seed: int) -> tuple[Image, Probabilities, np.ndarray]:

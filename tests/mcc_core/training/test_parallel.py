@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mcc_core.errors import DataError
-from mcc_core.parallel import each
+from mcc_core.parallel import ahead, each
 
 
 def where(number: int) -> tuple[int, int]:
@@ -49,3 +49,21 @@ def test_a_dataset_of_many_files_is_the_same_by_any_number_of_processes(
     monkeypatch.setattr(prepare, "each", lambda work, items: each(work, items, worth=1, processes=2))
     two = prepare.finish(draft_folder(tmp_path / "images", masks=tmp_path / "masks"), tmp_path / "b", skip_broken=True)
     assert one.index == two.index and one.problems == two.problems and "7.png" in one.problems[0]
+
+
+def test_reading_ahead_keeps_the_order_and_is_never_far_ahead() -> None:
+    begun: list[int] = []
+
+    def work(number: int) -> int:
+        begun.append(number)
+        if number == 9:
+            raise DataError("9: not this one")
+        return 10 * number
+
+    found, results = ahead(work, range(100), threads=2, depth=3), []
+    with pytest.raises(DataError, match="9: not this one"):
+        for number, result in enumerate(found):
+            results.append(result)
+            assert max(begun) <= number + 4
+    assert results == [10 * number for number in range(9)]
+    assert max(begun) < 14  # what was not begun is dropped

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import commands
 import numpy as np
 import pytest
 import torch
+from experiments import mcc_experiment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,7 +24,6 @@ from mcc_core.checkpoint import Checkpoint
 from mcc_core.data.index import build_index
 from mcc_core.errors import UsageError
 from mcc_core.evaluation.scoring import totals
-from mcc_core.experiment_files import resolve
 from mcc_core.methods.mcc.network import MCCNet
 from orchestrator.analysis.images import compare_images, iou_counts, read_scored
 from orchestrator.analysis.statistics import mean_iou
@@ -32,6 +31,7 @@ from orchestrator.evaluation.request import evaluation_request
 from orchestrator.evaluation.run import ExecutionOptions, evaluate_checkpoint
 from orchestrator.records.checkpoints import CheckpointRecord
 from orchestrator.records.events import write_end
+from orchestrator.records.status import TrialStatus
 from orchestrator.settings import Settings
 from orchestrator.storage.store import Storage
 from orchestrator.workflows.compare import compare_networks
@@ -51,7 +51,7 @@ def test_counts_give_the_confusion_matrix_iou(images: list[list[tuple[int, int, 
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two networks of random weights."""
     home = tmp_path_factory.mktemp("home")
-    experiment = resolve("tiny", SMALL | {"data.shapes_val": 8})
+    experiment = mcc_experiment("tiny", SMALL | {"data.shapes_val": 8})
     classes = build_index(experiment.data, home).classes
     for seed in (0, 1):
         torch.manual_seed(seed)
@@ -76,7 +76,9 @@ def test_unlike_measurements_are_refused_with_a_sentence(home: Path) -> None:
     cases = {
         "A is seg/single on val and B is cam/ms on val: they measure different": evaluated(home, "b", 1, "cam"),
         "has scores of 8 images and B of 3": evaluated(home, "c", 1, limit=3),
-        "with crop 32 and B with 48: not the same protocol": evaluated(home, "d", 1, **{"evaluation.crop": 48}),
+        "with crop 32 and B with 48: not the same protocol": evaluated(
+            home, "d", 1, **cast(Any, {"evaluation.crop": 48})
+        ),
     }
     for message, folder in cases.items():
         with pytest.raises(UsageError, match=message):
@@ -107,7 +109,7 @@ def test_configurations_are_compared_over_their_shared_seeds(home: Path) -> None
         key = saved.key(identity)
         storage.write(key, (home / f"{network}.pt").read_bytes())
         storage.write(f"{key}.json", json.dumps(asdict(saved)).encode())
-        write_end(storage, identity, "finished", "")
+        write_end(storage, identity, TrialStatus.FINISHED, "")
     document = {"name": "s", "created": 0.0, "file": {"metric": "m", "mode": "max"}, "trials": trials}
     storage.write("sweeps/s-1/plan.json", json.dumps(document).encode())
     found, sides = compare_networks("s/a", "s/b", settings, protocol="single")
@@ -135,9 +137,7 @@ def test_changed_data_is_scored_anew(home: Path, tmp_path: Path) -> None:
 
 def test_the_command_and_its_gallery(home: Path, tmp_path: Path) -> None:
     def mcc(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from orchestrator.cli import main; main()", "compare", *arguments]
-        env = os.environ | {"MCC_HOME": str(home), "COLUMNS": "160"}
-        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200)
+        return commands.run("compare", *arguments, cwd=tmp_path, env={"MCC_HOME": str(home), "COLUMNS": "160"})
 
     networks = [str(home / "0.pt"), str(home / "1.pt")]
     done = mcc(*networks, "--protocol", "single", "--gallery", "page")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+from experiments import plan_record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -16,12 +18,13 @@ from orchestrator.analysis.figures import markdown, summary
 from orchestrator.analysis.leaderboard import SEG, front, leaderboard, table
 from orchestrator.analysis.statistics import bootstrap, holm, mean_iou, paired, pareto, seeds_to_decide, verdict
 from orchestrator.records.results import Result
+from orchestrator.records.status import TrialStatus
 from orchestrator.spec.design import Design
 
 
 def result(point: str, seed: int, **metrics: float) -> Result:
     named = {SEG if key == "seg" else key: value for key, value in metrics.items()}
-    return Result(f"{point}{seed}", f"{point} s{seed}", point, {}, seed, "finished", named)
+    return Result(f"{point}{seed}", f"{point} s{seed}", point, {}, seed, TrialStatus.FINISHED, named)
 
 
 def scores(*values: float) -> dict[int, float]:
@@ -150,14 +153,14 @@ def test_a_design_makes_its_points() -> None:
 
 
 def test_the_summary_of_a_sweep_has_its_comparison_and_front() -> None:
-    file = {"metric": SEG, "mode": "max", "heatmap": None, "baseline": "a", "design": None}
+    file: dict[str, Any] = {"metric": SEG, "mode": "max", "heatmap": None, "baseline": "a", "design": None}
     file["search"] = {"objectives": [{"metric": SEG, "mode": "max"}, {"metric": "cost", "mode": "min"}]}
     results = [
         *(result("a", s, seg=0.4 + s / 100, cost=1.0) for s in range(3)),
         *(result("b", s, seg=0.5 + s / 100, cost=2.0) for s in range(3)),
         *(result("c", s, seg=0.3 + s / 100, cost=3.0) for s in range(3)),
     ]
-    files = summary({"name": "s", "file": file}, results, {})
+    files = summary(plan_record("s", file=file), results, {})
     assert files["comparison.md"].decode().count("decided") == 2
     assert b"\\begin{tabular}" in files["comparison.tex"]
     assert [row.point for row in front(results, [(SEG, "max"), ("cost", "min")])] == ["b", "a"]

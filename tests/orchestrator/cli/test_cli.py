@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import archives_mini as mini
+import commands
 import numpy as np
 import pytest
 import typer
@@ -23,12 +23,11 @@ from mcc_core.errors import UsageError
 from orchestrator.cli.app import app, main
 
 ROOT = Path(__file__).parents[3]
-MCC = Path(sys.executable).with_name("mcc")
 
 
 def mcc(*arguments: str, home: Path, **environ: str) -> subprocess.CompletedProcess[str]:
-    env = os.environ | {"MCC_HOME": str(home), "COLUMNS": "80", "TERM": "dumb", "OMP_NUM_THREADS": "1"} | environ
-    return subprocess.run([str(MCC), *arguments], capture_output=True, text=True, cwd=home, env=env, timeout=300)
+    env = {"MCC_HOME": str(home), "COLUMNS": "80", "TERM": "dumb", "OMP_NUM_THREADS": "1"} | environ
+    return commands.run(*arguments, cwd=home, env=env)
 
 
 SMALL = ["--set", "data.shapes_train=8", "--set", "data.shapes_val=4", "--set", "data.shapes_size=48"]
@@ -38,7 +37,7 @@ def tree(folder: Path) -> set[str]:
     return {str(p.relative_to(folder)) for p in folder.rglob("*")}
 
 
-def commands() -> dict[tuple[str, ...], Any]:
+def known() -> dict[tuple[str, ...], Any]:
     """Words to command, groups and the root among them."""
     found: dict[tuple[str, ...], Any] = {}
 
@@ -54,18 +53,19 @@ def commands() -> dict[tuple[str, ...], Any]:
 def test_help_is_instant(tmp_path: Path) -> None:
     script = "import sys, orchestrator.cli; print([m for m in ('torch', 'ray', 'mlflow') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"
-    assert mcc("--version", home=tmp_path).stdout.strip() == "0.1.0"
+    done = subprocess.run([commands.MCC, "--version"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.strip() == "0.1.0"
 
 
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
+@pytest.mark.parametrize("words", known(), ids=" ".join)
 def test_help_reads_well_at_80_columns(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     shown = CliRunner().invoke(app, [*words, "--help"]).stdout
     assert max(map(len, shown.splitlines())) <= 80
-    for name, command in getattr(commands()[words], "commands", {}).items():
+    for name, command in getattr(known()[words], "commands", {}).items():
         first = command.help.split("\n\n")[0].strip()
         assert re.search(rf"│ {name} +{re.escape(first)} +│\n", shown), f"{name}: not on one line"
-    for parameter in commands()[words].params:
+    for parameter in known()[words].params:
         assert parameter.help, f"{parameter.name}: without a word of help"
 
 
@@ -156,7 +156,9 @@ def test_output_that_cannot_encode_a_character_degrades(monkeypatch: pytest.Monk
         main()
     Console().print("\u2581\u2588", end="")
     print("\u2581\udce9")
-    written = {name: bytes(stream.detach().getvalue()) for name, stream in outputs.items() if not stream.flush()}
+    for stream in outputs.values():
+        stream.flush()
+    written = {name: bytes(stream.detach().getvalue()) for name, stream in outputs.items()}
     assert ended.value.code == 2 and b"caf?-??.yaml: No such file" in written["stderr"]
     assert written["stdout"] == b"????\n"
 

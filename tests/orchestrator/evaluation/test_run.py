@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from experiments import mcc_experiment
 from PIL import Image
 from small import SMALL
 
@@ -25,7 +26,6 @@ from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
 from mcc_core.data.index import build_index
 from mcc_core.errors import UsageError
-from mcc_core.experiment_files import resolve
 from mcc_core.methods.mcc.network import MCCNet
 from orchestrator.cluster.session import prepare_environment
 from orchestrator.evaluation.request import evaluation_request
@@ -36,7 +36,7 @@ from orchestrator.tracking.evaluations import track_evaluation
 
 prepare_environment()
 ON_CPU = ExecutionOptions("cpu")
-EXPERIMENT = resolve("tiny", SMALL | {"data.shapes_val": 24})
+EXPERIMENT = mcc_experiment("tiny", SMALL | {"data.shapes_val": 24})
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_ray_workers_score_the_same_and_one_is_killed(checkpoint: Path, tmp_path
         score(checkpoint, tmp_path / "alone", ("single", "ms"))
     finally:
         torch.set_num_threads(threads)
-    killed = []
+    killed: list[int] = []
 
     def kill_one(done: int, total: int) -> None:
         if done >= 2 and not killed:

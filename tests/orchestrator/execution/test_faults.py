@@ -107,7 +107,7 @@ def test_a_checkpoint_on_a_full_disk_waits_and_changes_nothing(tmp_path: Path, s
             if len(errors) == 2:
                 self.ballast.unlink()
 
-        def on_checkpoint(self, iteration: int, file: Path) -> None:
+        def on_checkpoint(self, iteration: int, file: Path, sha256: str) -> None:
             models[-1][iteration] = checkpoints.load(file).model
             file.unlink()
 

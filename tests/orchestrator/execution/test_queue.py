@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tiny import settings_in, tiny_sweep
 
+from mcc_core.validation import flatten
 from orchestrator.execution.queue import PopulationQueue, SearchQueue, TrialQueue, director
 from orchestrator.planning.configurations import Trial
 from orchestrator.planning.plan import Plan, plan_sweep, recorded
@@ -23,11 +24,6 @@ from orchestrator.storage.store import Storage
 from orchestrator.worker.assignment import Assignment
 
 SEG = "val/seg/single/miou"
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(settings_in(tmp_path).storage)
 
 
 def plan(tmp_path: Path, **fields: Any) -> Plan:
@@ -95,7 +91,7 @@ SEARCH: dict[str, Any] = {
 
 def go(guide: TrialQueue, storage: Storage, most: int = 100) -> list[Assignment]:
     """Run what is handed out, one after the other; a trial's score is its weight of the contrast, plus its seed."""
-    done = []
+    done: list[Assignment] = []
     while len(done) < most and (task := guide.take()) is not None:
         end(storage, task, task.experiment["loss"]["mcc"] + task.seed)
         guide.ended(task.identity)
@@ -189,7 +185,7 @@ def test_a_population_goes_on_after_any_interruption_as_it_would_have(tmp_path: 
     clone = next(t for t in second if t.clone)
     assert clone.clone is not None and clone.clone["donor"] == best.identity and clone.clone["iteration"] == 2
     assert clone.experiment["loss"]["mcc"] == clone.clone["fields"]["loss.mcc"]
-    assert clone.experiment["loss"]["mcc"] != best.experiment.loss.mcc
+    assert clone.experiment["loss"]["mcc"] != float(flatten(best.experiment)["loss.mcc"])
     third = segment(again, storage, score)
     assert [t.until for t in third] == [6] * 4 and again.take() is None and again.over()
     assert all(newest_iteration(storage, t.identity) == 6 for t in made.trials)

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from tiny import settings_in, tiny_sweep
+from tiny import tiny_plan
 
 from mcc_core.checkpoint import load
 from mcc_core.errors import UsageError
+from mcc_core.evaluation.in_training import EvaluationRecord
 from mcc_core.training import engine
-from orchestrator.cluster.session import cluster, driver_resources
+from orchestrator.cluster.session import driver_resources
 from orchestrator.execution.runner import _Watch, run
 from orchestrator.execution.supervisor import stop_key
 from orchestrator.planning.configurations import Trial
-from orchestrator.planning.plan import Plan, plan_sweep
 from orchestrator.records.checkpoints import saved_checkpoints
 from orchestrator.records.events import EventReader, history, segments, trial_state
 from orchestrator.records.leases import Lease
@@ -32,29 +29,12 @@ from orchestrator.storage.store import Storage
 # Wall-clock figures, and what changes with the machine: not compared between runs.
 TIMED = {"images_per_second"}
 
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    settings = settings_in(tmp_path_factory.mktemp("runner"))
-    with cluster(settings):
-        yield settings
-
-
-@pytest.fixture(autouse=True)
-def no_hanging() -> Iterator[None]:
-    """A sweep that hangs ends the whole test run with every thread's stack, rather than never."""
-    faulthandler.dump_traceback_later(400, exit=True)
-    yield
-    faulthandler.cancel_dump_traceback_later()
+pytestmark = pytest.mark.usefixtures("no_hanging")
 
 
 @pytest.fixture(scope="module")
-def storage(settings: Settings) -> Storage:
-    return Storage(settings.storage)
-
-
-def plan(settings: Settings, **fields: Any) -> Plan:
-    return plan_sweep(tiny_sweep(**fields), "s.yaml", settings=settings, estimate=False)
+def settings(ray_settings: Settings) -> Settings:
+    return ray_settings
 
 
 def curve(storage: Storage, trial: Trial) -> list[tuple[int, dict[str, float]]]:
@@ -77,14 +57,14 @@ class InProcess(engine.Callbacks):
     def on_step(self, record: engine.StepRecord) -> None:
         self.curve.append((record.iteration, {k: v for k, v in record.metrics.items() if k not in TIMED}))
 
-    def on_evaluation(self, record: engine.EvaluationRecord) -> None:
+    def on_evaluation(self, record: EvaluationRecord) -> None:
         self.curve.append((record.iteration, {metric.key: metric.value for metric in record.metrics}))
 
 
 def test_a_trial_stops_on_request_and_goes_on_from_its_last_whole_checkpoint(
     settings: Settings, storage: Storage, tmp_path: Path
 ) -> None:
-    made = plan(settings, set={"train.iterations": 150, "train.eval_every": 25})
+    made = tiny_plan(settings, set={"train.iterations": 150, "train.eval_every": 25})
     (trial,) = made.trials
 
     def stop_after_a_checkpoint() -> None:
@@ -135,7 +115,7 @@ def test_a_trial_stops_on_request_and_goes_on_from_its_last_whole_checkpoint(
 
 
 def test_a_killed_worker_is_replaced_and_a_fault_ends_only_its_own_trial(settings: Settings, storage: Storage) -> None:
-    made = plan(
+    made = tiny_plan(
         settings,
         name="faults",
         set={"train.iterations": 120, "train.eval_every": 20, "train.panels": 0},
@@ -172,7 +152,7 @@ def test_a_process_runs_trial_after_trial_with_the_numbers_of_a_fresh_one_and_no
 ) -> None:
     points = [{"name": "a", "set": {}}, {"name": "b", "set": {"optim.lr": 2e-4}}]
     points += [{"name": "nan", "set": {"optim.lr": 1e30}}, {"name": "c", "set": {"optim.lr": 3e-4}}]
-    made = plan(settings, name="warm", points=points, resources={"max_concurrent": 1})
+    made = tiny_plan(settings, name="warm", points=points, resources={"max_concurrent": 1})
     results = run(made, settings)
     assert [r.status for r in results] == ["finished", "finished", "failed", "finished"], results
     pids = [next(e["info"]["pid"] for e in history(storage, t.identity) if e["kind"] == "start") for t in made.trials]
@@ -193,7 +173,7 @@ def test_a_trial_that_waits_for_a_worker_stops_too(settings: Settings, storage: 
 
     taken = placement_group([{"CPU": 2.5}])
     assert taken.wait(60)
-    made = plan(settings, name="waits", set={"loss.mcc": 0.35})
+    made = tiny_plan(settings, name="waits", set={"loss.mcc": 0.35})
     storage.delete(stop_key(made.sweep))
     threading.Timer(8, lambda: storage.write(stop_key(made.sweep), b"")).start()
     began = time.monotonic()
@@ -214,7 +194,7 @@ def test_processes_that_wait_reserve_on_the_node_of_the_driver(settings: Setting
 
 
 def test_trials_that_another_process_runs_are_refused(settings: Settings, storage: Storage) -> None:
-    made = plan(settings, name="held", set={"train.iterations": 2})
+    made = tiny_plan(settings, name="held", set={"train.iterations": 2})
     other = Lease(storage, "another", "their-sweep", [t.identity for t in made.trials])
     other.take()
     try:

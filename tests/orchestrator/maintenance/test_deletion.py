@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import settings_in, tiny_sweep
+from tiny import tiny_sweep
 
 from mcc_core.errors import UsageError
 from orchestrator.execution.runner import run
@@ -19,16 +18,6 @@ from orchestrator.records.leases import Lease, claimed, deleting, held
 from orchestrator.settings import Settings
 from orchestrator.storage.store import Storage
 from orchestrator.workflows import control as sweep_actions
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return settings_in(tmp_path)
-
-
-@pytest.fixture
-def storage(settings: Settings) -> Storage:
-    return Storage(settings.storage)
 
 
 def plan(settings: Settings, name: str, *seeds: int) -> Plan:

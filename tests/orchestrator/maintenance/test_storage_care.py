@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from s3_server import S3Server, s3_server
+from s3_server import S3Server
 
 from orchestrator.cli import main
 from orchestrator.maintenance.storage_care import check, garbage, remove
@@ -22,25 +21,9 @@ from orchestrator.storage.store import Storage
 KNOWN, STRAY, RUNNING = "a" * 16, "b" * 16, "c" * 16
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with s3_server(tmp_path_factory.mktemp("s3")) as running:
-        yield running
-
-
-@pytest.fixture(params=["folder", "s3"])
-def settings(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    if request.param == "folder":
-        return Settings.at(tmp_path / "home", storage=str(tmp_path / "storage"))
-    server: S3Server = request.getfixturevalue("server")
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    return Settings.at(tmp_path / "home", storage=f"s3://{server.bucket}/care/{tmp_path.name}")
-
-
 @pytest.fixture
-def storage(settings: Settings) -> Storage:
-    return Storage(settings.storage)
+def settings(settings_of_each_kind: Settings) -> Settings:
+    return settings_of_each_kind
 
 
 def trial(storage: Storage, folder: Path, identity: str, scores: tuple[float, ...]) -> None:
@@ -89,19 +72,19 @@ def test_gc_takes_what_nothing_refers_to_and_nothing_else(settings: Settings, st
     assert [one.key for one in garbage(storage, settings.home, older_s=0)[0]][-1] == "ray/lives"
 
 
-def test_uploads_that_never_ended_are_given_up(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in server.environment.items():
+def test_uploads_that_never_ended_are_given_up(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
-    storage = Storage(f"s3://{server.bucket}/uploads")
+    storage = Storage(f"s3://{s3.bucket}/uploads")
     for prefix in ("uploads", "another"):
-        begun = server.client().create_multipart_upload(Bucket=server.bucket, Key=f"{prefix}/trials/x/big.pt")
-        part = {"Bucket": server.bucket, "Key": begun["Key"], "UploadId": begun["UploadId"], "PartNumber": 1}
-        server.client().upload_part(**part, Body=b"x" * 1000)
+        begun = s3.client().create_multipart_upload(Bucket=s3.bucket, Key=f"{prefix}/trials/x/big.pt")
+        part = {"Bucket": s3.bucket, "Key": begun["Key"], "UploadId": begun["UploadId"], "PartNumber": 1}
+        s3.client().upload_part(**part, Body=b"x" * 1000)
     found, _ = garbage(storage, Path("/nowhere"), older_s=-5)
     assert [(one.what, one.key) for one in found] == [("upload that never ended", "trials/x/big.pt")]
     remove(storage, found[:1])
     assert storage.unfinished_uploads() == []
-    assert len(Storage(f"s3://{server.bucket}/another").unfinished_uploads()) == 1
+    assert len(Storage(f"s3://{s3.bucket}/another").unfinished_uploads()) == 1
 
 
 def test_parts_of_killed_processes_go_and_unsent_measurements_stay(tmp_path: Path) -> None:
@@ -131,8 +114,8 @@ def test_check_finds_storage_in_order(settings: Settings, storage: Storage) -> N
     assert list(storage.files("")) == []
 
 
-def test_check_names_the_fix(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in server.environment.items():
+def test_check_names_the_fix(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
     missing = Settings.at(tmp_path, storage="s3://not-there-yet/x")
     (found,) = check(missing)

@@ -10,19 +10,21 @@ from typing import Any
 
 import pytest
 import torch
+from experiments import mcc_experiment
 from tiny import settings_in, tiny_sweep
 
 import mcc_core
 from mcc_core.checkpoint import Checkpoint, save
 from mcc_core.errors import MCCError, UsageError
-from mcc_core.experiment_files import resolve
 from mcc_core.methods.mcc.network import MCCNet
+from mcc_core.validation import flatten
 from orchestrator.cluster.session import Capacity
 from orchestrator.planning.disk import checkpoint_bytes
 from orchestrator.planning.identity import source_hash
 from orchestrator.planning.plan import Plan, plan_document, plan_sweep
 from orchestrator.records.events import write_end
 from orchestrator.records.speeds import Speed, speed_profile, speed_record
+from orchestrator.records.status import TrialStatus
 from orchestrator.settings import Settings
 from orchestrator.spec.sweep_file import load_sweep
 from orchestrator.storage.store import Storage
@@ -69,7 +71,7 @@ def test_a_grid_with_points_and_seeds_has_short_unique_names(settings: Settings)
     assert len(names) == len(set(names)) == 10 == len({t.identity for t in made.trials})
     assert made.trials[0].varied == {"mask.ratio": "0.5", "mask.scale": "1"}
     assert (made.trials[1].point, made.trials[1].seed) == ("ratio=0.5 scale=1", 7)
-    assert made.trials[-1].experiment.loss.mcc == 0
+    assert flatten(made.trials[-1].experiment)["loss.mcc"] == "0.0"
     assert all(len(t.identity) == 16 for t in made.trials)
 
 
@@ -218,8 +220,8 @@ def test_overrides_reach_every_trial(settings: Settings) -> None:
 
 def test_finished_trials_are_marked(settings: Settings, clean: Storage) -> None:
     made = plan(settings, parameters={"mask.ratio": [0.5, 0.6]})
-    write_end(clean, made.trials[0].identity, "finished", "")
-    write_end(clean, made.trials[1].identity, "failed", "")
+    write_end(clean, made.trials[0].identity, TrialStatus.FINISHED, "")
+    write_end(clean, made.trials[1].identity, TrialStatus.FAILED, "")
     assert plan(settings, parameters={"mask.ratio": [0.5, 0.6]}).finished == {made.trials[0].identity}
 
 
@@ -310,6 +312,7 @@ def test_worker_hours_and_disk_are_planned_and_learned(settings: Settings, clean
     known = plan(settings, **fields, workers=2, estimate=True)
     assert known.estimate is not None and known.estimate.worker_s == pytest.approx(2 * known.estimate.total_s)
     network, kept = checkpoint_bytes(experiment, len(made.index.classes)), 2  # evaluations, so checkpoints
+    assert known.disk_bytes is not None
     assert known.disk_bytes == pytest.approx(2 * kept * network, rel=0.9) and known.disk_bytes > 2 * kept * network
     clean.write(*speed_record(profile, "a", Speed(10.0, 5.0, 1e6, 1e3)))
     learned = plan(settings, **fields, workers=2, estimate=True)
@@ -320,7 +323,7 @@ def test_worker_hours_and_disk_are_planned_and_learned(settings: Settings, clean
 
 
 def test_a_checkpoint_is_as_large_as_predicted(tmp_path: Path) -> None:
-    experiment = resolve("tiny", {})
+    experiment = mcc_experiment("tiny", {})
     network = MCCNet(experiment.model, 3)
     optimizer = torch.optim.AdamW(p for p in network.parameters() if p.requires_grad)
     for p in network.parameters():

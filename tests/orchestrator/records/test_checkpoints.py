@@ -8,13 +8,14 @@ import pytest
 
 from orchestrator.records.checkpoints import CheckpointStore, newest_checkpoint, saved_checkpoints
 from orchestrator.records.events import EventLog
+from orchestrator.settings import Settings
 from orchestrator.storage.outbox import Outbox
 from orchestrator.storage.store import Storage
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path / "storage"))
+def settings(settings_of_each_kind: Settings) -> Settings:
+    return settings_of_each_kind
 
 
 def add(storage: Storage, folder: Path, scores: dict[int, float | None], mode: str = "max", start: int = 0) -> None:
@@ -58,13 +59,12 @@ def test_a_spoiled_checkpoint_is_passed_over_and_named(storage: Storage, tmp_pat
     one, file, complaints = newest_checkpoint(storage, "t", tmp_path)
     assert one is not None and file is not None and (one.iteration, complaints) == (2, [])
 
-    changed = file.read_bytes()[:-1] + b"?"
-    file.write_bytes(changed)
+    storage.write("trials/t/checkpoints/0000002.pt", file.read_bytes()[:-1] + b"?")
     one, file, complaints = newest_checkpoint(storage, "t", tmp_path)
     assert one is not None and file is not None and one.iteration == 1
     assert complaints == [f"{storage.url}/trials/t/checkpoints/0000002.pt is not what was written"]
 
-    file.write_bytes(file.read_bytes()[:50])
+    storage.write("trials/t/checkpoints/0000001.pt", file.read_bytes()[:50])
     one, file, complaints = newest_checkpoint(storage, "t", tmp_path)
     assert (one, file) == (None, None)
     assert complaints[1].endswith("0000001.pt has 50 bytes instead of 100")

@@ -13,13 +13,15 @@ import pytest
 
 from mcc_core.errors import MCCError
 from orchestrator.records.events import EventLog, EventReader, history, segments, settled, trial_state, write_end
+from orchestrator.records.status import TrialStatus
+from orchestrator.settings import Settings
 from orchestrator.storage.outbox import Outbox
 from orchestrator.storage.store import Storage
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path / "storage"))
+def settings(settings_of_each_kind: Settings) -> Settings:
+    return settings_of_each_kind
 
 
 @pytest.fixture
@@ -136,7 +138,7 @@ def test_an_end_from_outside_is_the_last_word(storage: Storage, outbox: Outbox) 
     log.close()
     outbox.close(10)
     assert trial_state(storage, "t").status == "running"
-    write_end(storage, "t", "failed", "gone", launch="L")
+    write_end(storage, "t", TrialStatus.FAILED, "gone", launch="L")
     state = trial_state(storage, "t")
     assert (state.status, state.attempt, state.message, state.launch) == ("failed", 3, "gone", "L")
 
@@ -147,7 +149,8 @@ def test_a_spoiled_segment_is_named(storage: Storage) -> None:
         history(storage, "t")
 
 
-def test_partial_files_of_a_crash_are_not_seen(storage: Storage) -> None:
+def test_partial_files_of_a_crash_are_not_seen(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))  # S3 has no such files
     storage.write("trials/t/events/0001-000001.jsonl", b'{"kind": "start", "iteration": 0}\n')
     folder = storage.local("trials/t/events")
     assert folder is not None

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from experiments import plan_record
+
 from orchestrator.records import sweeps as catalog
 from orchestrator.records.events import events_folder, write_attempt, write_end
+from orchestrator.records.status import TrialStatus
 from orchestrator.storage.store import Storage
 
 METRIC = "val/seg/single/miou"
@@ -17,10 +20,10 @@ def test_finished_trials_are_remembered_and_the_others_asked(tmp_path: Path) -> 
         {"identity": f"t{i}", "name": f"trial {i}", "point": "p", "varied": {}, "seed": i, "experiment": {}}
         for i in range(3)
     ]
-    document = {"sweep": "s", "trials": trials, "created": 0.0}
+    document = plan_record("s", trials)
     for i in (0, 1):
         write_attempt(storage, f"t{i}", 1, {METRIC: 0.1 * (i + 1)}, 0.0, {})
-    write_end(storage, "t2", "failed", "it broke")
+    write_end(storage, "t2", TrialStatus.FAILED, "it broke")
     before = catalog.results(storage, document)
     assert [r.status for r in before] == ["finished", "finished", "failed"]
     catalog.remember(storage, "s", before)

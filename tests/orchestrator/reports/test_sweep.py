@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from experiments import plan_record
 from PIL import Image
 
 from mcc_core.experiment_files import resolve
@@ -39,7 +40,8 @@ def test_importance_finds_what_matters_and_refuses_too_few() -> None:
     assert importances(found[: needed(3) - 1]) == ("", {})
     assert importances([Configuration(c.values, 0.5) for c in found]) == ("", {})
     means = means_by_value(found)
-    assert means[0] == ("a", "0.0", pytest.approx(0.015), 4) and ("c", "x", pytest.approx(0.515), 6) in means
+    assert means[0][:2] == ("a", "0.0") and means[0][2:] == pytest.approx((0.015, 4))
+    assert {row[:2]: row[2:] for row in means}["c", "x"] == pytest.approx((0.515, 6))
     drawn = [Configuration({"lr": f"{i}"}, i / 40) for i in range(40)]
     assert means_by_value(drawn) == [] and list(importances(drawn)[1]) == ["lr"]
 
@@ -54,7 +56,7 @@ def test_time_is_counted_once_for_the_wall_and_for_each_worker() -> None:
 
 
 def test_a_page_is_whole_in_itself_and_harmless() -> None:
-    parts = [
+    parts: list[Text | Grid | Picture | Code] = [
         Text("<script>x</script>"),
         Grid([["c", "d"], ["<b>|", "+1.4 [+0.7, +2.2]"], ["y", "-1.0 [-2.0, +0.1]"]], signed=True),
         Picture("p.png", b"123", "cap"),
@@ -87,9 +89,17 @@ def sweep(
         if (status := statuses[name]) != "new":
             metric = dict(defaults | file)["metric"]
             write(storage, trials[-1], status, ratio + 0.01 * int(seed) * (1 if point == "a" else -1), metric)
-    document = {"sweep": "s-1", "name": "s", "source": "s.yaml", "created": 1000.0, "concurrent": 1, "commit": "c" * 40,
-                "command": ["/bin/mcc", "sweep", "submit", "s.yaml"], "estimate": {"total_s": 60.0, "source": "x"},
-                "file": defaults | {"heatmap": None} | file, "trials": trials}  # fmt: skip
+    document = plan_record(
+        "s-1",
+        trials,
+        name="s",
+        source="s.yaml",
+        created=1000.0,
+        commit="c" * 40,
+        command=["/bin/mcc", "sweep", "submit", "s.yaml"],
+        estimate={"total_s": 60.0, "source": "x"},
+        file=defaults | {"heatmap": None} | file,
+    )
     storage.write("sweeps/s-1/plan.json", json.dumps(document).encode())
     return storage, Sweep("s-1", document)
 
@@ -172,5 +182,5 @@ def test_importance_of_enough_configurations_and_of_a_population(tmp_path: Path)
     wide = {f"{point}-0": "finished" for point in "abcdefghijkl"}
     text = text_of(*sweep(tmp_path / "3", wide, parameters={"mask.ratio": []}, points=[]))
     assert "Shares of the variance, by fANOVA over 12 configurations" in text and "| mask.ratio | 100 % |" in text
-    pbt = {"scheduler": {"kind": "pbt"}, "parameters": {"mask.ratio": []}}
+    pbt: dict[str, Any] = {"scheduler": {"kind": "pbt"}, "parameters": {"mask.ratio": []}}
     assert "A population changes its parameters while it trains" in text_of(*sweep(tmp_path / "2", one, **pbt))

@@ -6,31 +6,20 @@ import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from s3_server import S3Server, s3_server
+from s3_server import S3Server
 
 from mcc_core.errors import UsageError
+from orchestrator.settings import Settings
 from orchestrator.storage.store import Storage, retry
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with s3_server(tmp_path_factory.mktemp("s3")) as running:
-        yield running
-
-
-@pytest.fixture(params=["folder", "s3"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
-    if request.param == "folder":
-        return Storage(str(tmp_path / "storage"))
-    server: S3Server = request.getfixturevalue("server")
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    return Storage(f"s3://{server.bucket}/some/{tmp_path.name}")
+@pytest.fixture
+def settings(settings_of_each_kind: Settings) -> Settings:
+    return settings_of_each_kind
 
 
 def test_what_was_written_is_read(storage: Storage) -> None:
@@ -168,11 +157,11 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         Storage(str(tmp_path / "file" / "sub")).check()
 
 
-def test_a_wrong_secret_is_refused_without_showing_it(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (server.environment | {"AWS_SECRET_ACCESS_KEY": "not-the-secret"}).items():
+def test_a_wrong_secret_is_refused_without_showing_it(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (s3.environment | {"AWS_SECRET_ACCESS_KEY": "not-the-secret"}).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match="MCC_STORAGE: s3://") as caught:
-        Storage(f"s3://{server.bucket}/x").check()
+        Storage(f"s3://{s3.bucket}/x").check()
     assert "not-the-secret" not in str(caught.value)
 
 

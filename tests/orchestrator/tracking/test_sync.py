@@ -15,9 +15,9 @@ import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from experiments import plan_record
 from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
@@ -27,6 +27,8 @@ from mcc_core.experiment_files import resolve
 from orchestrator.records.checkpoints import CheckpointStore
 from orchestrator.records.events import EventLog, write_end
 from orchestrator.records.leases import Lease
+from orchestrator.records.plans import PlanRecord
+from orchestrator.records.status import TrialStatus
 from orchestrator.settings import Settings
 from orchestrator.storage.outbox import Outbox
 from orchestrator.storage.store import Storage
@@ -39,7 +41,7 @@ from orchestrator.tracking.sync import Tracker, rebuild
 SWEEP = "s-1234"
 
 
-def document() -> dict[str, Any]:
+def document() -> PlanRecord:
     trials = []
     for i, ratio in enumerate(("0.5", "0.95")):
         experiment = resolve("tiny", {"mask.ratio": float(ratio)}).model_dump(mode="json")
@@ -60,7 +62,7 @@ def document() -> dict[str, Any]:
         "description": "",
         "heatmap": {"x": "mask.ratio", "y": "mask.scale"},
     }
-    return {"sweep": SWEEP, "name": "s", "created": 1.0, "command": ["mcc"], "file": file, "trials": trials}
+    return plan_record(SWEEP, trials, name="s", created=1.0, file=file)
 
 
 def scores(seg: float) -> dict[str, float]:
@@ -101,7 +103,7 @@ def attempt(storage: Storage, folder: Path, trial: str, number: int, first: int,
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database with its tables: making them takes seconds, copying them does not."""
     settings = Settings.at(tmp_path_factory.mktemp("migrated"))
-    Tracker(settings, document() | {"trials": []}).client.search_experiments()
+    Tracker(settings, plan_record(SWEEP)).client.search_experiments()
     return settings.home / "mlflow.db"
 
 
@@ -116,11 +118,6 @@ def settings(tmp_path: Path, migrated: Path) -> Settings:
     assert old is not None
     client.rename_experiment(old.experiment_id, "template")
     return made
-
-
-@pytest.fixture
-def storage(settings: Settings) -> Storage:
-    return Storage(settings.storage)
 
 
 def steps(tracker: Tracker, run: str, key: str = "loss/total") -> list[int]:
@@ -267,7 +264,7 @@ def test_segments_that_arrive_after_the_end_from_outside_are_not_left_out(
     left = {file: file.read_bytes() for file in waiting}
     for file in waiting:
         file.unlink()
-    write_end(storage, trial, "failed", "its process ended without a word")
+    write_end(storage, trial, TrialStatus.FAILED, "its process ended without a word")
     tracker = Tracker(settings, document())
     tracker.sync()
     run = str(tracker.children[trial].run)
@@ -399,7 +396,7 @@ def test_a_trial_of_two_sweeps_is_a_child_of_both(settings: Settings, storage: S
 def test_runs_go_to_the_experiment_that_was_asked_for_even_if_it_was_deleted(settings: Settings) -> None:
     named = Settings.at(settings.home, experiment_name="mine")
     for _ in range(2):
-        tracker = Tracker(named, document() | {"trials": []})
+        tracker = Tracker(named, plan_record(SWEEP))
         experiment = tracker.client.get_experiment_by_name("mine")
         assert experiment is not None and experiment.artifact_location == named.artifact_root.as_uri()
         assert tracker.client.get_run(tracker.parent).info.experiment_id == experiment.experiment_id
@@ -434,6 +431,7 @@ def test_mlflow_away_only_delays(settings: Settings, storage: Storage, tmp_path:
             assert feeder.finish(120)
             client = MlflowClient(tracking_uri=remote.tracking_uri)
             experiment = client.get_experiment_by_name("mcc")
+            assert experiment is not None
             (parent,) = client.search_runs([experiment.experiment_id], "tags.`mcc.kind` = 'sweep'")
             assert parent.info.status == "KILLED"  # the other trial never began
             tracker = Tracker(remote, document())
@@ -478,5 +476,5 @@ def test_nothing_is_written_to_the_working_folder(
     folder = tmp_path / "cwd"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    Tracker(settings, document() | {"trials": []}).finish()
+    Tracker(settings, plan_record(SWEEP)).finish()
     assert list(folder.iterdir()) == []

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 import yaml
 from mlflow.entities import Run
@@ -42,9 +41,8 @@ def write(file: Path, content: dict[str, Any]) -> Path:
 
 
 def mcc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from orchestrator.cli import main; main()", *arguments]
-    env = os.environ | {"MCC_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    env = {"MCC_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return commands.run(*arguments, cwd=folder, env=env)
 
 
 SWEEP = {"name": "threshold", "of": "trained/one", "protocol": "cam", "parameters": {"cam_threshold": [0.2, 0.5, 1.0]}}

@@ -7,8 +7,8 @@ from typing import Any, cast
 import pytest
 import torch
 
-from mcc_core.errors import UsageError
 from mcc_core.experiment_files import resolve
+from mcc_core.methods.afa.affinity import pair_labels
 from mcc_core.methods.afa.config import Experiment
 from mcc_core.methods.afa.network import AFANet
 from mcc_core.methods.afa.objective import AFAObjective
@@ -30,7 +30,7 @@ def test_affinity_is_the_convolution_of_all_heads(network: AFANet) -> None:
     features = network.encoder(torch.randn(2, 3, 32, 48, dtype=torch.float64))
     heads = []
     for block, x in zip(network.last_blocks, features.last_inputs, strict=True):
-        tokens, attention = block.norm1(x.flatten(2).transpose(1, 2)), block.attn
+        tokens, attention = block.norm1(x), block.attn
         shape = (2, tokens.shape[1], attention.num_heads, -1)
         q, k = attention.q(tokens).view(shape), attention.kv(tokens)[..., : tokens.shape[2]].reshape(shape)
         heads.append(torch.einsum("bnhd,bmhd->bhnm", q, k))
@@ -62,7 +62,18 @@ def test_norms_of_the_encoder_are_not_trained() -> None:
     assert sum(len(g.parameters) for g in (others, norms, heads)) == len(list(network.parameters()))
 
 
-def test_an_unknown_backbone_is_one_line() -> None:
-    experiment: Any = resolve("afa", {"model.weights": "random", "model.backbone": "mit_b9"})
-    with pytest.raises(UsageError, match=r"model\.backbone: 'mit_b9' is not a mix transformer"):
-        AFANet(experiment.model, 3)
+def test_on_coco_affinity_learns_from_the_propagated_label(network: AFANet) -> None:
+    decided = {"thresholds.background": 0.5, "thresholds.foreground": 0.501, "par.dilations": [1, 2]}
+    experiment = cast(Experiment, resolve("afa-tiny", decided | {"affinity.label": "segmentation"}))
+    assert resolve("afa-coco").affinity == experiment.affinity  # type: ignore[attr-defined]
+    torch.manual_seed(2)
+    batch = {
+        "view1": torch.randn(2, 3, 40, 40),
+        "labels": torch.tensor([[1.0, 0, 0], [0, 1, 1]]),
+        "box": torch.tensor([[0, 40, 0, 40], [4, 40, 0, 20]]),
+    }
+    step = AFAObjective(network, experiment)(batch, {}, 200)
+    assert step.seg_label is not None and step.pairs is not None
+    grid = (step.output.features.maps[3].shape[-2], step.output.features.maps[3].shape[-1])
+    assert torch.equal(step.pairs, pair_labels(step.seg_label, grid, experiment.affinity.radius))
+    assert (step.pairs != 255).any()

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from batches import three_views
+from experiments import mcc_experiment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcc_core.config import OptimConfig, ParConfig
-from mcc_core.experiment_files import resolve
 from mcc_core.methods.mcc.config import Experiment
 from mcc_core.methods.mcc.masking import activation_levels, positiveness, sample_masks
 from mcc_core.methods.mcc.network import MCCNet
@@ -34,7 +34,7 @@ TINY: dict[str, Any] = {
 
 
 def tiny(**overrides: Any) -> tuple[MCCNet, Experiment]:
-    experiment = resolve("tiny", TINY | overrides)
+    experiment = mcc_experiment("tiny", TINY | overrides)
     torch.manual_seed(0)
     return MCCNet(experiment.model, 4), experiment
 
@@ -163,7 +163,7 @@ def test_unused_terms_leave_zero_gradients_so_that_decay_applies() -> None:
     assert objective.weights(1000)["seg"] == 0 and objective.weights(1001)["seg"] == 0.1
     total(model, experiment, random_batch([[1, 0, 0, 0]])).backward()
     assert model.decoder.conv6.weight.grad is not None and model.decoder.conv6.weight.grad.abs().sum() == 0
-    assert model.projector.last.direction.grad.abs().sum() > 0
+    assert model.projector.last.get_parameter("direction").grad.abs().sum() > 0  # type: ignore[union-attr]
     assert all(p.grad is None for p in model.momentum_projector.parameters())
 
 

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from batches import three_views
+from experiments import mcc_experiment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcc_core.errors import UsageError
-from mcc_core.experiment_files import merge, resolve
+from mcc_core.experiment_files import merge
 from mcc_core.losses import terms as losses
 from mcc_core.methods.mcc.config import BUNDLES, Experiment
 from mcc_core.methods.mcc.masking import activation_levels, positiveness
@@ -39,7 +40,8 @@ def test_affinity_as_equation_9(seed: int, kinds: int) -> None:
     features = torch.randn(2, 5, 3, 3, dtype=torch.float64, generator=seeded(seed))
     labels = torch.randint(kinds, (2, 3, 3), generator=seeded(seed + 1))
     labels[torch.rand(labels.shape, generator=seeded(seed + 2)) < 0.2] = IGNORE
-    same, different = [], []
+    same: list[float] = []
+    different: list[float] = []
     for image, label in zip(features.flatten(2), labels.flatten(1).tolist(), strict=True):
         for i in range(9):
             for j in range(9):
@@ -110,7 +112,7 @@ def test_positiveness_from_levels_and_from_labels() -> None:
 
 def test_paper_bundle_changes_the_step_as_it_says() -> None:
     """Text: one query, local keys, one linear projection; no second global view is encoded."""
-    experiment = resolve("tiny", SMALL | {"compat": "paper"})
+    experiment = mcc_experiment("tiny", SMALL | {"compat": "paper"})
     model = MCCNet(experiment.model, 4)
     assert isinstance(model.projector.last, torch.nn.Linear) and model.projector.mlp is None
     images = torch.randn(3, 2, 3, 32, 32, generator=seeded(0))
@@ -128,16 +130,16 @@ def test_paper_bundle_changes_the_step_as_it_says() -> None:
 
 
 def test_bundle_lies_over_the_preset_and_under_what_is_set() -> None:
-    published, paper = resolve("coco"), resolve("coco", {"compat": "paper"})
+    published, paper = mcc_experiment("coco"), mcc_experiment("coco", {"compat": "paper"})
     assert (published.loss.seg_start, paper.loss.seg_start) == (8000, 0)
     assert paper.thresholds.foreground == published.thresholds.foreground == 0.65
-    mixed = resolve("coco", {"loss.seg_start": 500, "compat": "paper"})
+    mixed = mcc_experiment("coco", {"loss.seg_start": 500, "compat": "paper"})
     assert mixed.loss.seg_start == 500 and mixed.loss.aff_form == "equation"
     inside = validate(Experiment, {"compat": "paper", "loss": {"seg_form": "halves"}}, "file")
     assert inside.loss.seg_form == "halves" and inside.loss.aff_form == "equation"
     assert Experiment.model_validate(paper.model_dump()) == paper
     with pytest.raises(UsageError, match="compat: 'text'"):
-        resolve("voc", {"compat": "text"})
+        mcc_experiment("voc", {"compat": "text"})
     with pytest.raises(UsageError, match="loss"):
         validate(Experiment, {"compat": "paper", "loss": 3}, "file")
 
@@ -145,15 +147,15 @@ def test_bundle_lies_over_the_preset_and_under_what_is_set() -> None:
 @pytest.mark.parametrize("key", BUNDLES["paper"])
 def test_every_bundled_field_exists_and_differs_from_the_default(key: str) -> None:
     text = str(BUNDLES["paper"][key])
-    default = flatten(resolve("voc"))[key]
-    assert default != text and flatten(resolve("voc", {key: BUNDLES["paper"][key]}))[key] == text
+    default = flatten(mcc_experiment("voc"))[key]
+    assert default != text and flatten(mcc_experiment("voc", {key: BUNDLES["paper"][key]}))[key] == text
     assert merge({}, {"compat": "paper"}, "")["compat"] == "paper"
 
 
 def test_the_bundle_is_its_values(tmp_path: Any) -> None:
     from orchestrator.planning.identity import trial_identity
 
-    named = resolve("tiny", {"compat": "paper"})
-    spelled = resolve("tiny", BUNDLES["paper"])
+    named = mcc_experiment("tiny", {"compat": "paper"})
+    spelled = mcc_experiment("tiny", BUNDLES["paper"])
     assert trial_identity(named, 0, "data") == trial_identity(spelled, 0, "data")
-    assert trial_identity(named, 0, "data") != trial_identity(resolve("tiny"), 0, "data")
+    assert trial_identity(named, 0, "data") != trial_identity(mcc_experiment("tiny"), 0, "data")

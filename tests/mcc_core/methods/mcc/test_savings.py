@@ -10,11 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from batches import three_views
+from experiments import mcc_experiment
 from plain import PlainObjective, explicit_attention, refine_separately
 from torch import Tensor
 
 from mcc_core.config import ComputeConfig
-from mcc_core.experiment_files import resolve
 from mcc_core.methods.mcc import objective as objective_module
 from mcc_core.methods.mcc.config import Experiment
 from mcc_core.methods.mcc.network import MCCNet
@@ -39,8 +39,8 @@ VOC: dict[str, Any] = {
 def settings(name: str) -> tuple[Experiment, int, int, int]:
     """Experiment, foreground classes, first class index that the batch has, iteration."""
     if name == "voc":
-        return resolve("voc", VOC), 20, 3, 5000
-    return resolve("coco", VOC | {"model.aux_block": 2}), 80, 61, 13_000
+        return mcc_experiment("voc", VOC), 20, 3, 5000
+    return mcc_experiment("coco", VOC | {"model.aux_block": 2}), 80, 61, 13_000
 
 
 def batch_of(classes: int, first: int) -> tuple[Batch, Tensor]:

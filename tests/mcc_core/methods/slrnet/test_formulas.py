@@ -9,17 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mcc_core.methods.slrnet.config import PseudoLabelConfig, ScoreConfig
+from mcc_core.config import PamrConfig
+from mcc_core.methods.slrnet.config import ScoreConfig
 from mcc_core.methods.slrnet.layers import CueInjection, Factorisation, StochasticGate, factorise, first_dictionary
 from mcc_core.methods.slrnet.losses import (
     balanced_cross_entropy,
     class_score,
+    classification,
     code_difference,
     mask_difference,
-    pseudo_label,
 )
 from mcc_core.pseudo_labels.labels import IGNORE
-from mcc_core.pseudo_labels.pamr import refine_masks
+from mcc_core.pseudo_labels.pamr import refine_masks, thresholded
 
 
 def randn(*size: int, seed: int = 0) -> Tensor:
@@ -131,15 +132,36 @@ def test_pamr_against_a_loop() -> None:
 
 
 def test_pseudo_label_thresholds_and_ignores() -> None:
-    config = PseudoLabelConfig()
+    config = PamrConfig()
     masks = torch.zeros(1, 3, 1, 6, dtype=torch.float64)
     masks[0, 0, 0] = torch.tensor([1.0, 0.71, 0.69, 0.0, 0.8, 0.1])  # above 0.7 of its maximum: 0, 1, 4
     masks[0, 1, 0] = torch.tensor([0.0, 0.0, 0.31, 0.5, 0.4, 0.1])  # above 0.6 of 0.5: 2, 3, 4
     masks[0, 2, 0] = 0.9  # its class is absent
-    label = pseudo_label(masks, torch.tensor([[1.0, 0.0]]), config)
+    label = thresholded(masks, torch.tensor([[1.0, 0.0]]), config)
     assert label[0, 0].tolist() == [0, 0, 1, 1, IGNORE, IGNORE]
-    weak = pseudo_label(masks * torch.tensor([1, 0.38, 1]).view(1, 3, 1, 1), torch.tensor([[1.0, 0.0]]), config)
+    weak = thresholded(masks * torch.tensor([1, 0.38, 1]).view(1, 3, 1, 1), torch.tensor([[1.0, 0.0]]), config)
     assert (weak != 1).all()  # nothing of it is above 0.2
+
+
+def test_background_may_be_where_no_class_is() -> None:
+    """COCO: a class is above 0.6 of its maximum, background where none is above 0.1 of it."""
+    config = PamrConfig(background_is="rest", background=0.1, least=0.0)
+    masks = torch.zeros(1, 4, 1, 6, dtype=torch.float64)
+    masks[0, 0, 0] = 1.0  # not looked at
+    masks[0, 1, 0] = torch.tensor([0.1, 0.061, 0.06, 0.01, 0.0, 0.02])
+    masks[0, 2, 0] = torch.tensor([0.0, 0.3, 0.4, 0.0, 0.039, 0.05])
+    masks[0, 3, 0] = 0.9  # its class is absent
+    label = thresholded(masks, torch.tensor([[1.0, 1.0, 0.0]]), config)
+    assert label[0, 0].tolist() == [1, IGNORE, 2, 0, 0, IGNORE]
+
+
+def test_positive_classes_weigh_what_is_said() -> None:
+    scores, labels = randn(2, 3), torch.tensor([[1.0, 0, 1], [0, 0, 1]], dtype=torch.float64)
+    weights = torch.tensor([0.5, 10.0, 3.0], dtype=torch.float64)
+    own = -(weights * labels * scores.sigmoid().log() + (1 - labels) * (-scores).sigmoid().log()).mean()
+    torch.testing.assert_close(classification(scores, labels, weights), own)
+    margin = torch.nn.functional.multilabel_soft_margin_loss(scores, labels)
+    torch.testing.assert_close(classification(scores, labels, None), margin)
 
 
 def test_balanced_cross_entropy() -> None:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from published_slrnet import head_names
 from small_slrnet import SMALL_SLRNET
 from torch import Tensor, nn
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.config import EvaluationConfig
+from mcc_core.data.colours import normalise
 from mcc_core.data.index import DataIndex, build_index
 from mcc_core.errors import UsageError
 from mcc_core.evaluation.protocols import Maps, label_map, mean_probabilities, network_maps
@@ -26,6 +28,7 @@ from mcc_core.methods.slrnet.config import Experiment
 from mcc_core.methods.slrnet.network import SLRNet
 from mcc_core.methods.slrnet.objective import SLRObjective
 from mcc_core.methods.slrnet.published import from_published
+from mcc_core.pseudo_labels.pamr import mask_label
 from mcc_core.training.engine import Callbacks, StepRecord, train
 from mcc_core.training.optim import build_optimizer, learning_rate
 
@@ -51,7 +54,7 @@ class Curve(Callbacks):
     def on_step(self, record: StepRecord) -> None:
         self.losses[record.iteration] = {k: v for k, v in record.metrics.items() if k != "images_per_second"}
 
-    def on_checkpoint(self, iteration: int, file: Path) -> None:
+    def on_checkpoint(self, iteration: int, file: Path, sha256: str) -> None:
         self.files.append(file)
 
 
@@ -148,7 +151,7 @@ def test_the_step_is_its_formulas() -> None:
 def test_bfloat16_and_channels_last_change_rounding_alone() -> None:
     images = torch.randn(1, 3, 32, 32)
     plain = network().eval()(images).seg
-    other = network(**{"compute.precision": "bfloat16", "compute.channels_last": True}).eval()(images).seg
+    other = network(**cast(Any, {"compute.precision": "bfloat16", "compute.channels_last": True})).eval()(images).seg
     assert other.dtype == torch.float32 and not torch.equal(other, plain)
     torch.testing.assert_close(other, plain, rtol=0.1, atol=0.1 * plain.abs().max().item())
 
@@ -204,21 +207,48 @@ def test_its_protocol_scores_classes_at_every_scale_and_flip() -> None:
     assert label_map(maps, "ms", config, image).shape == (40, 36)
 
 
+def test_its_refined_protocol_is_what_trains_the_segmentation() -> None:
+    """The masks of the squashed image refined by PAMR, with the thresholds of training."""
+    model, experiment = network().eval(), small()
+    config = method_of(experiment).evaluation(experiment, 3)
+    assert config.pamr == experiment.pseudo_label
+    image = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    maps = network_maps(model, image, [0, 2], ["refined"], config, CPU)
+    pixels = normalise(torch.from_numpy(image).permute(2, 0, 1))[None]
+    with torch.no_grad():
+        masks = model(pixels).seg.softmax(1)
+    expected = mask_label(pixels, masks, torch.tensor([[1.0, 0, 1]]), experiment.pseudo_label)
+    assert {0, 1, 3} & set(expected.unique().tolist())
+    np.testing.assert_array_equal(label_map(maps, "refined", config, image), expected[0].numpy())
+    nothing = network_maps(model, image, [], ["refined"], config, CPU)
+    assert not label_map(nothing, "refined", config, image).any()
+
+
+@pytest.mark.parametrize("count", [3, 8])
+def test_positive_weights_are_as_many_as_the_classes(index: DataIndex, tmp_path: Path, count: int) -> None:
+    experiment = small(**{"loss.positive_weight": [2.0] * count, "train.iterations": 2, "train.eval_every": 2})
+    if count != len(index.classes):
+        with pytest.raises(UsageError, match=r"loss\.positive_weight: 3 numbers, but the data has 8 classes"):
+            run(index, tmp_path, experiment)
+        return
+    heavy = run(index, tmp_path, experiment).losses[1]["loss/cls"]
+    plain = run(index, tmp_path, small(**{"train.iterations": 2, "train.eval_every": 2})).losses[1]["loss/cls"]
+    assert plain < heavy < 2 * plain
+
+
+def test_the_coco_recipe() -> None:
+    experiment = resolve("slrnet-coco", {})
+    assert isinstance(experiment, Experiment) and len(experiment.loss.positive_weight) == 80  # type: ignore[arg-type]
+    config = method_of(experiment).evaluation(experiment, 80)
+    assert (config.class_top, config.background_power) == (8, 1.0)
+    assert learning_rate(experiment.optim, 39_996, 133_320) == 5e-4
+    assert learning_rate(experiment.optim, 39_996 + 49_995, 133_320) == pytest.approx(2.5e-4)
+
+
 def test_published_names_are_all_of_the_network() -> None:
     with torch.device("meta"):
         own = {n for n in SLRNet(small(), 3).state_dict() if "num_batches" not in n}
-    norm = ("weight", "bias", "running_mean", "running_var")
-    names = [f"aspp.aspp{i}.atrous_conv.weight" for i in range(1, 5)]
-    names += [f"aspp.aspp{i}.bn.{n}" for i in range(1, 5) for n in norm]
-    names += ["aspp.global_avg_pool.1.weight", "aspp.conv1.weight"]
-    names += [f"{bn}.{n}" for bn in ("aspp.global_avg_pool.2", "aspp.bn1") for n in norm]
-    for block in ("fc8_skip", "fc8_x", "shallow_mask.fc_deep", "shallow_mask.fc_skip", "shallow_mask.fc_cls"):
-        affine = norm[2:] if block == "shallow_mask.fc_skip" else norm
-        names += [f"{block}.0.weight", *(f"{block}.1.{n}" for n in affine)]
-    names += [f"aux_head.{n}" for n in ("0.weight", "4.weight", "4.bias", *(f"1.{n}" for n in norm))]
-    names += [f"last_conv.{n}" for n in ("0.weight", "4.weight", "8.weight", "8.bias")]
-    names += [f"last_conv.{i}.{n}" for i in (1, 5) for n in norm]
-    names += [f"factorization_reconstruction.transform{i}.{n}" for i in (1, 2) for n in ("weight", "bias")]
+    names = head_names()
     doubled = [f"newly_added.0.{name.removeprefix('aspp.')}" for name in names if name.startswith("aspp.")]
     constants = ["_aff.aff_x.kernel"]
     tensors = {f"module.{name}": torch.zeros(1) for name in (*names, *doubled, *constants)}
@@ -237,9 +267,10 @@ def _rank(rank: int, port: int, index: DataIndex, work: Path, out: Any) -> None:
     model = network(len(index.classes)).train()
     generator = torch.Generator().manual_seed(rank)
     model.two_views(torch.randn(2, 3, 32, 32, generator=generator))
-    own = model.skip[1].running_mean.clone()
+    running_mean = model.get_buffer("skip.1.running_mean")
+    own = running_mean.clone()
     model.share_statistics()
-    out.put((rank, curve.losses, own.tolist(), model.skip[1].running_mean.tolist()))
+    out.put((rank, curve.losses, own.tolist(), model.get_buffer("skip.1.running_mean").tolist()))
     dist.destroy_process_group()
 
 

@@ -1,0 +1,1 @@
+"""The public Python API: what `mcc_core` itself offers by name."""
