@@ -155,7 +155,7 @@ def show_costs(
     here = "GPU" if made is not None and made.gpus_per_worker else "worker"
     device = published_device(table) if scale == "paper" else None
     console.print(board(cost_rows(costs, device, here), f"{name}: {table.description}"))
-    for line in notes(table, costs, made, rate, gpu):
+    for line in notes(table, costs, made, rate, gpu, settings):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     for line in [f"{name} needs what is not here:", *lacking] if lacking else []:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mcc_core.config import Experiment
+from orchestrator.planning.disk import predicted_bytes
 from orchestrator.planning.estimate import estimate_sweep
 from orchestrator.planning.plan import Plan
 from orchestrator.reproduction.runs import experiments
@@ -97,7 +98,12 @@ def cost_rows(costs: Sequence[RowCost], device: str | None, here: str) -> list[l
 
 
 def notes(
-    table: PaperTable, costs: Sequence[RowCost], plan: Plan | None, rate: float | None, gpu: str | None
+    table: PaperTable,
+    costs: Sequence[RowCost],
+    plan: Plan | None,
+    rate: float | None,
+    gpu: str | None,
+    settings: Settings,
 ) -> list[str]:
     """What the table's numbers rest on, and hours at a rate of images a second."""
     lines = []
@@ -115,8 +121,11 @@ def notes(
     if rate:
         images = sum(cost.images for cost in costs)
         lines.append(f"{f'on {gpu}, ' if gpu else ''}at {rate:g} images a second: {images / rate / 3600:.1f} hours")
-    if plan is not None and plan.disk_bytes:
-        lines.append(f"storage: up to {size_text(plan.disk_bytes)}")
+    if plan is not None and (left := [t for t in plan.trials if t.identity not in plan.finished]):
+        processors = (plan.file.resources.cpus_per_worker, plan.gpus_per_worker)
+        trained = [trial.experiment for trial in left]
+        disk = predicted_bytes(trained, len(plan.index.classes), *processors, Storage(settings.storage))
+        lines.append(f"storage: up to {size_text(disk)}")
     return lines
 
 
