@@ -28,7 +28,7 @@ _WITHOUT: dict[str, tuple[str, ...]] = {
 }
 # Files that training does not run, or that say nothing but messages and pictures.
 _NOT_TRAINING = {
-    *("visualize.py", "inference.py", "crf.py", "errors.py", "protocols.py", "scoring.py", "pseudo_label.py"),
+    *("visualize.py", "inference.py", "crf.py", "errors.py", "protocols.py", "scoring.py"),
     *("published.py", "import_weights.py", "registry.py"),
     *("archives.py", "prepare.py", "prepare_voc.py", "prepare_coco.py", "prepare_folder.py"),
 }

@@ -50,9 +50,14 @@ def sweeps(storage: Storage, name: str | None = None) -> list[Sweep]:
     return sorted((sweep for sweep in found if sweep), key=lambda sweep: sweep.created, reverse=True)
 
 
+def recorded(storage: Storage, identity: str) -> Sweep:
+    """The sweep of an id. Raises FileNotFoundError when its plan is not in storage."""
+    return Sweep(identity, json.loads(storage.read(layout.plan(identity))))
+
+
 def _sweep(storage: Storage, key: str) -> Sweep | None:
     try:
-        return Sweep(key.rsplit("/", 1)[-1], json.loads(storage.read(f"{key}/plan.json")))
+        return recorded(storage, key.rsplit("/", 1)[-1])
     except FileNotFoundError:  # what a deletion, or a launch that never began, left of it
         return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
@@ -66,12 +65,10 @@ def final_report(settings: Settings, storage: Storage, document: PlanRecord, *, 
     """Write the page beside the sweep's summary, and to MLflow with `track`; returns (where, what went wrong)."""
     from orchestrator.tracking.sync import attach
 
-    folder = layout.sweep(document["sweep"])
-    key = f"{folder}/{PAGE}"
+    key = f"{layout.sweep(document['sweep'])}/{PAGE}"
     try:
         # The plan on record: where nothing was left to run it is that of the launch that ran the trials.
-        sweep = catalog.Sweep(document["sweep"], json.loads(storage.read(f"{folder}/plan.json")))
-        content = report_files(storage, sweep)[PAGE]
+        content = report_files(storage, catalog.recorded(storage, document["sweep"]))[PAGE]
         storage.write(key, content)
         if track:
             attach(settings, document, {f"{_FOLDER}/{PAGE}": content})

@@ -1,9 +1,8 @@
-"""FSR trained: parameter groups, terms that come and go, teacher, exact savings, two ranks, published checkpoints."""
+"""FSR trained: parameter groups, terms that come and go, teacher, exact savings, published checkpoints."""
 
 from __future__ import annotations
 
 import json
-import socket
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,14 +10,10 @@ import golden
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from small import SMALL
 from torch import Tensor
 
-from mcc_core import checkpoint as checkpoints
 from mcc_core.data.colours import View
-from mcc_core.data.index import DataIndex, build_index
 from mcc_core.errors import UsageError
 from mcc_core.experiment_files import resolve
 from mcc_core.import_weights import import_weights
@@ -27,7 +22,6 @@ from mcc_core.methods.fsr.config import Experiment
 from mcc_core.methods.fsr.network import AuxiliaryMaps, FSRNet
 from mcc_core.methods.fsr.objective import FSRObjective, FSRStep
 from mcc_core.pseudo_labels.cam import multi_scale_maps
-from mcc_core.training.engine import Callbacks, StepRecord, train
 from mcc_core.training.optim import build_optimizer, learning_rate
 
 FIELDS: dict[str, Any] = SMALL | {
@@ -217,49 +211,3 @@ def test_a_published_checkpoint_says_its_sizes(tmp_path: Path) -> None:
     assert torch.equal(saved.model["encoder.class_blocks.1.attn.k.weight"], state["encoder.cls_blocks.1.attn.k.weight"])
     assert torch.equal(saved.model["teacher.encoder.mask_token"], state["encoder.mask_token"])
     assert saved.network()(torch.zeros(1, 3, 48, 64)).seg.shape == (1, 21, 3, 4)
-
-
-class Curve(Callbacks):
-    """The losses of each iteration."""
-
-    def __init__(self) -> None:
-        self.losses: dict[int, dict[str, float]] = {}
-
-    def on_step(self, record: StepRecord) -> None:
-        self.losses[record.iteration] = {k: v for k, v in record.metrics.items() if k != "images_per_second"}
-
-
-def run(index: DataIndex, work: Path, fields: dict[str, Any]) -> Curve:
-    curve = Curve()
-    train(small(fields), 0, index, device=torch.device("cpu"), workdir=work, callbacks=curve)
-    return curve
-
-
-def _rank(rank: int, port: int, index: DataIndex, work: Path, out: Any) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    curve = run(index, work, {"train.workers": 2, "train.batch_size": 1})
-    out.put((rank, curve.losses))
-    dist.destroy_process_group()
-
-
-def test_two_workers_are_two_passes(tmp_path: Path) -> None:
-    index = build_index(small().data, tmp_path / "home")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = mp.get_context("spawn")
-    out = context.SimpleQueue()
-    processes = [context.Process(target=_rank, args=(r, port, index, tmp_path / "ranks", out)) for r in range(2)]
-    for process in processes:
-        process.start()
-    losses = dict(out.get() for _ in range(2))[0]
-    for process in processes:
-        process.join(60)
-    passes = run(index, tmp_path / "passes", {"train.accumulate": 2, "train.batch_size": 1})
-    assert list(losses) == [1, 2, 3, 4, 5, 6]
-    for iteration, record in losses.items():
-        assert passes.losses[iteration] == pytest.approx(record, rel=1e-4, abs=1e-7), iteration
-    ours, theirs = (checkpoints.load(tmp_path / kind / "0000006.pt").model for kind in ("ranks", "passes"))
-    for name in ("centers.class_center", "centers.patch_center"):
-        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-5)

@@ -1,0 +1,62 @@
+"""Short trainings in this process: each method at its smallest size, and the losses of every iteration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from small import SMALL
+from small_slrnet import SMALL_SLRNET
+
+from mcc_core.config import Experiment
+from mcc_core.data.index import DataIndex
+from mcc_core.experiment_files import resolve
+from mcc_core.training.engine import Callbacks, StepRecord, train
+
+_PROJECTOR: dict[str, Any] = {
+    "model.projector.hidden": 16,
+    "model.projector.bottleneck": 8,
+    "model.projector.out": 12,
+    "model.decoder_channels": 8,
+    "par.iterations": 1,
+}
+# Preset and fields of each method: six iterations, evaluated and saved after three, every term in the second half.
+SMALLEST: dict[str, tuple[str, dict[str, Any]]] = {
+    "mcc": ("tiny", SMALL | _PROJECTOR),
+    "toco": ("toco-tiny", SMALL | _PROJECTOR | {"crops.size": 16, "crops.views": 2}),
+    "afa": (
+        "afa-tiny",
+        {k: v for k, v in SMALL.items() if not k.startswith("model.")}
+        | {"loss.propagation_start": 3, "model.dropout": 0.1, "model.drop_path": 0.1},
+    ),
+    "slrnet": ("slrnet-tiny", SMALL_SLRNET),
+    "fsr": ("fsr-tiny", SMALL | _PROJECTOR | {"mask.uncertain_start": 3}),
+}
+
+
+def smallest(method: str, **fields: Any) -> Experiment:
+    """A method's smallest experiment; `fields` are dotted."""
+    preset, small = SMALLEST[method]
+    return resolve(preset, small | fields)
+
+
+class Curve(Callbacks):
+    """The losses of each iteration, and the checkpoints."""
+
+    def __init__(self) -> None:
+        self.losses: dict[int, dict[str, float]] = {}
+        self.files: list[Path] = []
+
+    def on_step(self, record: StepRecord) -> None:
+        self.losses[record.iteration] = {k: v for k, v in record.metrics.items() if k != "images_per_second"}
+
+    def on_checkpoint(self, iteration: int, file: Path, sha256: str) -> None:
+        self.files.append(file)
+
+
+def trained(experiment: Experiment, index: DataIndex, work: Path, **options: Any) -> Curve:
+    """Train on the CPU with seed 0."""
+    curve = Curve()
+    train(experiment, 0, index, device=torch.device("cpu"), workdir=work, callbacks=curve, **options)
+    return curve
