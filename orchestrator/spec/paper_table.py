@@ -49,8 +49,9 @@ class Target(Strict):
 
 
 class Curve(Strict):
-    """Scores of the published training log, evenly spaced."""
+    """Scores of the published training log of a row, evenly spaced."""
 
+    point: str
     metric: str
     values: tuple[float, ...]
 
@@ -70,6 +71,36 @@ class Figure(Strict):
     where: str
 
 
+class Sheet(Strict):
+    """A figure of label maps: images in rows, the sweep's configurations in columns, the ground truth last."""
+
+    split: str
+    protocol: ProtocolName
+    images: int = Field(ge=1, description="so many, those with two classes or more first")
+
+
+class PublishedRun(Strict):
+    """What a published training log says of its run."""
+
+    hours: float = Field(gt=0)
+    gpus: int = Field(ge=1)
+    device: str
+    images: int = Field(ge=1, description="that it trained on, each as often as it was seen")
+
+
+class Row(Strict):
+    """What is known of one of the sweep's configurations beside its scores."""
+
+    network: str = Field("", description="and what it was pretrained on, as a table prints it")
+    forwards: float | None = Field(
+        None, gt=0, description="of its encoder for an image and step, backward included, as benchmarks/step.py counts"
+    )
+    gflop: float | None = Field(None, gt=0, description="of one of them")
+    published_forwards: float | None = Field(None, gt=0, description="of the published code")
+    run: PublishedRun | None = None
+    note: str = Field("", description="what keeps its recipe from being the authors'")
+
+
 class PaperTable(Strict):
     """A table or a figure of the paper."""
 
@@ -77,9 +108,49 @@ class PaperTable(Strict):
     sweep: dict[str, Any]
     tiny: dict[str, Any] = Field({}, description="fields of the sweep in its place at tiny scale")
     targets: tuple[Target, ...] = ()
+    common: str | None = Field(None, description="the row by whose protocol every other row is scored too")
+    rows: dict[str, Row] = Field({})
     figure: Figure | None = None
+    sheet: Sheet | None = None
     curves: tuple[Curve, ...] = ()
     printed: tuple[Printed, ...] = ()
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """Names of its rows, in order; none of a grid."""
+        return tuple(point["name"] for point in self.sweep.get("points", ()))
+
+    def row(self, point: str) -> Row:
+        """What is known of a row."""
+        return self.rows.get(point, Row())
+
+    def of_scale(self, scale: str) -> dict[str, Any]:
+        """Fields of the sweep at a scale: `paper`, or `tiny`."""
+        if scale != "tiny":
+            return dict(self.sweep)
+        return dict(self.sweep) | {"name": f"{self.sweep['name']}-tiny", "base": "tiny", **self.tiny}
+
+
+def with_rows(table: PaperTable, only: Iterable[str]) -> PaperTable:
+    """The table with some of its rows, named in any case. Raises UsageError."""
+    known = {name.lower(): name for name in table.points}
+    given = [name.strip() for name in only]
+    if not known:
+        raise UsageError(f"--only {','.join(given)}: {table.description}: has no rows but a grid")
+    if wrong := [name for name in given if name.lower() not in known]:
+        raise UsageError(f"--only: {wrong[0]!r}: no such row; expected some of {', '.join(table.points)}")
+    kept = {known[name.lower()] for name in given}
+
+    def some(fields: dict[str, Any]) -> dict[str, Any]:
+        changes: dict[str, Any] = {}
+        if "points" in fields:
+            changes["points"] = [point for point in fields["points"] if point["name"] in kept]
+        if fields.get("baseline") not in {None, *kept}:
+            changes["baseline"] = None
+        return fields | changes
+
+    targets = tuple(target for target in table.targets if target.point in kept)
+    return table.model_copy(update={"sweep": some(table.sweep), "tiny": some(table.tiny), "targets": targets})
 
 
 def table_names() -> list[str]:
@@ -92,6 +163,15 @@ def load_table(name: str) -> PaperTable:
     if name not in table_names():
         raise UsageError(f"{name}: no such table; {', '.join(table_names())}")
     return validate(PaperTable, read_yaml(FOLDER / f"{name}.yaml"), f"{name}.yaml")
+
+
+def of_small_networks(table: PaperTable) -> PaperTable:
+    """The table as it is written at tiny scale, where its rows' networks are not the published ones."""
+    rows = {
+        point: row.model_copy(update={"network": f"small; published: {row.network}"}) if row.network else row
+        for point, row in table.rows.items()
+    }
+    return table.model_copy(update={"rows": rows})
 
 
 def with_points(table: PaperTable, points: Iterable[str]) -> PaperTable:
@@ -110,9 +190,10 @@ def differences(table: PaperTable, point: str, file: Path, data: Path | None) ->
     """
     saved = checkpoints.load(file)
     experiment, published = saved.experiment, table_experiment(table, point)
+    note = table.row(point).note
     varied = set(table.sweep.get("parameters", ()))  # of a figure: each configuration is meant to differ in them
     strange = _data_differences(experiment, data, COCO_COUNTS if len(saved.classes) == 80 else VOC_COUNTS)
-    reasons = []
+    reasons = [note] if note else []
     if experiment.model.weights == "random":
         reasons.append("model.weights=random (published: pretrained on ImageNet)")
     own, theirs = flatten(experiment), flatten(published)
@@ -126,10 +207,11 @@ def differences(table: PaperTable, point: str, file: Path, data: Path | None) ->
     return {name: text for name, text in found.items() if text}
 
 
-def table_experiment(table: PaperTable, point: str) -> Experiment:
-    """The published experiment of one of a table's configurations."""
-    own: Mapping[str, Any] = next((p.get("set", {}) for p in table.sweep.get("points", ()) if p["name"] == point), {})
-    return resolve(str(table.sweep["base"]), {**table.sweep.get("set", {}), **own})
+def table_experiment(table: PaperTable, point: str, scale: str = "paper") -> Experiment:
+    """The experiment of one of a table's configurations, as it was published or at tiny scale."""
+    fields = table.of_scale(scale)
+    own: Mapping[str, Any] = next((p for p in fields.get("points", ()) if p["name"] == point), {})
+    return resolve(str(own.get("base") or fields["base"]), {**fields.get("set", {}), **own.get("set", {})})
 
 
 def _data_differences(experiment: Experiment, data: Path | None, official: Mapping[str, int]) -> list[str]:

@@ -46,11 +46,11 @@ class AFA(Method):
         return OneView(experiment.augment.scale, experiment.train.crop)
 
     def evaluation(self, experiment: Experiment, num_classes: int, iteration: int | None = None) -> EvaluationConfig:
-        """The published protocol, one for VOC and COCO: the long side at 512 pixels, smaller scales, a wider CRF."""
+        """The published protocol, one for VOC and COCO: a long side like the crop, smaller scales, a wider CRF."""
         return cam_evaluation(experiment, num_classes, iteration).model_copy(
             update={
                 "style": "voc",
-                "long_side": 512,
+                "long_side": experiment.train.crop,
                 "flips": "mean",
                 "scales": (1.0, 0.5, 0.75),
                 "crf": CrfConfig(gaussian_sxy=3, gaussian_compat=3, bilateral_sxy=64),
