@@ -36,7 +36,7 @@ def export(
     chosen = chosen_format(out or Path("x.onnx"), format)
     pixels = None if image is None else read_rgb(image)
     file = find_network(checkpoint, settings)
-    target = out or Path(f"{slug(checkpoint).replace(':', '')}{SUFFIXES[chosen]}")
+    target = out or Path(f"{slug(checkpoint)}{SUFFIXES[chosen]}")
     more = {"mcc": mcc_core.__version__, "source": checkpoint, "checkpoint": file_digest(file)}
     more["trial"] = trial_of(checkpoint, settings) or ""
     made = export_checkpoint(checkpoints.load(file), target, chosen, pixels, more)

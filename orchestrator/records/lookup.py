@@ -79,4 +79,4 @@ def fetch(storage: Storage, settings: Settings, identity: str, saved: Checkpoint
 
 def slug(name: str) -> str:
     """A trained network's name as part of a file name."""
-    return Path(name).stem if Path(name).is_file() else name.replace("/", "-")
+    return Path(name).stem if Path(name).is_file() else name.replace(":", "").replace("/", "-")
