@@ -160,6 +160,7 @@ def _attempt(
     finally:
         stop.close()
         if reporter is not None:
+            reporter.machine.close()
             reporter.log.close()
 
 
