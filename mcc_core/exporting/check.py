@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mcc_core.checkpoint import Checkpoint
-from mcc_core.data.transforms import normalise
+from mcc_core.data.colours import normalise
 from mcc_core.errors import MCCError, UsageError
 from mcc_core.exporting.deployed import LEAST_CELLS, OUTPUTS, Deployed, description
 from mcc_core.exporting.formats import SUFFIXES, Format, Run, write

@@ -69,6 +69,7 @@ def test_a_model_knows_its_trial_its_data_and_its_scores(settings: Settings) -> 
     assert {(m.step, m.dataset_digest) for m in model.metrics} == {(4, trial["fingerprint"][:36])}
     history = client.get_metric_history(run.info.run_id, "val/seg/single/miou")
     assert len({m.step for m in history}) == len(history)  # linking sends no step twice
+    assert run.outputs is not None and run.inputs is not None
     assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
     (used,) = run.inputs.dataset_inputs
     assert used.dataset.digest == trial["fingerprint"][:36] and used.tags[0].value == "training"
