@@ -14,6 +14,7 @@ from torch import Tensor
 from mcc_core.config import Experiment, Precision
 from mcc_core.data.datasets import EvaluationSet
 from mcc_core.data.index import DataIndex, Item
+from mcc_core.device import moved
 from mcc_core.evaluation.metrics import (
     ConfusionMatrix,
     Metric,
@@ -106,21 +107,22 @@ class _Scorer:
         outputs = len(index.classes) + 1
         self.stages: tuple[Stage, ...] = (*model.map_stages, "seg")
         self.matrices = {stage: ConfusionMatrix(outputs) for stage in (*self.stages, "all_background")}
-        self.f1 = torch.zeros(3, len(index.classes), dtype=torch.long)
+        self.f1 = torch.zeros(3, len(index.classes), dtype=torch.long, device=device)
         self.panels: list[tuple[str, Image.Image]] = []
         self.whole_split = True
 
     def add(self, samples: Sequence[dict[str, object]]) -> None:
-        images = torch.stack([s["image"] for s in samples]).to(self.device)  # type: ignore[misc]
-        labels = torch.stack([s["labels"] for s in samples]).to(self.device)  # type: ignore[misc]
+        images = moved(torch.stack([s["image"] for s in samples]), self.device)  # type: ignore[misc]
+        here = torch.stack([s["labels"] for s in samples])  # type: ignore[misc]
+        labels = moved(here, self.device)
         output = self.model(images)
         present = labels[:, :, None, None]
         found = multi_scale_maps(self.model, images, self.config.cam_scales, output)
         maps = {stage: cam * present for stage, cam in found.items()}
-        self.f1 += f1_counts(output.cls > 0, labels > 0).cpu()
+        self.f1 += f1_counts(output.cls > 0, labels > 0)
         for i, sample in enumerate(samples):
             mask = sample["mask"]
-            truth = mask.to(self.device) if isinstance(mask, Tensor) else None
+            truth = moved(mask, self.device) if isinstance(mask, Tensor) else None
             prediction = self._segmentation(output.seg[i : i + 1], images.shape[-2:] if truth is None else truth.shape)
             if truth is not None:
                 self.matrices["seg"].update(prediction, truth)
@@ -129,8 +131,8 @@ class _Scorer:
                 self.matrices["all_background"].update(torch.zeros_like(truth), truth)
             if len(self.panels) < self.wanted:
                 one = slice(i, i + 1)
-                here = {stage: cam[one] for stage, cam in maps.items()}
-                panel = self._panel(images[one], labels[one], here, prediction, truth)
+                shown = {stage: cam[one] for stage, cam in maps.items()}
+                panel = self._panel(images[one], here[one], shown, prediction, truth)
                 self.panels.append((str(sample["name"]), panel))
 
     def sum_over_ranks(self) -> None:
@@ -173,7 +175,7 @@ class _Scorer:
         self, image: Tensor, labels: Tensor, maps: dict[MapStage, Tensor], prediction: Tensor, truth: Tensor | None
     ) -> Image.Image:
         config, size = self.config, image.shape[-2:]
-        box = torch.tensor([[0, size[0], 0, size[1]]], device=image.device)
+        box = torch.tensor([[0, size[0], 0, size[1]]])
         background, foreground = at_rest(config.background), at_rest(config.foreground)
         pseudo = refined_label(image, maps["cam"], labels, box, background, foreground, config.par)[0]
 
