@@ -1,12 +1,17 @@
-"""The device that a user names, and what is asked of it beside computing."""
+"""The device that a user names, what is asked of it, and data that comes and goes without the host waiting for it."""
 
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from mcc_core.errors import UsageError
+
+Numbers = tuple[float, ...] | tuple[tuple[float, ...], ...]
 
 
 def chosen_device(name: str, option: str = "--device") -> torch.device:
@@ -32,3 +37,25 @@ def release(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`. From the host it goes by pinned memory, as a copy from other memory waits for a GPU."""
+    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def fetched(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors on the host; a GPU is waited for once, not once for each."""
+    copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+    for device in {tensor.device for tensor in tensors if tensor.device.type == "cuda"}:
+        torch.cuda.current_stream(device).synchronize()
+    return copies
+
+
+@lru_cache(maxsize=64)
+def constant(values: Numbers, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers as a tensor, copied to a device once for all. Not to be changed."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)

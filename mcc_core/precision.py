@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -26,6 +26,14 @@ def arithmetic(precision: Precision) -> Iterator[None]:
         yield
     finally:
         products.allow_tf32, convolutions.allow_tf32 = before
+
+
+def cast_once(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Inside, a weight is cast to bfloat16 at its first use and not in every pass. Nothing may change the weights.
+
+    Autocast keeps its casts until the outermost of its contexts ends; those of the networks lie within this one.
+    """
+    return torch.autocast(device.type, enabled=False) if precision == "bfloat16" else nullcontext()
 
 
 def suggested(major: int) -> tuple[Precision, ...]:

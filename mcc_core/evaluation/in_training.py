@@ -15,6 +15,7 @@ from torch import Tensor
 from mcc_core.config import Experiment, Precision
 from mcc_core.data.datasets import EvaluationSet
 from mcc_core.data.index import DataIndex, Item
+from mcc_core.device import moved
 from mcc_core.evaluation.metrics import (
     ConfusionMatrix,
     Metric,
@@ -26,13 +27,12 @@ from mcc_core.evaluation.metrics import (
 )
 from mcc_core.evaluation.pseudo_label import at_rest, pseudo_label
 from mcc_core.evaluation.visualize import cam_panel
-from mcc_core.methods.objective import class_ids
 from mcc_core.methods.registry import method_of
 from mcc_core.networks.base import MapStage, Network
 from mcc_core.parallel import ahead
 from mcc_core.precision import arithmetic
 from mcc_core.pseudo_labels.cam import multi_scale_maps
-from mcc_core.pseudo_labels.labels import cam_label, denormalise
+from mcc_core.pseudo_labels.labels import cam_label, class_ids, denormalise
 
 STAGES: dict[Stage, Protocol] = {"cam": "ms", "aux_cam": "ms", "seg": "single"}  # and the protocols of their scores
 
@@ -110,21 +110,22 @@ class _Scorer:
         outputs = len(index.classes) + 1
         self.stages: tuple[Stage, ...] = (*model.map_stages, "seg")
         self.matrices = {stage: ConfusionMatrix(outputs) for stage in (*self.stages, "all_background")}
-        self.f1 = torch.zeros(3, len(index.classes), dtype=torch.long)
+        self.f1 = torch.zeros(3, len(index.classes), dtype=torch.long, device=device)
         self.panels: list[tuple[str, Image.Image]] = []
         self.whole_split = True
 
     def add(self, samples: Sequence[dict[str, object]]) -> None:
-        images = torch.stack([s["image"] for s in samples]).to(self.device)  # type: ignore[misc]
-        labels = torch.stack([s["labels"] for s in samples]).to(self.device)  # type: ignore[misc]
+        images = moved(torch.stack([s["image"] for s in samples]), self.device)  # type: ignore[misc]
+        here = torch.stack([s["labels"] for s in samples])  # type: ignore[misc]
+        labels = moved(here, self.device)
         output = self.model(images)
         present = labels[:, :, None, None]
         found = multi_scale_maps(self.model, images, self.config.cam_scales, output)
         maps = {stage: cam * present for stage, cam in found.items()}
-        self.f1 += f1_counts(output.cls > 0, labels > 0).cpu()
+        self.f1 += f1_counts(output.cls > 0, labels > 0)
         for i, sample in enumerate(samples):
             mask = sample["mask"]
-            truth = mask.to(self.device) if isinstance(mask, Tensor) else None
+            truth = moved(mask, self.device) if isinstance(mask, Tensor) else None
             prediction = self._segmentation(output.seg[i : i + 1], images.shape[-2:] if truth is None else truth.shape)
             if truth is not None:
                 self.matrices["seg"].update(prediction, truth)
@@ -133,8 +134,8 @@ class _Scorer:
                 self.matrices["all_background"].update(torch.zeros_like(truth), truth)
             if len(self.panels) < self.wanted:
                 one = slice(i, i + 1)
-                here = {stage: cam[one] for stage, cam in maps.items()}
-                panel = self._panel(images[one], labels[one], here, output.seg[one], prediction, truth)
+                shown = {stage: cam[one] for stage, cam in maps.items()}
+                panel = self._panel(images[one], here[one], shown, output.seg[one], prediction, truth)
                 self.panels.append((str(sample["name"]), panel))
 
     def sum_over_ranks(self) -> None:
@@ -183,7 +184,8 @@ class _Scorer:
         truth: Tensor | None,
     ) -> Image.Image:
         size, classes = image.shape[-2:], labels[0].nonzero()[:, 0]
-        pseudo = class_ids(pseudo_label(image, maps["cam"][:, classes], seg, classes, self.config), classes)[0]
+        cam = maps["cam"][:, moved(classes, image.device)]
+        pseudo = class_ids(pseudo_label(image, cam, seg, classes, self.config), classes)[0]
 
         def fit(label: Tensor) -> Tensor:
             return F.interpolate(label[None, None].float(), size=size, mode="nearest")[0, 0].to(torch.uint8).cpu()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mcc_core.config import EvaluationConfig
+from mcc_core.device import moved
 from mcc_core.pseudo_labels.labels import refined_label
 from mcc_core.pseudo_labels.pamr import mask_label
 from mcc_core.schedules import Scheduled
@@ -16,17 +17,17 @@ def pseudo_label(image: Tensor, cam: Tensor, seg: Tensor | None, classes: Tensor
 
     Args:
         image: 1,3,H,W normalised.
-        cam: 1,K,H,W of the classes `classes`, K indices.
+        cam: 1,K,H,W of the classes `classes`, K indices on the host.
         seg: 1,C+1,h,w logits of the image at one scale, background first; read where `config.pamr` is set.
     """
     if not len(classes):
         return torch.zeros(1, *image.shape[-2:], dtype=torch.long, device=image.device)
-    here = torch.ones(1, len(classes), device=image.device)
+    here = torch.ones(1, len(classes))
     if config.pamr is not None:
         assert seg is not None
-        masks = seg.softmax(1)[:, torch.cat([classes.new_zeros(1), classes + 1])]
-        return mask_label(image, masks, here, config.pamr)
-    box = torch.tensor([[0, image.shape[-2], 0, image.shape[-1]]], device=image.device)
+        masks = seg.softmax(1)[:, moved(torch.cat([classes.new_zeros(1), classes + 1]), seg.device)]
+        return mask_label(image, masks, moved(here, seg.device), config.pamr)
+    box = torch.tensor([[0, image.shape[-2], 0, image.shape[-1]]])
     background, foreground = at_rest(config.background), at_rest(config.foreground)
     return refined_label(image, cam, here, box, background, foreground, config.par)
 
