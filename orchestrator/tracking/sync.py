@@ -250,7 +250,7 @@ class _Child:
         from mlflow.entities import Metric
 
         step, kind = event["iteration"], event["kind"]
-        if kind == "metrics":
+        if kind in ("metrics", "machine"):
             for key, value in event["metrics"].items():
                 name = metric_name(key)
                 if step > self._last_step.get(name, -1):

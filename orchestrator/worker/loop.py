@@ -160,7 +160,6 @@ def _attempt(
     finally:
         stop.close()
         if reporter is not None:
-            reporter.machine.close()
             reporter.log.close()
 
 

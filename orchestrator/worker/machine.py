@@ -1,15 +1,14 @@
 """What the machine of a trial's first worker is doing while it trains, as metrics `system/<node>/...`.
 
 MLflow shows names that begin with `system/` on a page of their own. They go the way of every metric, through the event
-log, so that no worker ever waits for MLflow.
+log, so that no worker ever waits for MLflow; and they are taken with a step, so that a trial that hangs stays silent.
 """
 
 from __future__ import annotations
 
 import re
 import socket
-import threading
-from collections.abc import Callable
+import time
 from contextlib import suppress
 
 import psutil
@@ -20,33 +19,21 @@ _MB = 1e6
 
 
 class MachineWatch:
-    """Measures in a thread, every few seconds and once at the end. `tell` gets the metrics."""
+    """Measures at most every few seconds, when it is asked."""
 
-    def __init__(self, tell: Callable[[dict[str, float]], None], every_s: float = EVERY_S) -> None:
-        self.tell, self.every_s = tell, every_s
+    def __init__(self, every_s: float = EVERY_S) -> None:
+        self.every_s = every_s
         self.node = re.sub(r"[^\w.-]", "_", socket.gethostname())
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="machine", daemon=True)
-
-    def start(self) -> None:
-        """Begin."""
-        psutil.cpu_percent()  # counts from here
+        self._last = time.monotonic()
         self._net = psutil.net_io_counters()
-        self._thread.start()
+        psutil.cpu_percent()  # counts from here
 
-    def close(self) -> None:
-        """Measure for the last time, unless it is closed or was never begun."""
-        if self._over.is_set() or self._thread.ident is None:
-            return
-        self._over.set()
-        self._thread.join()
-        self.tell(self._measured())
-
-    def _watch(self) -> None:
-        while not self._over.wait(self.every_s):
-            self.tell(self._measured())
-
-    def _measured(self) -> dict[str, float]:
+    def measured(self, *, last: bool = False) -> dict[str, float]:
+        """Metrics since it was asked before; nothing where that was just now, unless this is the last time."""
+        now = time.monotonic()
+        if not last and now - self._last < self.every_s:
+            return {}
+        self._last = now
         memory, net = psutil.virtual_memory(), psutil.net_io_counters()
         found = {
             "cpu_utilization_percentage": psutil.cpu_percent(),

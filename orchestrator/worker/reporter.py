@@ -63,7 +63,7 @@ class Reporter(Callbacks):
         self.started = False
         self.full_since: float | None = None
         self.pictures: list[int] = []  # bytes of each
-        self.machine = MachineWatch(lambda metrics: self.log.emit("metrics", self.iteration, metrics=metrics))
+        self.machine = MachineWatch()
 
     def on_start(self, iteration: int, info: dict[str, Any]) -> None:
         self.started = True
@@ -75,12 +75,16 @@ class Reporter(Callbacks):
         if self.task.fields:
             self.log.emit("metrics", self.resume.iteration + 1, metrics=self.task.fields)
         self.log.flush()
-        self.machine.start()
 
     def on_step(self, record: StepRecord) -> None:
         self.iteration = record.iteration
         self.speed.step(record)
         self.log.emit("metrics", record.iteration, metrics=record.metrics)
+        self._tell_machine()
+
+    def _tell_machine(self, *, last: bool = False) -> None:
+        if metrics := self.machine.measured(last=last):
+            self.log.emit("machine", self.iteration, metrics=metrics)
 
     def on_checkpoint(self, iteration: int, file: Path, sha256: str) -> None:
         # Stored after the evaluation's events: a trial that goes on from it does not evaluate this iteration again.
@@ -139,7 +143,7 @@ class Reporter(Callbacks):
         self.outbox.drain(DRAIN_S)
 
     def _end(self, status: str, message: str, iteration: int, metrics: dict[str, float], cause: str = "") -> None:
-        self.machine.close()
+        self._tell_machine(last=True)
         fields = {"status": status, "message": message, "metrics": metrics, "launch": self.task.launch, "cause": cause}
         self.log.emit("end", iteration, **fields)
         self.log.flush()
