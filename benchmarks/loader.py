@@ -3,8 +3,9 @@
     python benchmarks/loader.py [--crop 448] [--images 64] [--rounds 5]
 
 The images are JPEGs of VOC's usual size (500 x 375), made here from noise of several scales. Ratios are to decoding
-alone (Pillow), by turns, in one process on one thread. With `compute.augmentation: device` the loader leaves colours,
-blur and normalisation to the training device; what they cost there is the last line, here on one core.
+alone (Pillow), by turns, in one process on one thread, in its own CPU time, so that other work on the machine counts
+less. With `compute.augmentation: device` the loader leaves colours, blur and normalisation to the training device; what
+they cost there is the last line, here on one core.
 """
 
 from __future__ import annotations
@@ -71,9 +72,9 @@ def main() -> None:
         seconds: dict[str, list[float]] = {name: [] for name in work}
         for _ in range(arguments.rounds):
             for name, run in work.items():
-                began = time.perf_counter()
+                began = time.process_time()
                 run()
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(time.process_time() - began)
     table = Table("", "images/s and core", "times decoding", title=f"crop {arguments.crop}", box=None)
     base = statistics.median(seconds["decode alone"])
     for name, found in seconds.items():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mcc_core.api.experiments import experiment, index
+    from mcc_core.api.export import export
     from mcc_core.api.model import Model, load
     from mcc_core.api.prediction import Prediction
     from mcc_core.api.scores import Scores, evaluate
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from mcc_core.config import Experiment
     from mcc_core.data.index import DataIndex
     from mcc_core.errors import DataError, MCCError, TrainingFault, UsageError
+    from mcc_core.exporting.check import Exported
 
 __version__ = "0.1.0"
 
@@ -22,6 +24,7 @@ __all__ = [
     "DataError",
     "DataIndex",
     "Experiment",
+    "Exported",
     "MCCError",
     "Model",
     "Prediction",
@@ -31,6 +34,7 @@ __all__ = [
     "UsageError",
     "evaluate",
     "experiment",
+    "export",
     "index",
     "load",
     "train",
@@ -38,12 +42,14 @@ __all__ = [
 
 _MODULES = {
     "api.experiments": ("experiment", "index"),
+    "api.export": ("export",),
     "api.model": ("Model", "load"),
     "api.prediction": ("Prediction",),
     "api.scores": ("Scores", "evaluate"),
     "api.training": ("Training", "train"),
     "config": ("Experiment",),
     "data.index": ("DataIndex",),
+    "exporting.check": ("Exported",),
     "errors": ("DataError", "MCCError", "TrainingFault", "UsageError"),
 }
 _PLACES = {name: module for module, names in _MODULES.items() for name in names}

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from mcc_core.config import Experiment
@@ -19,6 +23,7 @@ from mcc_core.networks.base import Network
 from mcc_core.weights_file import read_content, require_finite, top_names
 
 FORMAT = 1
+_ABOUT, _CONTENT = "mcc", "mcc.checkpoint"  # keys of a safetensors file's metadata
 _FIELDS = ("classes", "iteration", "seed", "model", "optimizer", "metrics")  # beside format and experiment
 
 
@@ -70,6 +75,30 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def save_weights(checkpoint: Checkpoint, path: Path, about: Mapping[str, Any]) -> None:
+    """Write weights and what it takes to use them, and to `load` them, as safetensors; not the optimiser's state."""
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in checkpoint.model.items()}
+    content = {name: getattr(checkpoint, name) for name in ("classes", "iteration", "seed", "metrics")}
+    content |= {"format": FORMAT, "experiment": checkpoint.experiment.model_dump(mode="json"), "optimizer": None}
+    with whole(path) as partial:
+        # Written here: the library's own writer makes files that nobody else may read.
+        texts = {_ABOUT: json.dumps(dict(about)), _CONTENT: json.dumps(content)}
+        partial.write_bytes(safetensors_bytes(tensors, texts))
+
+
+def _content(path: Path | io.BytesIO) -> dict[str, Any]:
+    """What a file holds; safetensors that `save_weights` wrote as the content of a checkpoint."""
+    content = read_content(path)
+    if isinstance(path, io.BytesIO) or "format" in content:
+        return content
+    try:
+        with safe_open(path, "pt") as file:
+            written = json.loads((file.metadata() or {})[_CONTENT])
+    except (SafetensorError, KeyError, ValueError):  # of another kind, or another's
+        return content
+    return written | {"model": content}
+
+
 class ForeignFile(UsageError):  # noqa: N818  a kind of UsageError
     """A file that is no checkpoint of ours; `mcc import-weights` may read it."""
 
@@ -81,7 +110,7 @@ def load(path: Path | io.BytesIO) -> Checkpoint:
     another kind.
     """
     where = str(path) if isinstance(path, Path) else "checkpoint"
-    content = read_content(path)
+    content = _content(path)
     if not isinstance(content.get("format"), int) or "experiment" not in content:
         raise ForeignFile(
             f"{where}: not an mcc checkpoint; {top_names(content)} (mcc import-weights makes a checkpoint of a "

@@ -245,9 +245,9 @@ class ComputeConfig(Strict):
     )
     channels_last: bool = Field(False, description="memory format of the decoder's convolutions")
     augmentation: Literal["loader", "device"] = Field(
-        "device",
+        "loader",
         description="where colours, blur and normalisation of training images are computed, from the same draws: "
-        "batched on the training device, for GPUs; or image by image in the loader, for CPUs",
+        "image by image in the loader, or batched on the training device, which suits GPUs",
     )
 
 

@@ -36,13 +36,15 @@ class Model:
         classes: C foreground names.
         iteration, seed, metrics: where its training was, and the scores of its last evaluation.
         device: where it computes.
+        source: the name that it was loaded by.
     """
 
     network: Network
     experiment: Experiment
     classes: tuple[str, ...]
 
-    def __init__(self, saved: Checkpoint, device: str = "auto") -> None:
+    def __init__(self, saved: Checkpoint, device: str = "auto", source: str = "") -> None:
+        self.source = source
         self.experiment, self.classes = saved.experiment, saved.classes
         self.iteration, self.seed, self.metrics = saved.iteration, saved.seed, dict(saved.metrics)
         self.device = chosen_device(device, "device")
@@ -68,6 +70,11 @@ class Model:
         self.device = chosen_device(device, "device")
         self.network = self.network.to(self.device)
         return self
+
+    def checkpoint(self) -> Checkpoint:
+        """Weights on the CPU and what it takes to use them, without the optimiser's state."""
+        weights = {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()}
+        return Checkpoint(self.experiment, self.classes, self.iteration, self.seed, weights, None, self.metrics)
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a text is a sequence of texts too
@@ -107,8 +114,8 @@ class Model:
         if isinstance(images, np.ndarray) and images.ndim == 4:
             images = list(images)
         if isinstance(images, (str, Path, np.ndarray, PIL.Image.Image)):
-            return self._predicted([_pixels(images, "images")], protocol, 1)[0]
-        return self._predicted([_pixels(one, f"images[{i}]") for i, one in enumerate(images)], protocol, batch)
+            return self._predicted([pixels_of(images, "images")], protocol, 1)[0]
+        return self._predicted([pixels_of(one, f"images[{i}]") for i, one in enumerate(images)], protocol, batch)
 
     def _predicted(self, images: Sequence[np.ndarray], protocol: ProtocolName, batch: int) -> list[Prediction]:
         found: list[Prediction] = []
@@ -137,10 +144,10 @@ def load(name: str | Path, device: str = "auto") -> Model:
 
     Raises UsageError when there is no such checkpoint, or it is of another kind, cut short or not finite.
     """
-    return Model(checkpoints.load(checkpoint_file(name)), device)
+    return Model(checkpoints.load(checkpoint_file(name)), device, str(name))
 
 
-def _pixels(image: object, where: str) -> np.ndarray:
+def pixels_of(image: object, where: str) -> np.ndarray:
     """H,W,3 uint8 of an image in any accepted form. Raises UsageError, with `where`; DataError for a file."""
     if isinstance(image, str | Path):
         return read_rgb(Path(image))

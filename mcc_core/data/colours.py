@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import cv2
@@ -32,12 +33,12 @@ _GREY = (0.299, 0.587, 0.114)
 _LEVELS = np.arange(256, dtype=np.float32)
 _SOLARISED = np.where(_LEVELS >= 128, 255 - _LEVELS, _LEVELS).astype(np.uint8)
 
-# A packed row: of each of 4 steps and of the greying, factors of pixel, mean grey and own grey; of each of 4 steps, the
-# turn of the hue; the blur's kernel; whether to solarise.
-_STEPS = 4
-_BLEND = 3 * (_STEPS + 1)
-_KERNEL = _BLEND + _STEPS
-_ROW = _KERNEL + 2 * REACH + 2
+# A packed row. A hue is turned at most once, so that a batch does it once for all: up to 3 blends before it, up
+# to 3 after it, then the greying. Of each blend, factors of the pixel, of the image's mean grey and of the own grey.
+_BLENDS = 7
+_TURN = 3 * _BLENDS  # the turn of the hue
+_KERNEL = _TURN + 1  # of the blur
+_SOLARISE = _KERNEL + 2 * REACH + 1
 
 
 @dataclass(frozen=True)
@@ -51,25 +52,27 @@ class Colours:
 
     def packed(self) -> Tensor:
         """All of it as one row of numbers, for `finish_batch`."""
-        row = torch.zeros(_ROW)
-        blend = row[:_BLEND].view(-1, 3)
-        blend[:, 0] = 1
-        for place, (kind, amount) in enumerate(self.steps):
+        row = torch.zeros(_SOLARISE + 1)
+        blends = row[:_TURN].view(_BLENDS, 3)
+        blends[:, 0] = 1
+        place = 0
+        for kind, amount in self.steps:
             if kind == "hue":
-                row[_BLEND + place] = amount
-            else:
-                blend[place, 0] = amount
-                if kind != "brightness":
-                    blend[place, 1 if kind == "contrast" else 2] = 1 - amount
+                row[_TURN], place = amount, 3
+                continue
+            blends[place, 0] = amount
+            if kind != "brightness":
+                blends[place, 1 if kind == "contrast" else 2] = 1 - amount
+            place += 1
         if self.grey:
-            blend[_STEPS] = torch.tensor([0.0, 0.0, 1.0])
+            blends[-1] = torch.tensor([0.0, 0.0, 1.0])
         kernel = row[_KERNEL : _KERNEL + 2 * REACH + 1]
         if self.sigma is None:
             kernel[REACH] = 1
         else:
             reach = _reach(self.sigma)
             kernel[REACH - reach : REACH + reach + 1] = torch.from_numpy(_gaussian(self.sigma))
-        row[-1] = self.solarise
+        row[_SOLARISE] = self.solarise
         return row
 
 
@@ -126,36 +129,44 @@ def finish_batch(collated: Mapping[str, Tensor], moved: Mapping[str, Tensor]) ->
         group = [name for name in names if moved[name].shape == size]
         pixels = torch.cat([moved[name] for name in group])
         rows, known = (torch.cat([where[name + _SUFFIX] for name in group]) for where in (moved, collated))
-        finished = _finished(pixels, rows, known)
+        finished = _finished(pixels, rows, known.numpy())
         batch |= dict(zip(group, finished.split(size[0]), strict=True))
     return batch
 
 
-def _finished(pixels: Tensor, rows: Tensor, known: Tensor) -> Tensor:
+def _finished(pixels: Tensor, rows: Tensor, known: np.ndarray) -> Tensor:
     """Views N,3,S,S uint8 with their packed colours N,R on the device and on the host: normalised."""
     images = pixels.float()
-    blends, turns = rows[:, :_BLEND].view(-1, _STEPS + 1, 3, 1, 1, 1), rows[:, _BLEND:_KERNEL, None, None]
-    plain = torch.tensor([1.0, 0.0, 0.0])
-    blended = (known[:, :_BLEND].view(-1, _STEPS + 1, 3) != plain).any(2).any(0).tolist()
-    turned = (known[:, _BLEND:_KERNEL] != 0).any(0).tolist()
-    for place in range(_STEPS + 1):
-        if blended[place]:
-            images = _blended(images, *blends[:, place].unbind(1))
-        if place < _STEPS and turned[place]:
-            turn = turns[:, place]
+    factors = rows[:, :_TURN].view(-1, _BLENDS, 3, 1, 1, 1)
+    blended = (known[:, :_TURN].reshape(-1, _BLENDS, 3) != (1, 0, 0)).any((0, 2))
+    for place in range(_BLENDS):
+        if place == 3 and known[:, _TURN].any():
+            turn = rows[:, _TURN, None, None]
             images = torch.where(turn[:, None] != 0, _turned(images, turn), images)
+        if blended[place]:
+            images = _blended(images, *factors[:, place].unbind(1))
     if (known[:, _KERNEL + REACH] != 1).any():
-        images = _blurred(images, rows[:, _KERNEL : _KERNEL + 2 * REACH + 1])
-    if known[:, -1].any():
-        images = torch.where((rows[:, -1, None, None, None] != 0) & (images >= 128), 255 - images, images)
-    return TF.normalize(images.div_(255), list(IMAGENET_MEAN), list(IMAGENET_STD))
+        images = _blurred(images, rows[:, _KERNEL:_SOLARISE])
+    if known[:, _SOLARISE].any():
+        images = torch.where((rows[:, _SOLARISE, None, None, None] != 0) & (images >= 128), 255 - images, images)
+    mean, std = _constants(images.device)[:2]
+    return images.sub_(mean).div_(std)
+
+
+@cache
+def _constants(device: torch.device) -> tuple[Tensor, ...]:
+    """3,1,1 each: mean and deviation in grey levels, shares of grey, places of the channels on the circle of hues.
+
+    Kept, as copying them to a GPU would be waited for."""
+    mean, std = (255 * torch.tensor(x) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    return tuple(t.view(3, 1, 1).to(device) for t in (mean, std, torch.tensor(_GREY), torch.tensor([5.0, 3.0, 1.0])))
 
 
 def _blended(images: Tensor, own: Tensor, mean: Tensor, grey: Tensor) -> Tensor:
     """Images N,3,S,S as sums of themselves, their mean grey and their grey, with factors N,1,1,1."""
-    red, green, blue = images.split(1, dim=1)
-    greys = (red * _GREY[0] + green * _GREY[1] + blue * _GREY[2]).round_()
-    return (images * own).add_(greys * grey + greys.mean((2, 3), keepdim=True) * mean).clamp_(0, 255).floor_()
+    greys = (images * _constants(images.device)[2]).sum(1, keepdim=True).round_()
+    sums = (images * own).addcmul_(greys, grey).addcmul_(greys.mean((2, 3), keepdim=True), mean)
+    return sums.clamp_(0, 255).floor_()
 
 
 def _turned(images: Tensor, turn: Tensor) -> Tensor:
@@ -173,12 +184,8 @@ def _turned(images: Tensor, turn: Tensor) -> Tensor:
         (green - blue) / per,
         torch.where(value == green, (blue - red) / per + 2, (red - green) / per + 4),
     )
-    hue = sector + 6 * turn
-    channels = []
-    for n in (5, 3, 1):
-        k = (hue + n).remainder_(6)
-        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1))
-    return torch.stack(channels, 1).round_()
+    k = ((sector + 6 * turn)[:, None] + _constants(images.device)[3]).remainder_(6)
+    return (value[:, None] - torch.minimum(k, 4 - k).clamp_(0, 1).mul_(chroma[:, None])).round_()
 
 
 def _blurred(images: Tensor, kernels: Tensor) -> Tensor:

@@ -133,10 +133,22 @@ class Scorer:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def scores(self, items: Iterable[Item], maps_of: Callable[[Item], Maps] | None = None) -> Iterator[ImageScore]:
-        """A score for each image. `maps_of` stands in for the network (cached maps)."""
+    def scores(
+        self,
+        items: Iterable[Item],
+        maps_of: Callable[[Item, np.ndarray | None], Maps] | None = None,
+        reads: Callable[[Item], bool] = lambda item: True,
+    ) -> Iterator[ImageScore]:
+        """A score for each image; images are read ahead while the network works.
+
+        Args:
+            maps_of: stands in for the network, as with cached maps; gets the image H,W,3 uint8 too.
+            reads: whether an image is worth reading ahead.
+        """
         waiting: deque[Future[ImageScore]] = deque()
-        for item, maps in self._maps(items) if maps_of is None else ((item, maps_of(item)) for item in items):
+        found = ahead(lambda item: (item, read_rgb(item.image) if reads(item) else None), items)
+        for item, image in found:
+            maps = (maps_of or self.maps)(item, image)
             task = Task(
                 item, self.masks.get(item.name), self.settings, self.model.num_classes, keep_masks=self.keep_masks
             )
@@ -154,11 +166,6 @@ class Scorer:
         pixels = read_rgb(item.image) if image is None else image
         with arithmetic(self.model.precision):
             return network_maps(self.model, pixels, item.labels, self.protocols, self.config, self.device)
-
-    def _maps(self, items: Iterable[Item]) -> Iterator[tuple[Item, Maps]]:
-        """Images are read ahead while the network works."""
-        for item, image in ahead(lambda item: (item, read_rgb(item.image)), items):
-            yield item, self.maps(item, image)
 
 
 def score_image(task: Task, maps: Maps) -> ImageScore:

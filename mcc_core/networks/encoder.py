@@ -96,7 +96,7 @@ class Encoder(nn.Module):
 
     def _tokens(self, images: Tensor, others: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Final and auxiliary tokens of `images`, class tokens of `others`."""
-        count = len(images)
+        count = images.shape[0]
         tokens = self.embed(images if others is None else torch.cat([images, others]))
         aux = tokens
         *blocks, last = self.vit.blocks
@@ -134,7 +134,7 @@ class Encoder(nn.Module):
         patches = vit.patch_embed.norm(vit.patch_embed.proj(images).flatten(2).transpose(1, 2))
         extra = [getattr(vit, name, None) for name in ("dist_token", "reg_token")]
         prefix = torch.cat([vit.cls_token, *(token for token in extra if token is not None)], dim=1)
-        prefix_tokens = prefix.expand(len(images), -1, -1)
+        prefix_tokens = prefix.expand(images.shape[0], -1, -1)  # no len(): an export is for any number of them
         positions = vit.pos_embed
         if positions is not None:
             own = 0 if vit.no_embed_class else self.prefix
@@ -189,7 +189,7 @@ class Encoder(nn.Module):
     def _resized(self, positions: Tensor, grid: tuple[int, int]) -> Tensor:
         """Position table 1,N0,D resized to `grid` by bicubic interpolation without antialiasing, as published."""
         old = getattr(self.vit.patch_embed, "grid_size", None) or (int(positions.shape[1] ** 0.5),) * 2
-        if tuple(old) == tuple(grid):
+        if not torch.compiler.is_exporting() and tuple(old) == tuple(grid):  # an export is for images of any size
             return positions
         table = positions.transpose(1, 2).unflatten(2, tuple(old))
         return F.interpolate(table, size=grid, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)

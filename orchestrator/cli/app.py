@@ -15,6 +15,7 @@ from orchestrator.cli import (
     data,
     doctor,
     evaluate,
+    export,
     predict,
     report,
     reproduce,
@@ -51,6 +52,7 @@ app.add_typer(sweep.app, name="sweep", rich_help_panel=_TRAIN)
 app.command("reproduce", rich_help_panel=_TRAIN)(reproduce.reproduce)
 app.command("predict", rich_help_panel=_RESULTS)(predict.predict)
 app.command("evaluate", rich_help_panel=_RESULTS)(evaluate.evaluate)
+app.command("export", rich_help_panel=_RESULTS)(export.export)
 app.command("compare", rich_help_panel=_RESULTS)(compare.compare)
 app.command("report", rich_help_panel=_RESULTS)(report.report)
 app.command("ui", rich_help_panel=_RESULTS)(ui.ui)

@@ -192,6 +192,10 @@ def best(
     sweep: SweepName = None,
     metric: Annotated[str | None, typer.Option("--metric", help="Such as val/cam/ms/miou.")] = None,
     as_json: Json = False,
+    register: Annotated[
+        str | None, typer.Option("--register", metavar="NAME", help="Put the best trial into MLflow's registry.")
+    ] = None,
+    alias: Annotated[str | None, typer.Option("--alias", help="Of the version, such as champion.")] = None,
 ) -> None:
     """Show the best configurations and their checkpoint.
 
@@ -205,7 +209,12 @@ def best(
     from orchestrator.settings import Settings
     from orchestrator.storage.store import Storage
     from orchestrator.tracking import queries
+    from orchestrator.tracking.registration import check_names, register_trial
 
+    if register is not None:
+        check_names(register, alias)
+    elif alias is not None:
+        raise UsageError(f"--alias {alias}: names a version of --register NAME")
     settings, console = Settings.from_environment(), Console()
     storage = Storage(settings.storage)
     found = catalog.find(storage, sweep)
@@ -215,7 +224,15 @@ def best(
     except Exception as error:  # whatever MLflow, its database or its network come up with
         note = f"MLflow does not answer ({type(error).__name__}), so its runs are not named"
         Console(stderr=True).print(note, highlight=False, markup=False, soft_wrap=True)
+    by = found.metric if metric is None else metric
+    made = None
+    if register is not None:
+        winner = best_record(found, results, runs, storage, by)
+        made = register_trial(settings, found, winner["identity"], register, alias)
     if as_json:
-        print_json(best_record(found, results, runs, storage, found.metric if metric is None else metric))
-    else:
-        print_best(found, results, runs, storage, found.metric if metric is None else metric, console)
+        more = {"registered": {"name": made.name, "version": made.version, "uri": made.uri}} if made else {}
+        print_json(best_record(found, results, runs, storage, by) | more)
+        return
+    print_best(found, results, runs, storage, by, console)
+    if made is not None:
+        console.print(f"registered as {made.uri}, version {made.version}", highlight=False, markup=False)

@@ -32,17 +32,24 @@ class MapCache:
         self.scorer, self.budget = scorer, budget
         self.used = sum(f.stat().st_size for f in home.rglob("*.npz")) if home.exists() else 0
 
-    def maps(self, item: Item) -> Maps:
-        """Maps of an image, from the disk where they are there and whole."""
-        file = self.folder / f"{item.name}.npz"
+    def lacks(self, item: Item) -> bool:
+        """Whether an image must go through the network."""
+        return not self._file(item).exists()
+
+    def maps(self, item: Item, image: np.ndarray | None = None) -> Maps:
+        """Maps of an image H,W,3 uint8 (read where it is not given), from the disk where they are there and whole."""
+        file = self._file(item)
         try:
             with np.load(file, allow_pickle=False) as content:
                 return Maps.of_arrays(dict(content))
         except (OSError, ValueError, EOFError, KeyError, BadZipFile):
-            arrays = self.scorer.maps(item).arrays("float16")
+            arrays = self.scorer.maps(item, image).arrays("float16")
         size = sum(array.nbytes for array in arrays.values())
         if self.used + size <= self.budget:
             with whole(file) as partial, partial.open("wb") as stream:
                 np.savez(stream, **arrays)  # type: ignore[arg-type]  # numpy's stub takes a keyword for allow_pickle
             self.used += file.stat().st_size
         return Maps.of_arrays(arrays)
+
+    def _file(self, item: Item) -> Path:
+        return self.folder / f"{item.name}.npz"

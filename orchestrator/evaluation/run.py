@@ -174,7 +174,7 @@ def _source(
         cache = MapCache(
             settings.home / "maps", options.cache_bytes, scorer, str(header["checkpoint"]), str(header["data"])
         )
-        yield scorer.scores(items, cache.maps if options.cache_bytes else None)
+        yield scorer.scores(items, cache.maps, cache.lacks) if options.cache_bytes else scorer.scores(items)
 
 
 def _index(request: Request, saved: Checkpoint, home: Path) -> DataIndex:

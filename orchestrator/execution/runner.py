@@ -29,7 +29,8 @@ from orchestrator.execution.queue import director, population_key
 from orchestrator.execution.supervisor import Control, prune_key, stop_key
 from orchestrator.execution.tuner import TuneRun
 from orchestrator.planning.configurations import Trial
-from orchestrator.planning.plan import Plan, fitting, is_done, most_workers, plan_document, trial_document
+from orchestrator.planning.places import Places, largest, places
+from orchestrator.planning.plan import Plan, is_done, plan_document, trial_document
 from orchestrator.records import layout
 from orchestrator.records.budget import Meter
 from orchestrator.records.events import segments, trial_state, trial_states, write_end
@@ -174,18 +175,18 @@ def _run_trials(
     on_trial: Callable[[Trial], None],
 ) -> set[str]:
     """Returns the identities of the trials that were begun."""
-    fits, gpus = fitting(plan.file, plan.source, most_workers(plan.file, plan.trials), capacity)
+    room = places(plan.file, plan.source, plan.trials, capacity)
 
     def assign(trial: Trial, **changes: Any) -> Assignment:
-        return replace(_assignment(plan, trial, settings, launch, gpus), **changes)
+        return replace(_assignment(plan, trial, settings, launch, room), **changes)
 
     tune_run = TuneRun(
         director(plan, todo, storage, assign, meter),
-        concurrent=min(fits, plan.file.resources.max_concurrent or fits),
+        concurrent=room.at_a_time,
         max_failures=plan.file.resources.max_failures,
         name=launch,
         storage_path=storage.where(f"ray/{plan.sweep}"),
-        keep=most_workers(plan.file, plan.trials) == 1,
+        keep=largest(plan.file, plan.trials, "workers") == 1,
     )
     watch = _Watch(storage, settings.stall_minutes)
 
@@ -216,7 +217,7 @@ def _run_trials(
     return tune_run.begun
 
 
-def _assignment(plan: Plan, trial: Trial, settings: Settings, launch: str, gpus: float) -> Assignment:
+def _assignment(plan: Plan, trial: Trial, settings: Settings, launch: str, room: Places) -> Assignment:
     return Assignment(
         identity=trial.identity,
         name=trial.name,
@@ -230,8 +231,9 @@ def _assignment(plan: Plan, trial: Trial, settings: Settings, launch: str, gpus:
         stop_key=stop_key(plan.sweep),
         prune_key=prune_key(plan.sweep, trial.identity),
         launch=launch,
-        cpus_per_worker=plan.file.resources.cpus_per_worker,
-        gpus_per_worker=gpus,
+        cpus_per_worker=room.cpus,
+        gpus_per_worker=room.gpus,
+        threads=plan.file.resources.threads,
     )
 
 

@@ -16,7 +16,7 @@ _ADAM = 8  # bytes of AdamW's two moments of a weight
 
 
 def predicted_bytes(
-    experiments: Sequence[Experiment], classes: int, cpus_per_worker: float, gpus_per_worker: float, storage: Storage
+    experiments: Sequence[Experiment], classes: int, threads: float, gpus_per_worker: float, storage: Storage
 ) -> float:
     """Bytes that trials which are still to run will keep, at most: the newest checkpoints and the best, all panels.
 
@@ -25,7 +25,7 @@ def predicted_bytes(
     sizes: dict[str, tuple[float, float]] = {}
     total = 0.0
     for experiment in experiments:
-        profile = speed_profile(experiment, cpus_per_worker, gpus_per_worker)
+        profile = speed_profile(experiment, threads, gpus_per_worker)
         if profile not in sizes:
             past = past_speeds(storage, profile)
             checkpoints = [s.checkpoint_bytes for s in past if s.checkpoint_bytes]

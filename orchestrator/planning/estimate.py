@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import get_context
 from statistics import median
 
 from mcc_core.config import Experiment
@@ -31,7 +34,7 @@ def estimate_sweep(
     experiments: Sequence[Experiment],
     index: DataIndex,
     concurrent: int,
-    cpus_per_worker: float,
+    threads: float,
     gpus_per_worker: float,
     storage: Storage,
     *,
@@ -46,13 +49,13 @@ def estimate_sweep(
     speeds: dict[str, Speed] = {}
     sources: dict[str, str] = {}
     for first in {e.method: e for e in reversed(experiments)}.values():
-        past = past_speeds(storage, speed_profile(first, cpus_per_worker, gpus_per_worker))
+        past = past_speeds(storage, speed_profile(first, threads, gpus_per_worker))
         if past:
             evaluations = [s.evaluation_s for s in past if s.evaluation_s is not None]
             speed = Speed(median(s.iteration_s for s in past), median(evaluations) if evaluations else None)
             source = f"{len(past)} earlier trial{'s' if len(past) > 1 else ''}"
-        elif may_probe:
-            speed, source = _probe(first, index, cpus_per_worker, gpus_per_worker)
+        elif may_probe and (probed := _probe(first, index, threads, gpu=bool(gpus_per_worker))):
+            speed, source = probed
         else:
             return None
         speeds[first.method], sources[first.method] = speed, source
@@ -80,27 +83,40 @@ def _makespan(durations: Sequence[float], slots: int) -> float:
     return max(ends)
 
 
-def _probe(
-    experiment: Experiment, index: DataIndex, cpus_per_worker: float, gpus_per_worker: float
-) -> tuple[Speed, str]:
-    """Seconds per iteration by a few real steps; where they would take long, by steps of one image."""
+def _probe(experiment: Experiment, index: DataIndex, threads: float, *, gpu: bool) -> tuple[Speed, str] | None:
+    """Seconds per iteration by a few real steps; None where that cannot be said.
+
+    On a GPU in a process of its own, whose end gives back all that it held of the GPU, its context among it.
+    """
+    if not gpu:
+        return _measured(experiment, index, threads, "cpu")
+    import torch
+
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(_measured, experiment, index, threads, "cuda").result()
+        except (torch.OutOfMemoryError, BrokenProcessPool):
+            return None  # the GPU may be in use now and free when the trial begins
+
+
+def _measured(experiment: Experiment, index: DataIndex, threads: float, device: str) -> tuple[Speed, str]:
+    """By steps as they are; where they would take long, by steps of one image."""
     import torch
 
     from mcc_core.training.engine import probe
 
-    device = torch.device("cuda" if gpus_per_worker else "cpu")
-    train = experiment.train.model_copy(update={"loader_workers": 0})
     model = experiment.model.model_copy(update={"weights": "random"})
     compute = experiment.compute.model_copy(update={"compile": False})  # compiling takes longer than the steps
-    plain = experiment.model_copy(update={"train": train, "model": model, "compute": compute})
+    plain = experiment.model_copy(update={"model": model, "compute": compute})
     how = ", not compiled" if experiment.compute.compile else ""
-    one = plain.model_copy(update={"train": train.model_copy(update={"batch_size": 1})})
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, round(cpus_per_worker)))
+    train = experiment.train.model_copy(update={"batch_size": 1, "loader_workers": 0})
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, round(threads)))
     try:
-        estimate = probe(one, index, device, steps=1) * train.batch_size
+        one = plain.model_copy(update={"train": train})
+        estimate = probe(one, index, torch.device(device), steps=1) * experiment.train.batch_size
         if estimate * 4 > _LONG_PROBE_S:
             return Speed(estimate, None), f"one measured step of one image{how}"
-        return Speed(probe(plain, index, device, steps=2), None), f"2 measured steps{how}"
+        return Speed(probe(plain, index, torch.device(device), steps=2), None), f"2 measured steps{how}"
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)

@@ -13,11 +13,12 @@ from mcc_core.config import Experiment
 from mcc_core.data.index import DataIndex
 from mcc_core.errors import UsageError
 from mcc_core.files import json_digest
-from orchestrator.cluster.session import Capacity, local_capacity
+from orchestrator.cluster.session import local_capacity
 from orchestrator.planning.configurations import ConfigurationBuilder, ConfigurationSet, OpenSearch, Trial
 from orchestrator.planning.disk import predicted_bytes
 from orchestrator.planning.earlier import earlier_notes
 from orchestrator.planning.estimate import Estimate, estimate_sweep
+from orchestrator.planning.places import places
 from orchestrator.records import layout
 from orchestrator.records.events import TrialState, trial_states
 from orchestrator.records.plans import PlanRecord, TrialRecord
@@ -25,7 +26,7 @@ from orchestrator.records.status import TrialStatus
 from orchestrator.records.sweeps import sweeps
 from orchestrator.settings import Settings
 from orchestrator.spec.schedulers import PRUNING
-from orchestrator.spec.space import Tpe, parse
+from orchestrator.spec.space import Tpe
 from orchestrator.spec.sweep_file import SweepFile, check_fields, known_fields, unknown_field
 from orchestrator.storage.store import Storage
 from orchestrator.text import size_text
@@ -103,9 +104,10 @@ def plan_sweep(
     check_metrics(chosen, source, trials, known.indexes)
     check_models(trials, known.indexes, download=settings.ray_address is None)
     capacity = local_capacity() if settings.ray_address is None else None
-    concurrent, gpus, notes = _concurrency(chosen, source, trials, capacity)
+    room = places(chosen, source, trials, capacity)
+    notes = list(room.notes)
     states = trial_states(storage, (t.identity for t in trials))
-    notes += _precision_notes(trials) if gpus else []
+    notes += _precision_notes(trials) if room.gpus else []
     notes += unscored
     notes += [f"{len(left_out)} drawn points are not valid and left out, such as {left_out[0]}"] if left_out else []
     sweep_id = sweep_id or f"{chosen.name}-{_short_hash([t.identity for t in trials])}"
@@ -117,8 +119,8 @@ def plan_sweep(
         source=source,
         trials=trials,
         indexes=known.indexes,
-        concurrent=concurrent,
-        gpus_per_worker=gpus,
+        concurrent=room.at_a_time,
+        gpus_per_worker=room.gpus,
         duplicates=tuple(known.duplicates),
         finished=frozenset(i for i, state in states.items() if is_done(state, chosen)),
         notes=tuple(notes),
@@ -145,7 +147,7 @@ def _estimated(plan: Plan, storage: Storage, *, may_probe: bool) -> Plan:
     unknown = plan.open.left * len(plan.file.seeds) if plan.open else 0
     experiments = [*(t.experiment for t in left), *([plan.trials[0].experiment] * unknown)]
     index = plan.indexes[left[0].fingerprint] if left else plan.index
-    processors = (plan.file.resources.cpus_per_worker, plan.gpus_per_worker)
+    processors = (plan.file.resources.threads, plan.gpus_per_worker)
     measured = estimate_sweep(experiments, index, plan.concurrent, *processors, storage, may_probe=may_probe)
     disk, free = predicted_bytes(experiments, len(index.classes), *processors, storage), storage.free_bytes()
     notes = plan.notes
@@ -300,26 +302,6 @@ def _with_overrides(
     return chosen.model_copy(update={"set": chosen.set | changes})
 
 
-def _concurrency(
-    sweep: SweepFile, source: str, trials: Sequence[Trial], capacity: Capacity | None
-) -> tuple[int, float, list[str]]:
-    """(trials at a time, GPUs per worker, notes). Raises UsageError for a trial that could never start."""
-    resources = sweep.resources
-    workers = most_workers(sweep, trials)
-    if capacity is None:  # a cluster: the runner asks it when it is attached
-        return resources.max_concurrent or len(trials), resources.gpus_per_worker or 0.0, []
-    fits, gpus = fitting(sweep, source, workers, capacity)
-    wanted, notes = resources.max_concurrent, []
-    if wanted is not None and wanted > fits:
-        needs = f"{workers} worker{'s' if workers > 1 else ''} of {resources.cpus_per_worker:g} CPUs"
-        needs += f" and {gpus:g} GPUs" if gpus else ""
-        notes.append(
-            f"resources.max_concurrent: {wanted} trials of {needs} do not fit on {capacity.cpus:g} CPUs and "
-            f"{capacity.gpus:g} GPUs; {fits} run at a time"
-        )
-    return min(wanted or fits, fits, len(trials) if sweep.search.kind != "tpe" else fits), gpus, notes
-
-
 def _precision_notes(trials: Sequence[Trial]) -> list[str]:
     """Whether this machine's GPU computes faster than asked for; nothing where trials compare precisions."""
     import torch
@@ -332,26 +314,6 @@ def _precision_notes(trials: Sequence[Trial]) -> list[str]:
     facts = torch.cuda.get_device_properties(0)
     line = advice(precisions.pop(), facts.name, facts.major)
     return [line] if line else []
-
-
-def most_workers(sweep: SweepFile, trials: Sequence[Trial]) -> int:
-    """Workers of the largest trial, those that a search may still propose among them."""
-    drawn = sweep.parameters.get("train.workers")
-    ends = (
-        [value for p in parse({"train.workers": drawn}) for _, s in p.spaces() for value in s.ends()] if drawn else []
-    )
-    return max([t.experiment.train.workers for t in trials] + [int(end) for end in ends])
-
-
-def fitting(sweep: SweepFile, source: str, workers: int, capacity: Capacity) -> tuple[int, float]:
-    """(trials that fit beside each other, GPUs per worker). Raises UsageError, in one line, when not one does."""
-    gpus = sweep.resources.gpus_per_worker
-    if gpus is None:
-        gpus = 1.0 if capacity.gpus >= workers else 0.0
-    try:
-        return capacity.trials_at_a_time(workers, sweep.resources.cpus_per_worker, gpus), gpus
-    except UsageError as error:
-        raise UsageError(f"{source}: resources: {error}") from None
 
 
 def _short_hash(identities: Sequence[str]) -> str:

@@ -21,8 +21,24 @@ def find_checkpoint(name: str, settings: Settings, source: str = "CHECKPOINT") -
     """
     if Path(name).is_file():
         return Path(name)
-    sweep_name, _, trial_name = name.partition("/")
     storage = Storage(settings.storage)
+    sweep, identity = _trial(name, storage, source)
+    saved = best_saved(saved_checkpoints(storage, identity), sweep.mode)
+    if trial_state(storage, identity).status != TrialStatus.FINISHED or saved is None:
+        raise UsageError(f"{source}: {name} has no finished training; mcc sweep status {sweep.id}")
+    return fetch(storage, settings, identity, saved)
+
+
+def trial_of(name: str, settings: Settings) -> str | None:
+    """Identity of the trial SWEEP/TRIAL; None where the name is no trial's."""
+    if Path(name).is_file() or ":/" in name:
+        return None
+    return _trial(name, Storage(settings.storage), name)[1]
+
+
+def _trial(name: str, storage: Storage, source: str) -> tuple[catalog.Sweep, str]:
+    """The sweep and the identity of SWEEP/TRIAL. Raises UsageError."""
+    sweep_name, _, trial_name = name.partition("/")
     known = [sweep for sweep in catalog.sweeps(storage) if sweep_name in {sweep.id, sweep.document["name"]}]
     if not known or not trial_name:
         raise UsageError(
@@ -33,11 +49,7 @@ def find_checkpoint(name: str, settings: Settings, source: str = "CHECKPOINT") -
     if trial_name not in trials:
         close = difflib.get_close_matches(trial_name, list(trials), n=1) or list(trials)[:1]
         raise UsageError(f"{source}: {sweep.id} has no trial {trial_name}; such as {close[0]}")
-    identity = trials[trial_name]
-    saved = best_saved(saved_checkpoints(storage, identity), sweep.mode)
-    if trial_state(storage, identity).status != TrialStatus.FINISHED or saved is None:
-        raise UsageError(f"{source}: {name} has no finished training; mcc sweep status {sweep.id}")
-    return fetch(storage, settings, identity, saved)
+    return sweep, trials[trial_name]
 
 
 def networks_by_seed(name: str, settings: Settings) -> dict[int, str]:
@@ -67,4 +79,4 @@ def fetch(storage: Storage, settings: Settings, identity: str, saved: Checkpoint
 
 def slug(name: str) -> str:
     """A trained network's name as part of a file name."""
-    return Path(name).stem if Path(name).is_file() else name.replace("/", "-")
+    return Path(name).stem if Path(name).is_file() else name.replace(":", "").replace("/", "-")

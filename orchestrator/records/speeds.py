@@ -22,7 +22,7 @@ class Speed:
     picture_bytes: float | None = None  # of one panel, on average
 
 
-def speed_profile(experiment: Experiment, cpus_per_worker: float, gpus_per_worker: float) -> str:
+def speed_profile(experiment: Experiment, threads: float, gpus_per_worker: float) -> str:
     """Name of what decides a trial's speed: network, crop, batch, views, and the processors given to it."""
     content = {
         "method": experiment.method,
@@ -30,7 +30,7 @@ def speed_profile(experiment: Experiment, cpus_per_worker: float, gpus_per_worke
         "train": [getattr(experiment.train, name) for name in ("crop", "batch_size", "accumulate", "workers")],
         "compute": experiment.compute.model_dump(mode="json"),
         "views": method_of(experiment).speed_fields(experiment),
-        "processors": [cpus_per_worker, gpus_per_worker],
+        "processors": [threads, gpus_per_worker],
     }
     return json_digest(content, 16)
 

@@ -73,7 +73,7 @@ def _here(table: PaperTable, point: str, plan: Plan, settings: Settings) -> tupl
     left = [trial for trial in own if trial.identity not in plan.finished]
     if not left:
         return len(own), 0.0
-    processors = (plan.file.resources.cpus_per_worker, plan.gpus_per_worker)
+    processors = (plan.file.resources.threads, plan.gpus_per_worker)
     storage, index = Storage(settings.storage), plan.indexes[left[0].fingerprint]
     may_probe = settings.ray_address is None
     found = estimate_sweep([t.experiment for t in left], index, 1, *processors, storage, may_probe=may_probe)
@@ -122,7 +122,7 @@ def notes(
         images = sum(cost.images for cost in costs)
         lines.append(f"{f'on {gpu}, ' if gpu else ''}at {rate:g} images a second: {images / rate / 3600:.1f} hours")
     if plan is not None and (left := [t for t in plan.trials if t.identity not in plan.finished]):
-        processors = (plan.file.resources.cpus_per_worker, plan.gpus_per_worker)
+        processors = (plan.file.resources.threads, plan.gpus_per_worker)
         trained = [trial.experiment for trial in left]
         disk = predicted_bytes(trained, len(plan.index.classes), *processors, Storage(settings.storage))
         lines.append(f"storage: up to {size_text(disk)}")

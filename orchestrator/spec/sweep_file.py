@@ -61,12 +61,22 @@ class HeatMap(Strict):
 class Resources(Strict):
     """What one trial may use."""
 
-    cpus_per_worker: float = Field(1.0, gt=0, description="also the number of computing threads of a worker")
+    cpus_per_worker: float | None = Field(
+        None,
+        gt=0,
+        description="also the number of computing threads of a worker; default: one computing thread, and a CPU for it "
+        "and for each of train.loader_workers, as far as there are so many",
+    )
     gpus_per_worker: float | None = Field(
         None, ge=0, description="may be a share, such as 0.5; default: 1 where there are GPUs for it, else 0"
     )
     max_concurrent: int | None = Field(None, ge=1, description="trials at a time; default: as many as fit")
     max_failures: int = Field(2, ge=0, description="how often a trial whose worker dies is taken up again")
+
+    @property
+    def threads(self) -> float:
+        """Computing threads of a worker."""
+        return self.cpus_per_worker or 1.0
 
     @field_validator("gpus_per_worker")
     @classmethod

@@ -1,4 +1,4 @@
-"""Networks that MLflow keeps: fetched by the names that MLflow gives them."""
+"""Networks that MLflow keeps: fetched by the names that it gives them."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from orchestrator.analysis.figures import markdown, summary
 from orchestrator.analysis.leaderboard import COLUMNS, all_background, leaderboard, table
 from orchestrator.records import layout
 from orchestrator.records import sweeps as catalog
-from orchestrator.records.checkpoints import best_saved, saved_checkpoints
+from orchestrator.records.checkpoints import CheckpointRecord, best_saved, saved_checkpoints
 from orchestrator.records.events import Event, history, read_segment, segments
 from orchestrator.records.leases import claimed
 from orchestrator.records.plans import PlanRecord
@@ -40,6 +40,7 @@ from orchestrator.text import reason
 from orchestrator.tracking import client as mlflow_files
 from orchestrator.tracking.client import MOST_RUNS
 from orchestrator.tracking.cursor import Cursor
+from orchestrator.tracking.models import dataset, forget_models, log_model, store_checkpoint
 from orchestrator.tracking.names import metric_name, picture_name, pictures
 from orchestrator.tracking.queries import was_pruned
 
@@ -222,13 +223,18 @@ class _Child:
         self._describe()
 
     def _describe(self) -> None:
-        from mlflow.entities import Param
+        from mlflow.entities import DatasetInput, InputTag, Param
 
         assert self.run is not None
         flat = {"seed": str(self.trial["seed"])} | flatten(experiment_of(self.trial["experiment"], "trial"))
-        params = [Param(key, value) for key, value in (dict(self.trial["varied"]) | flat).items()]
+        varied = dict(self.trial["varied"])
+        # MLflow sorts by name: what differs within the sweep stands first once more.
+        first = {f"_varied/{key}": value for key, value in varied.items()}
+        params = [Param(key, value) for key, value in (first | varied | flat).items()]
         for start in range(0, len(params), _PARAMS):
             self.client.log_batch(self.run, params=params[start : start + _PARAMS])
+        used = DatasetInput(dataset(self.trial), [InputTag("mlflow.data.context", "training")])
+        self.client.log_inputs(self.run, [used])
         text = yaml.safe_dump(self.trial["experiment"], sort_keys=False)
         self.tracker.artifact(self.run, "config/experiment.yaml", text.encode())
         with suppress(FileNotFoundError):
@@ -281,6 +287,7 @@ class _Child:
     def _start(self, event: Event) -> None:
         assert self.run is not None
         if event["iteration"] == 0 and self._finished:
+            forget_models(self.client, self.tracker.experiment, self.run)
             self.client.delete_run(self.run)
             self._rows.clear()
             self._last_step.clear()
@@ -295,35 +302,40 @@ class _Child:
     def _end(self, event: Event) -> None:
         """The checkpoints first, so that a run that is over has them."""
         if event["status"] in {TrialStatus.FINISHED, TrialStatus.FAILED, TrialStatus.PRUNED}:
+            assert self.run is not None
             saved = saved_checkpoints(self.storage, self.identity)
             modes = self.tracker.document["file"]["mode"]
             chosen = {"last": saved[-1] if saved else None, "best": best_saved(saved, modes)}
             for name, one in chosen.items():
                 if one is not None and (name == "last" or one != chosen["last"]):
-                    self._checkpoint(one.key(self.identity), f"{name}.pt")
+                    store_checkpoint(self.client, self.storage, self.run, one.key(self.identity), f"{name}.pt")
+            if (best := chosen["best"]) is not None:
+                self._model(best)
         self._finished = event["status"] == TrialStatus.FINISHED
         if self.run is not None and event.get("cause"):
             self.client.set_tag(self.run, "mcc.cause", event["cause"])
         self._terminate(event["status"], event["message"], int(1000 * event["t"]))
+
+    def _model(self, best: CheckpointRecord) -> None:
+        """The best checkpoint as a model, after the scores that are linked to it were sent."""
+        from mlflow.exceptions import MlflowException
+
+        assert self.run is not None
+        self._send()
+        try:
+            log_model(self.client, self.storage, self.run, self.trial, self.tracker.document["sweep"], best)
+        except FileNotFoundError:
+            pass  # a checkpoint that was cleared away does not hold up the rest
+        except MlflowException as error:
+            if error.error_code not in ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"):
+                raise
+            self.tracker.complaints.append(f"{self.trial['name']}: no model: MLflow servers from 3.0 on keep them")
 
     def _terminate(self, status: str, message: str, at: int | None) -> None:
         assert self.run is not None
         self.client.set_tag(self.run, "mcc.message", message[:8000])
         self.client.set_tag(self.run, "mcc.state", status)
         self.client.set_terminated(self.run, _STATES.get(status, "KILLED"), at)
-
-    def _checkpoint(self, key: str, name: str) -> None:
-        """A checkpoint as artifact: on the disk that has it already a second name for the same file, else a copy."""
-        assert self.run is not None
-        with tempfile.TemporaryDirectory() as folder, suppress(FileNotFoundError):
-            local, target = self.storage.local(key), mlflow_files.local_artifacts(self.client.get_run(self.run))
-            if local is not None and target is not None:
-                with suppress(OSError):
-                    mlflow_files.link(local, target / "checkpoint" / name)
-                    return
-            file = Path(folder) / name
-            self.storage.download(key, file)
-            self.client.log_artifact(self.run, str(file), "checkpoint")
 
 
 def rebuild(settings: Settings, document: PlanRecord) -> list[str]:
@@ -335,8 +347,7 @@ def rebuild(settings: Settings, document: PlanRecord) -> list[str]:
 
     try:
         old = Tracker(settings, document | {"trials": []})
-        for run in old.runs("sweep") + old.runs("trial"):
-            old.client.delete_run(run.info.run_id)
+        _delete(old)
         fresh = Tracker(settings, document)
         fresh.sync()
         fresh.finish()
@@ -371,11 +382,18 @@ def forget(settings: Settings, document: PlanRecord) -> str:
         return ""
     try:
         tracker = Tracker(settings, document | {"trials": []})
-        for run in tracker.runs("sweep") + tracker.runs("trial"):
-            tracker.client.delete_run(run.info.run_id)
+        _delete(tracker)
     except (MlflowException, OSError) as error:
         return redact(f"MLflow at {settings.tracking_uri}: {_line(error)}")
     return ""
+
+
+def _delete(tracker: Tracker) -> None:
+    """Delete a sweep's runs and their models."""
+    for run in tracker.runs("trial"):
+        forget_models(tracker.client, tracker.experiment, run.info.run_id)
+    for run in tracker.runs("sweep") + tracker.runs("trial"):
+        tracker.client.delete_run(run.info.run_id)
 
 
 def _line(error: Exception) -> str:

@@ -24,8 +24,9 @@ class Assignment:
     home: str | None  # None: the worker's own, on a cluster whose machines have their own folders
     stop_key: str
     launch: str  # which run of the sweep this is
-    cpus_per_worker: float
+    cpus_per_worker: float  # reserved
     gpus_per_worker: float
+    threads: float = 1.0  # that compute
     prune_key: str = ""  # a file under this key asks this trial alone to stop, and says why
     until: int | None = None  # pause after so many iterations (population based training)
     clone: dict[str, Any] | None = None  # whose weights the trial goes on with: donor, iteration, fields

@@ -52,7 +52,7 @@ def train_loop(config: dict[str, Any], *, by_itself: bool = False) -> None:
     state = retry(lambda: trial_state(storage, task.identity))
     if state.launch == task.launch and state.status in {TrialStatus.FAILED, TrialStatus.FINISHED, TrialStatus.PRUNED}:
         return
-    torch.set_num_threads(max(1, round(task.cpus_per_worker)))
+    torch.set_num_threads(max(1, round(task.threads)))
     home = task.local_home()
     work = home / "work" / task.identity / f"rank{rank}"
     outbox: Outbox | None = None
@@ -160,6 +160,7 @@ def _attempt(
     finally:
         stop.close()
         if reporter is not None:
+            reporter.machine.close()
             reporter.log.close()
 
 

@@ -25,6 +25,7 @@ from orchestrator.records.status import TrialStatus
 from orchestrator.storage.outbox import Outbox
 from orchestrator.storage.store import PATIENCE_S, is_full
 from orchestrator.worker.assignment import Assignment
+from orchestrator.worker.machine import MachineWatch
 
 DRAIN_S = 300.0  # how long the end of an attempt waits for storage that does not answer
 
@@ -62,6 +63,7 @@ class Reporter(Callbacks):
         self.started = False
         self.full_since: float | None = None
         self.pictures: list[int] = []  # bytes of each
+        self.machine = MachineWatch(lambda metrics: self.log.emit("metrics", self.iteration, metrics=metrics))
 
     def on_start(self, iteration: int, info: dict[str, Any]) -> None:
         self.started = True
@@ -73,6 +75,7 @@ class Reporter(Callbacks):
         if self.task.fields:
             self.log.emit("metrics", self.resume.iteration + 1, metrics=self.task.fields)
         self.log.flush()
+        self.machine.start()
 
     def on_step(self, record: StepRecord) -> None:
         self.iteration = record.iteration
@@ -117,7 +120,7 @@ class Reporter(Callbacks):
 
         Raises OSError when storage does not answer."""
         if outcome.status == "finished" and (speed := self.speed.result()):
-            profile = speed_profile(self.experiment, self.task.cpus_per_worker, self.task.gpus_per_worker)
+            profile = speed_profile(self.experiment, self.task.threads, self.task.gpus_per_worker)
             size = self.checkpoints.saved[-1].size if self.checkpoints.saved else None
             drawn = sum(self.pictures) / len(self.pictures) if self.pictures else None
             measured = replace(speed, checkpoint_bytes=size, picture_bytes=drawn)
@@ -136,6 +139,7 @@ class Reporter(Callbacks):
         self.outbox.drain(DRAIN_S)
 
     def _end(self, status: str, message: str, iteration: int, metrics: dict[str, float], cause: str = "") -> None:
+        self.machine.close()
         fields = {"status": status, "message": message, "metrics": metrics, "launch": self.task.launch, "cause": cause}
         self.log.emit("end", iteration, **fields)
         self.log.flush()

@@ -61,6 +61,7 @@ SMALLER = {
 NOT_RUN = {
     r"^make ": "makes an environment of its own; what it calls, CI and these tests run",
     r"^mcc ui": "serves pages until Ctrl-C",
+    r"^(mlflow models serve|curl )": "serves until Ctrl-C (tests/orchestrator/tracking/test_models.py serves and asks)",
     r"^mcc sweep stop": "needs a sweep that is running (tests/orchestrator/workflows/test_control.py has some)",
     r"--on http|RAY_ADDRESS=": "needs a cluster (tests/orchestrator/cluster/test_jobs.py starts one)",
     r"^mcc data prepare voc": "needs the official archives (tests/mcc_core/data/test_prepare.py has miniatures)",

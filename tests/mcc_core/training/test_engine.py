@@ -102,6 +102,18 @@ def test_resumed_run_is_the_undisturbed_run_to_the_bit(index: DataIndex, tmp_pat
     assert all(torch.equal(tensor, c.model[key]) for key, tensor in a.model.items())
 
 
+def test_colours_on_the_device_are_those_of_the_loader_and_go_on_to_the_bit(index: DataIndex, tmp_path: Path) -> None:
+    fields = {"compute.augmentation": "device", "train.loader_workers": 1}
+    on_device, _ = run(index, tmp_path, mcc_experiment("tiny", SMALL | fields))
+    in_loader, _ = run(index, tmp_path, callbacks=Recorder())
+    assert on_device.losses[1] == pytest.approx(in_loader.losses[1], rel=2e-2)
+    assert on_device.losses[1] != in_loader.losses[1]
+    resumed, _ = run(
+        index, tmp_path, mcc_experiment("tiny", SMALL | fields), resume=tmp_path / "3.pt", callbacks=Recorder()
+    )
+    assert resumed.losses == {i: on_device.losses[i] for i in (4, 5, 6)}
+
+
 def test_another_seed_is_another_run(index: DataIndex, tmp_path: Path) -> None:
     first, _ = run(index, tmp_path)
     other = Recorder()

@@ -195,6 +195,11 @@ def test_weights_are_known_by_content(settings: Settings, tmp_path: Path) -> Non
         ({"workers": 0}, "--workers: 0: must be at least 1"),
         ({"workers": 999}, "s.yaml: resources: a trial needs 999 CPUs (999 workers x cpus_per_worker 1) and"),
         ({"resources": {"gpus_per_worker": 99}}, "a trial needs 99 GPUs"),
+        (
+            {"workers": 2, "resources": {"gpus_per_worker": 0.5}},
+            "s.yaml: resources.gpus_per_worker: 0.5: the 2 workers of a trial would share a GPU, which NCCL refuses; "
+            "give each a whole one, or use one worker with train.accumulate: 2, which trains the same",
+        ),
         ({"parameters": {"optim.lr": [i / 1e5 for i in range(1, 10_002)]}}, "10001 trials are more than the 10000"),
         (
             {"parameters": {"thresholds.background": [0.3, 0.4], "thresholds.foreground": [0.8, 0.35]}},

@@ -117,7 +117,7 @@ def test_a_trial_in_a_process_that_ran_others_is_the_trial_in_a_fresh_one(tmp_pa
     others = [
         assignment(tmp_path, "kept", "bigger", seed=7, **{"train.crop": 48, "train.batch_size": 4}),
         assignment(tmp_path, "kept", "half", seed=8, **{"compute.precision": "bfloat16"}),
-        replace(assignment(tmp_path, "kept", "threads", seed=9, **{"optim.lr": 1e-3}), cpus_per_worker=2),
+        replace(assignment(tmp_path, "kept", "threads", seed=9, **{"optim.lr": 1e-3}), threads=2),
     ]
     last = {"train.iterations": 12, "train.eval_every": 4, "mask.ratio": 0.7}
     for name, tasks in (("used", others), ("fresh", [])):
