@@ -25,7 +25,6 @@ from mcc_core.evaluation.metrics import (
 )
 from mcc_core.evaluation.pseudo_label import at_rest, pseudo_label
 from mcc_core.evaluation.visualize import cam_panel
-from mcc_core.methods.objective import class_ids
 from mcc_core.methods.registry import method_of
 from mcc_core.networks.base import MapStage, Network
 from mcc_core.pseudo_labels.cam import multi_scale_maps
@@ -177,7 +176,7 @@ class _Scorer:
         truth: Tensor | None,
     ) -> Image.Image:
         size, classes = image.shape[-2:], labels[0].nonzero()[:, 0]
-        pseudo = class_ids(pseudo_label(image, maps["cam"][:, classes], seg, classes, self.config), classes)[0]
+        pseudo = pseudo_label(image, maps["cam"][:, classes], seg, classes, self.config)[0]
 
         def fit(label: Tensor) -> Tensor:
             return F.interpolate(label[None, None].float(), size=size, mode="nearest")[0, 0].to(torch.uint8).cpu()

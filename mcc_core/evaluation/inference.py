@@ -31,7 +31,6 @@ from mcc_core.evaluation.protocols import (
 from mcc_core.evaluation.pseudo_label import pseudo_label
 from mcc_core.evaluation.visualize import cam_panel, overlay
 from mcc_core.files import file_digest, whole
-from mcc_core.methods.objective import class_ids
 from mcc_core.methods.registry import method_of
 from mcc_core.networks.base import MapStage, Network
 from mcc_core.pseudo_labels.cam import multi_scale_maps
@@ -219,7 +218,7 @@ def panel(
     # Refinement works on a smaller picture, of which something must be left.
     least, numbers = config.par.downscale, present.nonzero()[:, 0]
     wide = padded(shown["cam"][None, numbers], least)
-    pseudo = class_ids(pseudo_label(padded(tensor, least), wide, prediction.logits[None], numbers, config), numbers)
+    pseudo = pseudo_label(padded(tensor, least), wide, prediction.logits[None], numbers, config)
     return cam_panel(
         prediction.image,
         {stage: cam.numpy() for stage, cam in shown.items()},

@@ -12,7 +12,7 @@ from mcc_core.schedules import Scheduled
 
 
 def pseudo_label(image: Tensor, cam: Tensor, seg: Tensor | None, classes: Tensor, config: EvaluationConfig) -> Tensor:
-    """Labels 1,H,W in 0..K or IGNORE: 0 background, k the k-th of the image's classes.
+    """Labels 1,H,W: 0 background, 1..C the image's classes, IGNORE where it is left open.
 
     Args:
         image: 1,3,H,W normalised.
@@ -22,13 +22,15 @@ def pseudo_label(image: Tensor, cam: Tensor, seg: Tensor | None, classes: Tensor
     if not len(classes):
         return torch.zeros(1, *image.shape[-2:], dtype=torch.long, device=image.device)
     here = torch.ones(1, len(classes), device=image.device)
+    numbers = torch.arange(256, device=image.device)
+    numbers[1 : len(classes) + 1] = classes + 1
     if config.pamr is not None:
         assert seg is not None
         masks = seg.softmax(1)[:, torch.cat([classes.new_zeros(1), classes + 1])]
-        return mask_label(image, masks, here, config.pamr)
+        return numbers[mask_label(image, masks, here, config.pamr)]
     box = torch.tensor([[0, image.shape[-2], 0, image.shape[-1]]], device=image.device)
     background, foreground = at_rest(config.background), at_rest(config.foreground)
-    return refined_label(image, cam, here, box, background, foreground, config.par)
+    return numbers[refined_label(image, cam, here, box, background, foreground, config.par)]
 
 
 def at_rest(threshold: Scheduled) -> float:
