@@ -5,6 +5,7 @@
     python benchmarks/step.py --backbone deit_base_patch16_224 --flops-only
     python benchmarks/step.py --crop 224 448 --batch 1 2 --views 4 8  scaling
     python benchmarks/step.py --options                               what each field of `compute` gains and changes
+    python benchmarks/step.py --operations --batch 4                  what a step asks of a GPU, counted on a CPU
 
 Everything is measured in one process, by turns, with the same weights, images and draws; losses are compared first.
 Times are medians, ratios are plain over ours. Peak memory is that of a fresh process which makes two steps (CPU) or the
@@ -30,6 +31,7 @@ from unittest import mock
 import torch
 import torch.multiprocessing as multiprocessing
 import torch.nn.functional as F
+from operations import operations_of
 from plain import explicit_attention, refine_separately
 from rich.console import Console
 from rich.table import Table
@@ -39,8 +41,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from mcc_core.config import ComputeConfig
 from mcc_core.experiment_files import merge
 from mcc_core.losses import terms as losses
-from mcc_core.methods.registry import experiment_of, method_named
+from mcc_core.methods.registry import experiment_of, method_named, network_of
+from mcc_core.precision import cast_once
 from mcc_core.pseudo_labels import labels as pseudo_label
+from mcc_core.pseudo_labels import par
 from mcc_core.training.optim import build_optimizer
 
 
@@ -113,27 +117,32 @@ class Case:
         generator = torch.Generator().manual_seed(0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.model = method.network(experiment, 20).to(self.device).train()
+            self.model = network_of(experiment, 20).to(self.device).train()
         self.optimizer = build_optimizer(self.model, experiment.optim)
         build = self.plain_module.PlainObjective if plainly else method.objective
         self.objective = build(self.model, experiment)
         coarse = torch.randn(3, batch, 3, crop // 16, crop // 16, generator=generator)
         smooth = F.interpolate(coarse.flatten(0, 1), size=crop, mode="bicubic").unflatten(0, (3, batch))
         images = (smooth + 0.1 * torch.randn(smooth.shape, generator=generator)).to(self.device)
-        labels = torch.zeros(batch, 20, device=self.device)
+        labels = torch.zeros(batch, 20)
         labels[:, [3, 7]] = 1
-        boxes = torch.tensor([[0, crop, 0, crop]] * batch, device=self.device)
+        boxes = torch.tensor([[0, crop, 0, crop]] * batch)
         views = dict(view=images[0], view1=images[0], view2=images[1], local=images[2])
         self.batch = views | dict(labels=labels, box=boxes)
-        draws = method.draws(experiment, self.model, batch, (crop, crop), ITERATION, generator)
-        self.draws = {name: drawn.to(self.device) for name, drawn in draws.items()}
+        self.draws = method.draws(experiment, self.model, batch, (crop, crop), ITERATION, generator)
 
     def step(self, stage: Callable[[str], Any]) -> dict[str, float]:
         """One optimiser step at a learning rate of 0, so that every step is the same; its losses."""
+        step = self.bare(stage)
+        return {name: float(term.detach()) for name, term in {**step.terms, "total": step.total}.items()}
+
+    def bare(self, stage: Callable[[str], Any]) -> Any:
+        """The step without reading its losses."""
         for group in self.optimizer.param_groups:
             group.update(lr=0.0)
         torch.manual_seed(0)
         with ExitStack() as plainly:
+            plainly.enter_context(cast_once(self.model.precision, self.device))
             if self.plainly:
                 plainly.enter_context(explicit_attention())
                 plainly.enter_context(mock.patch.object(pseudo_label, "refine", refine_separately))
@@ -146,7 +155,7 @@ class Case:
                 step.total.backward()
         with stage("optimizer"):
             self.optimizer.step()
-        return {name: float(term.detach()) for name, term in {**step.terms, "total": step.total}.items()}
+        return step
 
     def run(self) -> dict[str, float]:
         """One step, not timed."""
@@ -275,6 +284,24 @@ def against_plain(size: Size, rounds: int, flops_only: bool, console: Console) -
     console.print(table)
 
 
+def operations(size: Size, console: Console) -> None:
+    """What one step asks of a GPU, in each precision: kernels, of them casts, tensors made of numbers."""
+    table = Table("precision", box=None, pad_edge=False)
+    for name in ("operations", "casts", "constants"):
+        table.add_column(name, justify="right")
+    console.print(f"{method_named(size.method).title}, {size.backbone}, crop {size.crop}, batch {size.batch}")
+    with mock.patch.object(par, "PIECEWISE", set()), mock.patch.object(pseudo_label, "PIECEWISE", set()):
+        for precision in ("float32", "bfloat16"):
+            case = Case(size, {"precision": precision})
+            stage = mock.MagicMock()
+            case.bare(stage)  # constants are made once
+            found = operations_of(lambda case=case, stage=stage: case.bare(stage))  # type: ignore[misc]
+            counts = (found.kernels.total(), found.kernels["_to_copy"], found.constants)
+            table.add_row(precision, *map(str, counts))
+    console.print(table)
+    console.print("operations that stay on the host are among them; tests/mcc_core/test_waits.py counts waits")
+
+
 def options(size: Size, rounds: int, console: Console) -> None:
     """Each option alone, against the default."""
     defaults = ComputeConfig().model_dump()
@@ -305,6 +332,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--flops-only", action="store_true")
     parser.add_argument("--options", action="store_true")
+    parser.add_argument("--operations", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
     console = Console(width=110, highlight=False)
@@ -314,7 +342,9 @@ def main() -> None:
     form = METHODS[given.method]
     for crop, batch, views in itertools.product(given.crop, given.batch, given.views if form.views else [0]):
         size = Size(given.method, given.backbone or form.backbone, crop, batch, views, given.device)
-        if given.options:
+        if given.operations:
+            operations(size, console)
+        elif given.options:
             options(size, given.rounds, console)
         else:
             against_plain(size, given.rounds, given.flops_only, console)

@@ -36,7 +36,7 @@ class Checkpoint:
     window: list[dict[str, Any]] | None = None  # of each rank: what a run stopped between two log records had summed up
 
     def network(self) -> Network:
-        """The network with the checkpoint's weights, on the CPU, in evaluation mode, for float32.
+        """The network with the checkpoint's weights, on the CPU, in evaluation mode, of its trial's precision.
 
         Raises UsageError where they are those of another network.
         """

@@ -225,11 +225,17 @@ class OptimConfig(Strict):
     freeze_pos_embed: bool = True
 
 
+Precision = Literal["float32", "tf32", "bfloat16"]
+
+
 class ComputeConfig(Strict):
     """How a step is computed. Nothing here changes what is computed, only rounding, time and memory."""
 
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of encoder and decoder matrix products; losses, CAMs and weights stay float32"
+    precision: Precision = Field(
+        "float32",
+        description="of matrix products, in training and wherever the network is used afterwards. tf32: float32 with "
+        "10 bits of mantissa in products, on GPUs that have it; bfloat16: in encoder and decoder; losses, CAMs and "
+        "weights stay float32",
     )
     compile: bool = Field(False, description="torch.compile the encoder's blocks (needs a C++ compiler on CPUs)")
     recompute: Literal["nothing", "elementwise", "blocks"] = Field(

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from mcc_core.config import Experiment
+from mcc_core.config import Experiment, Precision
 from mcc_core.data.datasets import EvaluationSet
 from mcc_core.data.index import DataIndex, Item
+from mcc_core.device import moved
 from mcc_core.evaluation.metrics import (
     ConfusionMatrix,
     Metric,
@@ -27,6 +28,7 @@ from mcc_core.evaluation.pseudo_label import at_rest, pseudo_label
 from mcc_core.evaluation.visualize import cam_panel
 from mcc_core.methods.registry import method_of
 from mcc_core.networks.base import MapStage, Network
+from mcc_core.precision import arithmetic
 from mcc_core.pseudo_labels.cam import multi_scale_maps
 from mcc_core.pseudo_labels.labels import cam_label, denormalise
 
@@ -40,6 +42,7 @@ class EvaluationRecord:
     iteration: int
     metrics: tuple[Metric, ...]
     panels: tuple[tuple[str, Image.Image], ...]
+    precision: Precision = "float32"  # of the network's products
 
 
 @torch.no_grad()
@@ -72,13 +75,14 @@ def evaluate(
     scorer = _Scorer(model, index, experiment, device, iteration, panels if rank == 0 else 0)
     scorer.whole_split = len(items) == len(whole)
     dataset = EvaluationSet(items[rank::world], index.masks, len(index.classes), experiment.train.crop)
-    for start in range(0, len(dataset), experiment.train.eval_batch):
-        stop = min(start + experiment.train.eval_batch, len(dataset))
-        scorer.add([dataset[i] for i in range(start, stop)])
+    with arithmetic(model.precision):
+        for start in range(0, len(dataset), experiment.train.eval_batch):
+            stop = min(start + experiment.train.eval_batch, len(dataset))
+            scorer.add([dataset[i] for i in range(start, stop)])
     if world > 1:
         scorer.sum_over_ranks()
     model.train()
-    return EvaluationRecord(iteration, tuple(scorer.metrics(split)), tuple(scorer.panels))
+    return EvaluationRecord(iteration, tuple(scorer.metrics(split)), tuple(scorer.panels), model.precision)
 
 
 def _scored(index: DataIndex, split: str) -> Sequence[Item]:
@@ -103,21 +107,22 @@ class _Scorer:
         outputs = len(index.classes) + 1
         self.stages: tuple[Stage, ...] = (*model.map_stages, "seg")
         self.matrices = {stage: ConfusionMatrix(outputs) for stage in (*self.stages, "all_background")}
-        self.f1 = torch.zeros(3, len(index.classes), dtype=torch.long)
+        self.f1 = torch.zeros(3, len(index.classes), dtype=torch.long, device=device)
         self.panels: list[tuple[str, Image.Image]] = []
         self.whole_split = True
 
     def add(self, samples: Sequence[dict[str, object]]) -> None:
-        images = torch.stack([s["image"] for s in samples]).to(self.device)  # type: ignore[misc]
-        labels = torch.stack([s["labels"] for s in samples]).to(self.device)  # type: ignore[misc]
+        images = moved(torch.stack([s["image"] for s in samples]), self.device)  # type: ignore[misc]
+        here = torch.stack([s["labels"] for s in samples])  # type: ignore[misc]
+        labels = moved(here, self.device)
         output = self.model(images)
         present = labels[:, :, None, None]
         found = multi_scale_maps(self.model, images, self.config.cam_scales, output)
         maps = {stage: cam * present for stage, cam in found.items()}
-        self.f1 += f1_counts(output.cls > 0, labels > 0).cpu()
+        self.f1 += f1_counts(output.cls > 0, labels > 0)
         for i, sample in enumerate(samples):
             mask = sample["mask"]
-            truth = mask.to(self.device) if isinstance(mask, Tensor) else None
+            truth = moved(mask, self.device) if isinstance(mask, Tensor) else None
             prediction = self._segmentation(output.seg[i : i + 1], images.shape[-2:] if truth is None else truth.shape)
             if truth is not None:
                 self.matrices["seg"].update(prediction, truth)
@@ -126,8 +131,8 @@ class _Scorer:
                 self.matrices["all_background"].update(torch.zeros_like(truth), truth)
             if len(self.panels) < self.wanted:
                 one = slice(i, i + 1)
-                here = {stage: cam[one] for stage, cam in maps.items()}
-                panel = self._panel(images[one], labels[one], here, output.seg[one], prediction, truth)
+                shown = {stage: cam[one] for stage, cam in maps.items()}
+                panel = self._panel(images[one], here[one], shown, output.seg[one], prediction, truth)
                 self.panels.append((str(sample["name"]), panel))
 
     def sum_over_ranks(self) -> None:
@@ -175,7 +180,7 @@ class _Scorer:
         prediction: Tensor,
         truth: Tensor | None,
     ) -> Image.Image:
-        size, classes = image.shape[-2:], labels[0].nonzero()[:, 0]
+        size, classes = image.shape[-2:], labels[0].nonzero()[:, 0].to(image.device)
         pseudo = pseudo_label(image, maps["cam"][:, classes], seg, classes, self.config)[0]
 
         def fit(label: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from mcc_core.config import Experiment
 from mcc_core.data.pixels import is_scaled, read_rgb
 from mcc_core.data.transforms import normalise
 from mcc_core.data.voc import palette_png
-from mcc_core.device import chosen_device
+from mcc_core.device import chosen_device, fetched, moved
 from mcc_core.errors import DataError
 from mcc_core.evaluation.prediction_record import PARTS, PredictionRecord
 from mcc_core.evaluation.protocols import (
@@ -33,6 +33,7 @@ from mcc_core.evaluation.visualize import cam_panel, overlay
 from mcc_core.files import file_digest, whole
 from mcc_core.methods.registry import method_of
 from mcc_core.networks.base import MapStage, Network
+from mcc_core.precision import arithmetic, named_precision
 from mcc_core.pseudo_labels.cam import multi_scale_maps
 from mcc_core.pseudo_labels.crf import require_crf
 
@@ -59,14 +60,17 @@ def predict(
     """Everything that is written of images H,W,3 uint8, all of one size. Masks are those that `protocol` scores."""
     config = method_of(experiment).evaluation(experiment, model.num_classes)
     height, width = images[0].shape[:2]
-    tensor = padded(to_tensor(images).to(device), least_side(model, config.cam_scales))
-    output = model(tensor)
-    found = multi_scale_maps(model, tensor, config.cam_scales, output)
-    maps = segmentation_maps(model, images, protocol, config, device)
+    tensor = padded(moved(to_tensor(images), device), least_side(model, config.cam_scales))
+    with arithmetic(model.precision):
+        output = model(tensor)
+        found = multi_scale_maps(model, tensor, config.cam_scales, output)
+        maps = segmentation_maps(model, images, protocol, config, device)
     masks = [label_map(one, protocol, config, image) for one, image in zip(maps, images, strict=True)]
-    scores = output.cls.sigmoid().cpu()
-    class_maps = [{stage: cam[i, :, :height, :width].cpu() for stage, cam in found.items()} for i in range(len(images))]
-    return [Prediction(*one) for one in zip(images, masks, scores, class_maps, output.seg.cpu(), strict=True)]
+    scores, logits, *cams = fetched(
+        [output.cls.sigmoid(), output.seg, *(cam[:, :, :height, :width] for cam in found.values())]
+    )
+    class_maps = [{stage: cam[i] for stage, cam in zip(found, cams, strict=True)} for i in range(len(images))]
+    return [Prediction(*one) for one in zip(images, masks, scores, class_maps, logits, strict=True)]
 
 
 def to_tensor(images: Sequence[np.ndarray]) -> Tensor:
@@ -112,10 +116,9 @@ def predict_files(
         require_crf()
     saved, chosen = checkpoints.load(checkpoint), chosen_device(device)
     config = method_of(saved.experiment).evaluation(saved.experiment, len(saved.classes)).model_dump(mode="json")
-    record = PredictionRecord(
-        out,
-        {"checkpoint": file_digest(checkpoint), "protocol": protocol, "config": config, "classes": [*saved.classes]},
-    )
+    header = {"checkpoint": file_digest(checkpoint), "protocol": protocol, "config": config}
+    header |= {"classes": [*saved.classes], **named_precision(saved.experiment.compute.precision)}
+    record = PredictionRecord(out, header)
     model = saved.network().to(chosen)
     result = Predicted()
     group: list[_Waiting] = []

@@ -39,15 +39,31 @@ class ConfusionMatrix:
 
     def __init__(self, num_labels: int) -> None:
         self.num_labels = num_labels
-        self.counts = torch.zeros(num_labels, num_labels, dtype=torch.long)
+        self._counts = torch.zeros(num_labels, num_labels, dtype=torch.long)
+        self._pending: Tensor | None = None  # counted on a device, and not fetched yet
+
+    @property
+    def counts(self) -> Tensor:
+        """truth x prediction, long, on the host. Raises ValueError for a label that was none."""
+        if self._pending is not None:
+            found, strange, _ = self._pending.cpu().split([self.num_labels**2, 1, 1])
+            self._pending = None
+            if strange.any():
+                raise ValueError(f"{int(strange)} pixels have labels that are not 0..{self.num_labels - 1}")
+            self._counts += found.view_as(self._counts)
+        return self._counts
 
     def update(self, prediction: Tensor, target: Tensor, ignore: int = 255) -> None:
-        """Add label maps of the same shape; pixels whose target is `ignore` do not count.
+        """Add label maps of the same shape, on one device; pixels whose target is `ignore` do not count.
 
-        Raises ValueError for other shapes or labels, which would be counted as a pair of other ones.
+        Raises ValueError for other shapes, and for labels that would be counted as a pair of other ones: at once on
+        the host, when the counts are read where a GPU would have to be waited for.
         """
         if prediction.shape != target.shape:
             raise ValueError(f"prediction is {tuple(prediction.shape)}, target {tuple(target.shape)}")
+        if target.device.type != "cpu":
+            self._count_there(prediction, target, ignore)
+            return
         known = target != ignore
         truth, guess = target[known].long(), prediction[known].long()
         for name, labels in (("prediction", guess), ("target", truth)):
@@ -56,12 +72,21 @@ class ConfusionMatrix:
                     f"{name}: labels {int(labels.min())}..{int(labels.max())}, not 0..{self.num_labels - 1}"
                 )
         pairs = truth * self.num_labels + guess
-        counted = torch.bincount(pairs.flatten(), minlength=self.num_labels**2).view_as(self.counts)
-        self.counts += counted.to(self.counts.device)
+        self._counts += torch.bincount(pairs.flatten(), minlength=self.num_labels**2).view_as(self._counts)
+
+    def _count_there(self, prediction: Tensor, target: Tensor, ignore: int) -> None:
+        """Add to the pending counts: those of pairs, of pixels whose labels are none, of pixels that do not count."""
+        n = self.num_labels
+        if self._pending is None:
+            self._pending = torch.zeros(n * n + 2, dtype=torch.long, device=target.device)
+        truth, guess = target.flatten().long(), prediction.flatten().long()
+        strange = (truth < 0) | (truth >= n) | (guess < 0) | (guess >= n)
+        place = (truth * n + guess).masked_fill(strange, n * n).masked_fill(truth == ignore, n * n + 1)
+        self._pending.scatter_add_(0, place, torch.ones_like(place))
 
     def merge(self, other: ConfusionMatrix) -> None:
         """Add another matrix's counts."""
-        self.counts += other.counts
+        self._counts += other.counts
 
     def iou(self) -> Tensor:
         """Intersection over union per label, float64; NaN where a label is neither in truth nor in prediction."""

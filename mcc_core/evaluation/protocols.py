@@ -29,6 +29,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from mcc_core.config import EvaluationConfig
 from mcc_core.data.transforms import normalise
+from mcc_core.device import fetched, moved
 from mcc_core.errors import UsageError
 from mcc_core.evaluation.metrics import Protocol, Stage
 from mcc_core.evaluation.pseudo_label import at_rest, pseudo_label
@@ -128,24 +129,24 @@ def network_maps(
     """Run the network on one image H,W,3 uint8 for the protocols; its CAMs are of the classes `labels` alone."""
     maps = Maps(present=tuple(labels))
     pixels = torch.from_numpy(image).permute(2, 0, 1)
-    square = normalise(TF.resize(pixels, [config.crop, config.crop], antialias=False))[None].to(device)
+    square = moved(normalise(TF.resize(pixels, [config.crop, config.crop], antialias=False))[None], device)
     wants_cam = bool(labels) and any(name in protocols for name in _CAMS)
     if wants_cam or "single" in protocols:
         output = model(square)
-        maps.single = output.seg.cpu()
+        maps.single = output.seg
         if wants_cam:
-            classes = torch.tensor(list(labels), device=device)
+            classes = moved(torch.tensor(list(labels)), device)
             for stage, pairs in raw_maps(model, square, config.cam_scales, output, classes).items():
-                getattr(maps, stage).update(zip(config.cam_scales, _on_cpu(pairs), strict=True))
+                getattr(maps, stage).update(zip(config.cam_scales, pairs, strict=True))
     if any(name in protocols for name in _MULTI):
         source = square
         if config.style != "coco":
-            source = lengthened(normalise(pixels)[None].to(device), config.long_side)
+            source = lengthened(moved(normalise(pixels)[None], device), config.long_side)
             size = source.shape[-2:]
             source = padded(source, least_side(model, config.scales))
             maps.padded = _padded_size(source, size)
         maps.multi, maps.scores = _multi_scale(model, source, config)
-    return maps
+    return _on_host(maps)
 
 
 @torch.no_grad()
@@ -161,7 +162,7 @@ def segmentation_maps(
     squashed = protocol == "single" or config.style == "coco"
     if squashed:
         pixels = TF.resize(pixels, [config.crop, config.crop], antialias=False)
-    source = normalise(pixels).to(device)
+    source = moved(normalise(pixels), device)
     size = None
     if not squashed:
         source = lengthened(source, config.long_side)
@@ -170,11 +171,12 @@ def segmentation_maps(
         size = _padded_size(source, before)
     if protocol == "single":
         return [Maps(single=one[None]) for one in model(source).seg.cpu()]
-    pairs, scores = _multi_scale(model, source, config)
+    pairs, logits = _multi_scale(model, source, config)
+    whole = _on_host(Maps(multi=pairs, scores=logits))
     return [
         Maps(
-            multi={scale: (a[i : i + 1], b[i : i + 1]) for scale, (a, b) in pairs.items()},
-            scores={scale: logits[i : i + 1] for scale, logits in scores.items()},
+            multi={scale: (a[i : i + 1], b[i : i + 1]) for scale, (a, b) in whole.multi.items()},
+            scores={scale: one[i : i + 1] for scale, one in whole.scores.items()},
             padded=size,
         )
         for i in range(len(images))
@@ -184,12 +186,10 @@ def segmentation_maps(
 def _multi_scale(
     model: Network, images: Tensor, config: EvaluationConfig
 ) -> tuple[dict[float, MapPair], dict[float, Tensor]]:
-    """Segmentation logits by scale, and class logits by scale where the style asks for them; on the CPU."""
-    found = _raw(model, images, config.scales)
-    pairs = dict(zip(config.scales, _on_cpu([pair for pair, _ in found]), strict=True))
-    if config.style != "mean":
-        return pairs, {}
-    return pairs, {scale: logits.cpu() for scale, (_, logits) in zip(config.scales, found, strict=True)}
+    """Segmentation logits by scale, and class logits by scale where the style asks for them."""
+    found = dict(zip(config.scales, _raw(model, images, config.scales), strict=True))
+    pairs = {scale: pair for scale, (pair, _) in found.items()}
+    return pairs, {scale: logits for scale, (_, logits) in found.items()} if config.style == "mean" else {}
 
 
 def least_side(model: Network, scales: Sequence[float]) -> int:
@@ -347,5 +347,14 @@ def _refined(cam: Tensor, maps: Maps, config: EvaluationConfig, image: np.ndarra
     return whole.to(torch.uint8).numpy()
 
 
-def _on_cpu(pairs: Sequence[MapPair]) -> list[MapPair]:
-    return [(a.cpu(), b.cpu()) for a, b in pairs]
+def _on_host(maps: Maps) -> Maps:
+    """The same maps on the CPU, brought there together."""
+    places = [(kind, scale) for kind in ("multi", "cam", "aux_cam") for scale in getattr(maps, kind)]
+    tensors = [one for kind, scale in places for one in getattr(maps, kind)[scale]]
+    single = [] if maps.single is None else [maps.single]
+    found = iter(fetched([*tensors, *maps.scores.values(), *single]))
+    for kind, scale in places:
+        getattr(maps, kind)[scale] = (next(found), next(found))
+    maps.scores = {scale: next(found) for scale in maps.scores}
+    maps.single = next(found, None)
+    return maps

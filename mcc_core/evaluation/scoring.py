@@ -28,6 +28,7 @@ from mcc_core.evaluation.protocols import (
     network_maps,
 )
 from mcc_core.networks.base import Network
+from mcc_core.precision import arithmetic
 from mcc_core.pseudo_labels.crf import require_crf
 from mcc_core.pseudo_labels.labels import IGNORE
 
@@ -131,7 +132,9 @@ class Scorer:
 
     def maps(self, item: Item) -> Maps:
         """One image through the network."""
-        return network_maps(self.model, read_rgb(item.image), item.labels, self.protocols, self.config, self.device)
+        image = read_rgb(item.image)
+        with arithmetic(self.model.precision):
+            return network_maps(self.model, image, item.labels, self.protocols, self.config, self.device)
 
 
 def score_image(task: Task, maps: Maps) -> ImageScore:

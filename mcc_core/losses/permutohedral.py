@@ -74,7 +74,7 @@ class PermutohedralLattice:
     def blur(self, table: Tensor) -> Tensor:
         """Each vertex plus half its two neighbours, along each of the D+1 lattice directions in turn."""
         weights = table.new_full((len(table), 3), 0.5)
-        weights[:, 0] = 1
+        weights[:, 0].fill_(1)
         for neighbours in self._neighbours:
             table = F.embedding_bag(neighbours, table, per_sample_weights=weights, mode="sum")
         return table
@@ -218,5 +218,5 @@ def _neighbours(vertices: Tensor, shift: int) -> Tensor:
     rows = torch.arange(count + 1, device=vertices.device)
     ahead = F.pad(torch.where(vertices[place] == wanted, place, count), (0, 1), value=count)
     behind = torch.full_like(rows, count).scatter_(0, ahead, rows)
-    behind[count] = count
+    behind[count:].fill_(count)
     return torch.stack([rows, ahead, behind], dim=1)

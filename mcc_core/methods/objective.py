@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mcc_core.config import Experiment
+from mcc_core.device import moved
 from mcc_core.methods.base import Step
 from mcc_core.schedules import value_at
 
@@ -46,8 +48,10 @@ class Objective(nn.Module):
         """Losses of one pass.
 
         Args:
-            batch: views by name B,3,S,S, `labels` B,C 0/1, `box` B,4 valid area: top, bottom, left, right.
-            draws: the method's random draws.
+            batch: views by name B,3,S,S; on the host `labels` B,C 0/1, `box` B,4 valid area: top, bottom, left,
+                right.
+            draws: the method's random draws, on the host. What is known there can decide sizes and indices without
+                waiting for a GPU; `moved` brings it to one.
             iteration: 0-based.
             first: the first pass of an optimiser step.
         """
@@ -55,6 +59,58 @@ class Objective(nn.Module):
 
     def after_step(self, iteration: int) -> None:
         """After the optimiser's step of a 0-based iteration; moving averages of the network belong here."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What every term of a pass may need, of methods that learn from class maps. Maps are of K classes only."""
+
+    batch: Mapping[str, Tensor]
+    iteration: int
+    weights: Mapping[str, float]  # of the terms
+    labels: Tensor  # B,C 0/1
+    boxes: Tensor  # B,4
+    classes: Tensor  # K class indices
+    present: Tensor  # B,K 0/1
+    here: Tensor  # the same on the host
+    background: float  # thresholds
+    foreground: float
+    numbers: Tensor  # 256: what a label within `classes` is among all
+
+    def masked(self, cam: Tensor) -> Tensor:
+        """CAMs B,K,H,W, zero for absent classes."""
+        return cam * self.present[:, :, None, None]
+
+    def class_ids(self, label: Tensor) -> Tensor:
+        """Labels that count 1..K within `classes` as labels 1..C; 0 and IGNORE stay."""
+        return self.numbers[label]
+
+
+def opening(objective: Objective, batch: Mapping[str, Tensor], iteration: int, *, all_classes: bool) -> Opening:
+    """The opening of a pass on the device of `view1`.
+
+    Args:
+        objective: of an experiment with the section `thresholds`.
+        all_classes: maps of every class, not only of those that an image of the batch has.
+    """
+    device, thresholds, labels = batch["view1"].device, objective.experiment.thresholds, batch["labels"].cpu()
+    classes = torch.arange(labels.shape[1]) if all_classes else present_classes(labels)
+    numbers = torch.arange(256)
+    numbers[1 : len(classes) + 1] = classes + 1
+    here = labels[:, classes]
+    return Opening(
+        batch=batch,
+        iteration=iteration,
+        weights=objective.weights(iteration),
+        labels=moved(labels, device),
+        boxes=moved(batch["box"], device),
+        classes=moved(classes, device),
+        present=moved(here, device),
+        here=here,
+        background=objective.at(thresholds.background, iteration),
+        foreground=objective.at(thresholds.foreground, iteration),
+        numbers=moved(numbers, device),
+    )
 
 
 class _Settled(torch.autograd.Function):
@@ -89,10 +145,3 @@ def present_classes(labels: Tensor) -> Tensor:
     """Indices of the classes that any image of a batch has, of labels B,C; class 0 stands in when there is none."""
     present = labels.any(0).nonzero()[:, 0]
     return present if len(present) else present.new_zeros(1)
-
-
-def class_ids(label: Tensor, classes: Tensor) -> Tensor:
-    """Labels that count 1..K within `classes` as labels 1..C; 0 and IGNORE stay."""
-    table = torch.arange(256, device=label.device)
-    table[1 : len(classes) + 1] = classes + 1
-    return table[label]

@@ -62,8 +62,15 @@ def experiment_of(fields: Mapping[str, Any], source: str) -> Experiment:
     return validate(method_of_fields(fields, source).experiment, fields, source)
 
 
+def network_of(experiment: Experiment, num_classes: int) -> Network:
+    """The network of an experiment with its initial weights. Raises UsageError when they cannot be had."""
+    network = method_of(experiment).network(experiment, num_classes)
+    network.precision = experiment.compute.precision
+    return network
+
+
 def random_network(experiment: Experiment, num_classes: int) -> Network:
-    """The network of an experiment with random weights, for float32 and not compiled, to load weights into."""
+    """The network of an experiment with random weights, of its precision and not compiled, to load weights into."""
     model = experiment.model.model_copy(update={"weights": "random"})
-    plain = experiment.model_copy(update={"model": model, "compute": ComputeConfig()})
-    return method_of(plain).network(plain, num_classes)
+    compute = ComputeConfig(precision=experiment.compute.precision)
+    return network_of(experiment.model_copy(update={"model": model, "compute": compute}), num_classes)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from mcc_core.config import OptimConfig
+from mcc_core.config import OptimConfig, Precision
 
 MapStage = Literal["cam", "aux_cam"]
 
@@ -40,11 +40,13 @@ class Network(nn.Module):
         num_classes: foreground classes C.
         stride: pixels per cell of the coarsest grid, and the smallest side of an image.
         map_stages: names of the class maps that `class_maps` gives.
+        precision: of the trial's matrix products, which whoever uses the network sets (`arithmetic`).
     """
 
     num_classes: int
     stride: int
     map_stages: tuple[MapStage, ...] = ("cam",)
+    precision: Precision = "float32"
 
     def forward(self, images: Tensor) -> Output:
         """Logits of images B,3,H,W with the features behind them."""

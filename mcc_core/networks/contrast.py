@@ -99,5 +99,5 @@ class ContrastNet(Network):
     @torch.no_grad()
     def update_momentum_projector(self, momentum: float) -> None:
         """theta_g <- m theta_g + (1 - m) theta_l, g the copy and l the trained projector."""
-        for slow, fast in zip(self.momentum_projector.parameters(), self.projector.parameters(), strict=True):
-            slow.lerp_(fast, 1 - momentum)
+        slow: list[Tensor] = list(self.momentum_projector.parameters())
+        torch._foreach_lerp_(slow, list[Tensor](self.projector.parameters()), 1 - momentum)

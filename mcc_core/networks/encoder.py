@@ -20,6 +20,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mcc_core.device import moved
 from mcc_core.errors import UsageError
 
 Recompute = Literal["nothing", "elementwise", "blocks"]
@@ -159,12 +160,12 @@ class Encoder(nn.Module):
 
         Args:
             images: B,3,H,W local views.
-            masks: B,V,h,w key masks, 1 = masked (section 3.3).
+            masks: B,V,h,w key masks, 1 = masked (section 3.3), on the host: they decide sizes.
             drop: drop masked tokens. The same keys are masked in every block, so a masked token never reaches the
                 class token: dropping is exact and leaves about 1 - ratio of the work. False masks attention instead.
         """
         with self.autocast(images):
-            return self._masked_cls(self.embed(images), masks, drop).to(images.dtype)
+            return self._masked_cls(self.embed(images), masks.cpu(), drop).to(images.dtype)
 
     def _masked_cls(self, tokens: Tensor, masks: Tensor, drop: bool) -> Tensor:
         kept_BVN = masks.flatten(2) == 0
@@ -173,23 +174,32 @@ class Encoder(nn.Module):
         prefix = kept.new_ones(len(kept), self.prefix)
         kept = torch.cat([prefix, kept], dim=1)
         if drop:
-            return self._packed_cls(tokens, kept, views)
+            return self._packed_cls(tokens, kept)
+        layout = _Dense(moved(kept, tokens.device)[:, None, None, :])
         tokens = tokens.repeat(views, 1, 1)
         for block in self.vit.blocks:
-            tokens = self._run(block, tokens, _Dense(kept[:, None, None, :]))
+            tokens = self._run(block, tokens, layout)
         return self.vit.norm(tokens)[:, 0]
 
-    def _packed_cls(self, tokens: Tensor, kept: Tensor, views: int) -> Tensor:
-        """Kept tokens of all views as one packed sequence T,D; only attention is padded to the longest view."""
+    def _packed_cls(self, tokens: Tensor, kept: Tensor) -> Tensor:
+        """Kept tokens of all views as one packed sequence T,D; only attention is padded to the longest view.
+
+        `kept` is on the host, and so is all that is computed of it: a GPU would have to be waited for.
+        """
         sequence, position = kept.nonzero(as_tuple=True)
-        packed = tokens[sequence % len(tokens), position]
+        places = sequence % len(tokens) * tokens.shape[1] + position
         counts = kept.sum(1)
         rank = kept.cumsum(1)[sequence, position] - 1  # place of each packed token within its own sequence
         longest = int(counts.max())
-        slots = sequence * longest + rank
-        valid = torch.arange(longest, device=kept.device) < counts[:, None]
-        key_mask = None if bool(valid.all()) else valid[:, None, None, :]
-        layout = _Packed(key_mask, False, len(kept), longest, slots, counts.cumsum(0) - counts)
+        places, slots = moved(torch.stack([places, sequence * longest + rank]), tokens.device)
+        padding = torch.arange(longest) >= counts[:, None]
+        bias = None
+        if padding.any():  # made once: attention makes one of a boolean mask in every block
+            kind = torch.bfloat16 if self.use_bfloat16 else tokens.dtype
+            empty = torch.zeros(padding.shape, dtype=kind).masked_fill(padding, -torch.inf)
+            bias = moved(empty, tokens.device)[:, None, None, :]
+        layout = _Packed(bias, False, len(kept), longest, slots, moved(counts.cumsum(0) - counts, tokens.device))
+        packed = tokens.flatten(0, 1)[places]
         *blocks, last = self.vit.blocks
         for block in blocks:
             packed = self._run(block, packed, layout)
@@ -228,7 +238,7 @@ class _Dense:
 class _Packed:
     """Where packed tokens T,D stand in a padded batch of sequences."""
 
-    key_mask: Tensor | None  # sequences,1,1,longest, True = a real key; None when nothing is padded
+    key_mask: Tensor | None  # sequences,1,1,longest, 0 = a real key, else -inf; None when nothing is padded
     class_only: bool
     sequences: int
     longest: int

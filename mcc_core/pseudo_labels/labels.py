@@ -7,16 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mcc_core.config import IMAGENET_MEAN, IMAGENET_STD, ParConfig
-from mcc_core.pseudo_labels.par import refine
+from mcc_core.device import constant, moved
+from mcc_core.pseudo_labels.par import PIECEWISE, refine
 
 IGNORE = 255
+_STD, _MEAN = (tuple(255 * value for value in values) for values in (IMAGENET_STD, IMAGENET_MEAN))
 
 
 def denormalise(images: Tensor, *, quantise: bool) -> Tensor:
     """ImageNet-normalised B,3,H,W back to 0..255, float; `quantise` cuts to whole grey levels as 8-bit images have."""
-    std = images.new_tensor([255 * value for value in IMAGENET_STD])[:, None, None]
-    mean = images.new_tensor([255 * value for value in IMAGENET_MEAN])[:, None, None]
-    pixels = images * std + mean
+    std, mean = (constant(values, images.dtype, images.device) for values in (_STD, _MEAN))
+    pixels = images * std[:, None, None] + mean[:, None, None]
     return pixels.to(torch.uint8).to(images.dtype) if quantise else pixels
 
 
@@ -71,25 +72,46 @@ def refined_label(
     """Pseudo-labels B,H,W in 0..K or IGNORE: refinement against two constant background scores.
 
     Args:
-        images: B,3,H,W normalised; cam: B,K,H,W; labels: B,K, 1 for classes present.
+        images: B,3,H,W normalised; cam: B,K,H,W; labels: B,K, 1 for classes present, on the host: they decide sizes.
 
     Foreground is what beats the high background score; background is what loses to the low one too.
     """
+    labels = labels.cpu()
     size = images.shape[-2:]
     small = [side // config.downscale for side in size]
     pixels = F.interpolate(denormalise(images, quantise=True), size=small, mode="bilinear", align_corners=False)
     cam = F.interpolate(cam, size=small, mode="bilinear", align_corners=False)
-    refined = torch.full((len(images), *size), IGNORE, dtype=torch.long, device=images.device)
-    for i in range(len(images)):
-        present = labels[i].nonzero()[:, 0]
-        high, low = (_with_background(cam[i : i + 1, present], score) for score in (foreground, background))
-        packed = refine(pixels[i : i + 1], torch.cat([high, low], dim=1), config)
-        keys = torch.cat([present.new_zeros(1), present + 1])
-        best = F.interpolate(packed, size=size, mode="bilinear", align_corners=False)
-        # max, not argmax: over a dimension that is not the last, argmax takes 25 times as long on the CPU.
-        high_label, low_label = (keys[scores.max(1).indices][0] for scores in best.chunk(2, dim=1))
-        refined[i] = torch.where(high_label > 0, high_label, torch.where(low_label > 0, IGNORE, 0))
-    return inside_boxes(refined, boxes)
+    if images.device.type in PIECEWISE:
+        refined = torch.full((len(images), *size), IGNORE, dtype=torch.long, device=images.device)
+        for i, one in enumerate(labels):
+            present = one.nonzero()[:, 0]
+            packed = _packed_scores(cam[i : i + 1, present], background, foreground)
+            keys = torch.cat([present.new_zeros(1), present + 1])
+            high, low = (keys[found] for found in _strongest(refine(pixels[i : i + 1], packed, config), size))
+            refined[i] = decided(high, low)[0]
+    else:
+        absent = moved(labels == 0, images.device)[:, :, None, None]
+        packed = _packed_scores(cam.masked_fill(absent, -torch.inf), background, foreground)
+        refined = decided(*_strongest(refine(pixels, packed, config), size))
+    return inside_boxes(refined, moved(boxes, images.device))
+
+
+def decided(high: Tensor, low: Tensor) -> Tensor:
+    """Labels of those that win over the high background score and over the low one; IGNORE where they disagree."""
+    return torch.where(high > 0, high, torch.where(low > 0, IGNORE, 0))
+
+
+def _packed_scores(cam: Tensor, background: float, foreground: float) -> Tensor:
+    """Probabilities B,2(1+K),h,w: with the high background score, then with the low one."""
+    return torch.cat([_with_background(cam, score) for score in (foreground, background)], dim=1)
+
+
+def _strongest(packed: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
+    """The number of the largest score, at `size`, in each half of the packed."""
+    best = F.interpolate(packed, size=size, mode="bilinear", align_corners=False)
+    # max, not argmax: over a dimension that is not the last, argmax takes 25 times as long on the CPU.
+    high, low = (scores.max(1).indices for scores in best.chunk(2, dim=1))
+    return high, low
 
 
 def _with_background(cam: Tensor, score: float) -> Tensor:

@@ -37,7 +37,7 @@ def thresholded(masks: Tensor, labels: Tensor, config: PamrConfig) -> Tensor:
     masks = masks * present
     most = masks.amax((2, 3), keepdim=True)
     share = torch.full_like(masks[0, :, 0, 0], config.foreground)
-    share[0] = config.background
+    share[0].fill_(config.background)
     claimed = masks > (most * share[:, None, None]).clamp(min=config.least)
     if config.background_is == "rest":
         claimed[:, 0] = ~(masks[:, 1:] > config.background * most[:, 1:]).any(1)

@@ -25,12 +25,16 @@ from mcc_core.checkpoint import Checkpoint
 from mcc_core.config import Experiment
 from mcc_core.data.datasets import Draw, TrainingBatches, TrainingSet
 from mcc_core.data.index import DataIndex, supervision_certificate
+from mcc_core.device import moved
 from mcc_core.errors import TrainingFault
 from mcc_core.evaluation.in_training import EvaluationRecord, evaluate
 from mcc_core.methods.base import Step
-from mcc_core.methods.registry import method_of
+from mcc_core.methods.registry import method_of, network_of
+from mcc_core.precision import arithmetic, cast_once
 from mcc_core.training.optim import build_optimizer, set_learning_rate
 from mcc_core.training.running_means import RunningMeans
+
+ON_HOST = ("labels", "box")  # of a batch: small, and what is decided by them need not wait for a GPU
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,8 @@ def train(
     run = _Run(experiment, seed, index, device, workdir, callbacks or Callbacks())
     if resume is not None:
         run.restore(checkpoints.load(resume))
-    return run.go(should_stop, until)
+    with arithmetic(experiment.compute.precision):
+        return run.go(should_stop, until)
 
 
 def probe(experiment: Experiment, index: DataIndex, device: torch.device, steps: int = 3) -> float:
@@ -105,10 +110,11 @@ def probe(experiment: Experiment, index: DataIndex, device: torch.device, steps:
     run = _Run(experiment, 0, index, device, Path("."), Callbacks())
     last = experiment.train.iterations - 1
     batches = iter(run.batches(0, steps + 1))
-    run.step(last, next(batches))
-    start = time.perf_counter()
-    for batch in batches:
-        run.step(last, batch)[-1].total.item()
+    with arithmetic(experiment.compute.precision):
+        run.step(last, next(batches))
+        start = time.perf_counter()
+        for batch in batches:
+            run.step(last, batch)[-1].total.item()
     return (time.perf_counter() - start) / steps
 
 
@@ -131,7 +137,7 @@ class _Run:
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.model = self.method.network(experiment, len(index.classes)).to(device)
+            self.model = network_of(experiment, len(index.classes)).to(device)
         self.optimizer = build_optimizer(self.model, experiment.optim)
         self.objective = self.method.objective(self.model, experiment)
         self.parallel: torch.nn.Module = self.objective
@@ -211,34 +217,38 @@ class _Run:
             self.optimizer, self.experiment.optim, iteration, self.experiment.train.iterations
         )
         self.optimizer.zero_grad(set_to_none=True)
-        steps = []
-        for turn, collated in enumerate(batches):
-            parallel = self.parallel
-            more = turn + 1 < len(batches) and isinstance(parallel, DistributedDataParallel)
-            batch, draws = self._inputs(iteration, turn, collated)
-            with parallel.no_sync() if more else nullcontext():  # type: ignore[operator]
-                step: Step = parallel(batch, draws, iteration, first=turn == 0)
-                (step.total / len(batches)).backward()
-            steps.append(step)
+        with cast_once(self.model.precision, self.device):
+            steps = [self._pass(iteration, turn, len(batches), collated) for turn, collated in enumerate(batches)]
         self.optimizer.step()
         self.objective.after_step(iteration)
         return steps
 
+    def _pass(self, iteration: int, turn: int, passes: int, collated: dict[str, Any]) -> Step:
+        """Losses and gradients of one pass. Ranks sum their gradients in the last."""
+        parallel = self.parallel
+        more = turn + 1 < passes and isinstance(parallel, DistributedDataParallel)
+        batch, draws = self._inputs(iteration, turn, collated)
+        with parallel.no_sync() if more else nullcontext():  # type: ignore[operator]
+            step: Step = parallel(batch, draws, iteration, first=turn == 0)
+            (step.total / passes).backward()
+        return step
+
     def _inputs(
         self, iteration: int, turn: int, collated: dict[str, Any]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The batch on the device, and the method's random draws. Dropout draws from torch's generator, seeded here."""
-        batch = {name: self._moved(value) for name, value in collated.items() if isinstance(value, Tensor)}
+        """The batch, its views on the device, and the method's random draws on the host.
+
+        Dropout draws from torch's generator, seeded here.
+        """
+        tensors = {name: value for name, value in collated.items() if isinstance(value, Tensor)}
+        batch = {name: value if name in ON_HOST else moved(value, self.device) for name, value in tensors.items()}
         place = 0 if self.experiment.train.same_masks else self.rank * self.experiment.train.accumulate + turn
         seed = _mix(self.seed, place, iteration)
         torch.manual_seed(seed)
         crop = self.experiment.train.crop
         generator = torch.Generator().manual_seed(seed)
         draws = self.method.draws(self.experiment, self.model, len(batch["labels"]), (crop, crop), iteration, generator)
-        return batch, {name: self._moved(value) for name, value in draws.items()}
-
-    def _moved(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, non_blocking=True)
+        return batch, draws
 
     def _state(self, iteration: int, step: Step) -> dict[str, float | Tensor]:
         """What is worth a curve beside the losses: the learning rate, weights, and what the method adds."""
@@ -259,7 +269,9 @@ class _Run:
 
     def _check_weights(self) -> None:
         """A step of finite loss can leave weights that are not, which must not become the last checkpoint."""
-        bad = [name for name, value in self.model.named_parameters() if not value.isfinite().all()]
+        names, values = zip(*self.model.named_parameters(), strict=True)
+        finite = torch.stack([value.isfinite().all() for value in values]).tolist()  # a GPU is waited for once
+        bad = [name for name, fine in zip(names, finite, strict=True) if not fine]
         if bad:
             raise TrainingFault(f"weights {bad[0]} not finite at iteration {self.done}; the last checkpoint is kept")
 

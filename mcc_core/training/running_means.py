@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mcc_core.device import moved
 from mcc_core.methods.base import Step
 
 
@@ -55,8 +56,13 @@ class RunningMeans:
         """Means over steps and ranks, the same on every rank, and images per second of all ranks."""
         names = sorted(self.sums)
         values = [self.sums[n] / self.counts[n] for n in names] + [self._elapsed()]
-        means = torch.stack([torch.as_tensor(value, device=device).double() for value in values])
+        there = {i: value for i, value in enumerate(values) if isinstance(value, Tensor)}
+        means = torch.tensor([0.0 if i in there else value for i, value in enumerate(values)], dtype=torch.float64)
+        if there:  # the one time that a GPU is waited for
+            stacked = torch.stack([value.to(device).double() for value in there.values()])
+            means[list(there)] = stacked.cpu()
         if world > 1:
+            means = moved(means, device)
             dist.all_reduce(means)
             means /= world
         *found, self.lasted = means.tolist()

@@ -13,6 +13,7 @@ from mcc_core.data.index import Item
 from mcc_core.evaluation.protocols import Maps
 from mcc_core.evaluation.scoring import Scorer
 from mcc_core.files import whole
+from mcc_core.precision import named_precision
 
 
 class MapCache:
@@ -25,6 +26,7 @@ class MapCache:
 
     def __init__(self, home: Path, budget: int, scorer: Scorer, checkpoint: str, data: str) -> None:
         decisive = scorer.config.model_dump(include={"style", "crop", "scales", "cam_scales"}, mode="json")
+        decisive |= named_precision(scorer.model.precision)
         key = json.dumps([checkpoint, data, sorted(scorer.protocols), decisive], sort_keys=True)
         self.folder = home / hashlib.sha256(key.encode()).hexdigest()[:16]
         self.scorer, self.budget = scorer, budget

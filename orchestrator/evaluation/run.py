@@ -20,6 +20,7 @@ from mcc_core.evaluation.protocols import ProtocolName, needs_crf, supported
 from mcc_core.evaluation.scoring import ImageScore, Scorer, Setting, metrics, totals
 from mcc_core.files import file_digest, json_digest, made_folder, whole
 from mcc_core.methods.registry import method_of
+from mcc_core.precision import named_precision
 from mcc_core.pseudo_labels.crf import require_crf
 from mcc_core.validation import validate
 from orchestrator.cluster.session import cluster
@@ -157,6 +158,7 @@ def _header(request: Request, saved: Checkpoint, index: DataIndex) -> dict[str, 
             {"name": s.name, "protocol": s.protocol, "config": s.config.model_dump(mode="json")}
             for s in request.settings
         ],
+        **named_precision(saved.experiment.compute.precision),
     }
 
 
@@ -223,10 +225,14 @@ def _write_mask(file: Path, content: bytes) -> None:
 
 def _write(result: Evaluation) -> None:
     """`metrics.json` and `metrics.csv`. A setting's values stand under its name; each says what it measured."""
-    content = dict(result.header) | {
-        "images": len(result.images),
-        "metrics": {name: {m.key: m.value for m in found} for name, found in result.metrics.items()},
-    }
+    content = (
+        {"precision": "float32"}
+        | dict(result.header)
+        | {
+            "images": len(result.images),
+            "metrics": {name: {m.key: m.value for m in found} for name, found in result.metrics.items()},
+        }
+    )
     (result.folder / "metrics.json").write_text(json.dumps(content, indent=1))
     with (result.folder / "metrics.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)

@@ -134,11 +134,21 @@ def _device() -> Answer:
         return
     for number in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(number)
-        bf16 = "bfloat16" if facts.major >= 8 else "no bfloat16 arithmetic: keep compute.precision float32"
-        yield "ok", f"GPU {number}: {facts.name}, {facts.total_memory / 2**30:.0f} GiB, {bf16}", ""
+        size = f"{facts.total_memory / 2**30:.0f} GiB"
+        yield "ok", f"GPU {number}: {facts.name}, {size}, {_precisions(facts.major)}", ""
     probe = torch.ones(64, 64, device="cuda")
     if float((probe @ probe)[0, 0]) != 64:
         yield "fail", "a matrix product on the GPU came out wrong", "look at dmesg and nvidia-smi"
+
+
+def _precisions(major: int) -> str:
+    """What a GPU of a major compute capability can compute in, the fastest first."""
+    from mcc_core.precision import suggested
+
+    found = suggested(major)
+    if len(found) == 1:
+        return "no bfloat16 or TF32: keep compute.precision float32"
+    return f"compute.precision, the fastest first: {', '.join(found)}"
 
 
 def _driver() -> str | None:

@@ -105,6 +105,7 @@ def plan_sweep(
     capacity = local_capacity() if settings.ray_address is None else None
     concurrent, gpus, notes = _concurrency(chosen, source, trials, capacity)
     states = trial_states(storage, (t.identity for t in trials))
+    notes += _precision_notes(trials) if gpus else []
     notes += unscored
     notes += [f"{len(left_out)} drawn points are not valid and left out, such as {left_out[0]}"] if left_out else []
     sweep_id = sweep_id or f"{chosen.name}-{_short_hash([t.identity for t in trials])}"
@@ -317,6 +318,20 @@ def _concurrency(
             f"{capacity.gpus:g} GPUs; {fits} run at a time"
         )
     return min(wanted or fits, fits, len(trials) if sweep.search.kind != "tpe" else fits), gpus, notes
+
+
+def _precision_notes(trials: Sequence[Trial]) -> list[str]:
+    """Whether this machine's GPU computes faster than asked for; nothing where trials compare precisions."""
+    import torch
+
+    from mcc_core.precision import advice
+
+    precisions = {trial.experiment.compute.precision for trial in trials}
+    if len(precisions) > 1 or not torch.cuda.is_available():
+        return []
+    facts = torch.cuda.get_device_properties(0)
+    line = advice(precisions.pop(), facts.name, facts.major)
+    return [line] if line else []
 
 
 def most_workers(sweep: SweepFile, trials: Sequence[Trial]) -> int:

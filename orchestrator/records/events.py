@@ -3,7 +3,7 @@
 An event is one JSON object with `t` (unix seconds), `kind` and `iteration` (finished iterations):
 
 - start: `attempt`, `info`; the attempt goes on after `iteration` finished iterations (0: from the beginning)
-- metrics: `metrics` (key to number)
+- metrics: `metrics` (key to number); those of an evaluation with the `precision` of the network's products
 - image: `key`, `path`; checkpoint: `path`; artifact: `key`, `path` (paths are keys of Storage)
 - clone: `donor`, `donor_name`, `fields`: the trial goes on with the weights that `donor` had at this iteration
 - end: `status` finished, failed, stopped or pruned (by the sweep's scheduler); `message`; `metrics` of the last

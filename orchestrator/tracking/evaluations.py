@@ -43,6 +43,7 @@ def track_evaluation(settings: Settings, result: Evaluation, checkpoint: Path) -
             name = f"{checkpoint.stem} {result.header['split']}"
             run = str(client.create_run(experiment, now, tags, name).info.run_id)
             params = {"checkpoint": str(checkpoint), "split": result.header["split"], "images": len(result.images)}
+            params["precision"] = result.header.get("precision", "float32")
             client.log_batch(run, params=[Param(key, str(value)) for key, value in params.items()])
         scores = [
             Metric(metric_name(m.key if name in PROTOCOLS else f"{name}/{m.key}"), m.value, now, 0)

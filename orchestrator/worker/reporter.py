@@ -95,7 +95,7 @@ class Reporter(Callbacks):
     def on_evaluation(self, record: EvaluationRecord) -> None:
         self.speed.evaluation()
         metrics = {metric.key: metric.value for metric in record.metrics}
-        self.log.emit("metrics", record.iteration, metrics=metrics)
+        self.log.emit("metrics", record.iteration, metrics=metrics, precision=record.precision)
         for name, picture in record.panels:
             path = f"{layout.images(self.task.identity)}/{record.iteration:07d}-{_slug(name)}.png"
             encoded = io.BytesIO()

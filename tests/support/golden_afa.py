@@ -29,6 +29,7 @@ from mcc_core.methods.afa.config import Experiment
 from mcc_core.methods.afa.network import AFANet
 from mcc_core.methods.afa.objective import AFAObjective, AFAStep, Cams
 from mcc_core.methods.afa.published import from_published
+from mcc_core.methods.objective import opening
 
 
 class _EveryTerm(AFAObjective):
@@ -101,15 +102,15 @@ def run_recorded(path: Path, overrides: dict[str, Any] | None = None) -> Recorde
     objective = _EveryTerm(model, experiment)
     with torch.no_grad():
         whole = objective(batch, {}, meta["n_iter"])
-        classes = torch.arange(meta["num_classes"] - 1)
-        cams = objective.class_maps(batch, whole.output, classes, meta["n_iter"], with_affinity=True)
+        known = opening(objective, batch, meta["n_iter"], all_classes=True)
+        cams = objective.class_maps(batch, whole.output, known.classes, with_affinity=True)
         matrix = objective.transition(cams)
         spread = torch.zeros(meta["B"], meta["num_classes"], meta["S"], meta["S"])
         for i, labels in enumerate(batch["labels"]):
             present = labels.nonzero()[:, 0]
             keys = torch.cat([present.new_zeros(1), present + 1])
-            spread[i, keys] = objective.spread(cams.maps[i, present], matrix[i], cams.grid, cams.background)
-        refined, propagated = objective.refined(batch, cams), objective.propagated(batch, cams)
+            spread[i, keys] = objective.spread(cams.maps[i, present], matrix[i], cams.grid, known.background)
+        refined, propagated = objective.refined(known, cams), objective.propagated(known, cams)
     terms = {name: step.terms.get(name, term) for name, term in whole.terms.items()}
     step = AFAStep(
         step.total, terms, step.images, whole.output, whole.cams, whole.affinity, whole.pairs, whole.seg_label
@@ -172,4 +173,4 @@ def _as_recorded(found: Recorded) -> Tensor:
     """CAMs of every class, or zero for absent ones where the recording has them so."""
     absent = found.arrays["labels"][:, :, None, None] == 0
     masked = not (found.arrays["cams"] * absent).any()
-    return found.cams.masked if masked else found.cams.maps
+    return found.cams.maps * torch.from_numpy(found.arrays["labels"])[:, :, None, None] if masked else found.cams.maps

@@ -134,7 +134,8 @@ def run_recorded(path: Path, overrides: dict[str, Any] | None = None) -> Recorde
             step = replace(whole, total=step.total)
         masking = cast(Masking, step.masking)
         nothing = torch.zeros_like(masking.mask)
-        first = model.with_masked(batch["view1"], batch["view1"], nothing, cls=True, patches=False).distilled_class
+        nowhere, view1 = nothing.flatten().nonzero()[:, 0], batch["view1"]
+        first = model.with_masked(view1, view1, nothing, nowhere, cls=True, patches=False).distilled_class
         student = torch.cat([cast(Tensor, first), cast(Tensor, step.output.distilled_class)])
         teacher = torch.cat([model.teacher(batch[v], batch["view2"])[0] for v in ("view1", "view2")])
         cams = multi_scale_maps(model, batch["view2"], experiment.cam.scales)["aux_cam"]

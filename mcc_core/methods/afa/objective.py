@@ -10,14 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mcc_core.device import moved
 from mcc_core.losses import terms as losses
 from mcc_core.methods.afa import affinity as pairs_of
 from mcc_core.methods.afa.config import Experiment
 from mcc_core.methods.afa.network import AFANet, AFAOutput
 from mcc_core.methods.base import Step
-from mcc_core.methods.objective import Objective, class_ids, present_classes, settled
+from mcc_core.methods.objective import Objective, Opening, opening, settled
 from mcc_core.pseudo_labels.cam import MapPair, combined_maps, raw_maps
-from mcc_core.pseudo_labels.labels import IGNORE, denormalise, refined_label
+from mcc_core.pseudo_labels.labels import IGNORE, decided, denormalise, refined_label
 from mcc_core.pseudo_labels.par import refine
 
 Batch = Mapping[str, Tensor]  # view1 B,3,S,S; labels: B,C; box: B,4
@@ -28,17 +29,9 @@ class Cams:
     """CAMs of a batch and the affinity that spreads them. Maps are of the classes `classes` only."""
 
     classes: Tensor  # K class indices
-    present: Tensor  # B,K 0/1
     maps: Tensor  # B,K,S,S, all of `classes` for every image
     affinity: Tensor | None  # B,M,M at the largest scale
     grid: tuple[int, int]  # of that affinity
-    background: float  # thresholds
-    foreground: float
-
-    @property
-    def masked(self) -> Tensor:
-        """The maps, zero for absent classes."""
-        return self.maps * self.present[:, :, None, None]
 
 
 @dataclass(frozen=True)
@@ -83,15 +76,15 @@ class AFAObjective(Objective):
             draws: none.
             all_classes: compute the maps of every class, not only of those present; the losses are the same.
         """
-        weights, labels, images = self.weights(iteration), batch["labels"], batch["view1"]
-        output: AFAOutput = self.model(images)
+        known = opening(self, batch, iteration, all_classes=all_classes)
+        weights, labels = known.weights, known.labels
+        output: AFAOutput = self.model(batch["view1"])
         terms: dict[str, Tensor] = {"cls": losses.classification(output.cls, labels)}
         cams = affinity = pairs = seg_label = None
         if weights["seg"] or weights["aff"]:
             propagates = self.propagates(iteration)
-            classes = torch.arange(labels.shape[1], device=labels.device) if all_classes else present_classes(labels)
-            cams = self.class_maps(batch, output, classes, iteration, with_affinity=propagates)
-            seg_label, pair_label = self._labels(batch, cams, weights, propagates)
+            cams = self.class_maps(batch, output, known.classes, with_affinity=propagates)
+            seg_label, pair_label = self._labels(known, cams, propagates)
             if weights["seg"]:
                 loss = partial(_segmentation, label=seg_label)
                 terms["seg"] = settled(loss, output.seg)
@@ -117,26 +110,23 @@ class AFAObjective(Objective):
         """Whether the label of segmentation is the propagated one at a 0-based iteration."""
         return iteration > self.experiment.loss.propagation_start
 
-    def _labels(
-        self, batch: Batch, cams: Cams, weights: Mapping[str, float], propagates: bool
-    ) -> tuple[Tensor, Tensor]:
+    def _labels(self, known: Opening, cams: Cams, propagates: bool) -> tuple[Tensor, Tensor]:
         """What segmentation learns from, and what affinity does; both B,S,S."""
+        weights = known.weights
         from_refined = self.experiment.affinity.label == "refined"
         wanted = propagates and (bool(weights["seg"]) or not from_refined)
-        refined = self.refined(batch, cams) if not wanted or (from_refined and weights["aff"]) else None
-        spread = self.propagated(batch, cams) if wanted else None
+        refined = self.refined(known, cams) if not wanted or (from_refined and weights["aff"]) else None
+        spread = self.propagated(known, cams) if wanted else None
         seg_label = refined if spread is None else spread
         pair_label = refined if refined is not None else spread
         assert seg_label is not None and pair_label is not None
         return seg_label, pair_label
 
     @torch.no_grad()
-    def class_maps(
-        self, batch: Batch, output: AFAOutput, classes: Tensor, iteration: int, *, with_affinity: bool
-    ) -> Cams:
+    def class_maps(self, batch: Batch, output: AFAOutput, classes: Tensor, *, with_affinity: bool) -> Cams:
         """CAMs of `classes`; the classification forward serves as their unflipped forward at scale 1."""
         images, scales = batch["view1"], self.experiment.cam.scales
-        known = replace(output, features=output.features.detach())
+        straight = replace(output, features=output.features.detach())
         size = (images.shape[-2], images.shape[-1])
         pairs: list[MapPair] = []
         affinity, grid = None, (0, 0)
@@ -150,32 +140,30 @@ class AFAObjective(Objective):
                 affinity = self.model.affinity(features, len(images))
                 grid = (both.shape[-2], both.shape[-1])
             else:
-                pairs += raw_maps(self.model, images, [scale], known, classes)["cam"]
-        thresholds = self.experiment.thresholds
-        background, foreground = (self.at(value, iteration) for value in (thresholds.background, thresholds.foreground))
-        present = batch["labels"][:, classes]
-        return Cams(classes, present, combined_maps(pairs, size), affinity, grid, background, foreground)
+                pairs += raw_maps(self.model, images, [scale], straight, classes)["cam"]
+        return Cams(classes, combined_maps(pairs, size), affinity, grid)
 
-    def refined(self, batch: Batch, cams: Cams) -> Tensor:
+    def refined(self, known: Opening, cams: Cams) -> Tensor:
         """The refined label B,S,S of the CAMs as they are."""
-        images, boxes, par = batch["view1"], batch["box"], self.experiment.par
-        label = refined_label(images, cams.masked, cams.present, boxes, cams.background, cams.foreground, par)
-        return class_ids(label, cams.classes)
+        images, cam, par = known.batch["view1"], known.masked(cams.maps), self.experiment.par
+        label = refined_label(images, cam, known.here, known.boxes, known.background, known.foreground, par)
+        return known.class_ids(label)
 
     @torch.no_grad()
-    def propagated(self, batch: Batch, cams: Cams) -> Tensor:
+    def propagated(self, known: Opening, cams: Cams) -> Tensor:
         """The label B,S,S of CAMs that affinity has spread, refined inside the image box (section 3.4)."""
-        e, images = self.experiment, batch["view1"]
+        e, images = self.experiment, known.batch["view1"]
         matrix = self.transition(cams)
         pixels = denormalise(images, quantise=True)
         label = torch.full((len(images), *images.shape[-2:]), IGNORE, dtype=torch.long, device=images.device)
-        for i in range(len(images)):
-            top, bottom, left, right = batch["box"][i].tolist()
+        for i, (top, bottom, left, right) in enumerate(known.batch["box"].tolist()):
             height, width = bottom - top, right - left
-            present = cams.present[i].nonzero()[:, 0]
+            keys = F.pad(known.here[i].nonzero()[:, 0] + 1, (1, 0))
+            keys = moved(keys, images.device)
+            maps = cams.maps[i].index_select(0, keys[1:] - 1)
             scores = [
-                self.spread(cams.maps[i, present], matrix[i], cams.grid, score)[:, top:bottom, left:right]
-                for score in (cams.foreground, cams.background)
+                self.spread(maps, matrix[i], cams.grid, score)[:, top:bottom, left:right]
+                for score in (known.foreground, known.background)
             ]
             small = [max(1, side // e.par.downscale) for side in (height, width)]
             image = F.interpolate(
@@ -187,10 +175,8 @@ class AFAObjective(Objective):
                 mode="bilinear",
                 align_corners=False,
             )
-            keys = torch.cat([present.new_zeros(1), present + 1])
-            high, low = (keys[one[0].max(0).indices] for one in best.chunk(2, dim=1))
-            label[i, top:bottom, left:right] = torch.where(high > 0, high, torch.where(low > 0, IGNORE, 0))
-        return class_ids(label, cams.classes)
+            label[i, top:bottom, left:right] = decided(*(keys[one[0].max(0).indices] for one in best.chunk(2, dim=1)))
+        return known.class_ids(label)
 
     def transition(self, cams: Cams) -> Tensor:
         """What spreads the CAMs: B,M,M."""

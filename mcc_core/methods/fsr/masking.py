@@ -32,9 +32,19 @@ def masked_blocks(noise: Tensor, ratio: float, first: Tensor | None = None) -> T
     flat = noise.flatten(1)
     if first is not None:
         flat = flat + first.flatten(1)
-    count = math.ceil(ratio * flat.shape[1] - 1e-9)
+    count = masked_count(ratio, flat.shape[1])
     chosen = flat.topk(count, dim=1).indices
     return torch.zeros_like(flat, dtype=torch.bool).scatter(1, chosen, True).view(noise.shape)
+
+
+def masked_count(ratio: float, blocks: int) -> int:
+    """How many of an image's blocks are masked."""
+    return math.ceil(ratio * blocks - 1e-9)
+
+
+def true_places(mask: Tensor, count: int) -> Tensor:
+    """The flat places, in order, of the `count` true values of a mask; `nonzero` would wait for a GPU to count them."""
+    return (~mask).flatten().to(torch.uint8).sort(stable=True).indices[:count]
 
 
 def on_grid(blocks: Tensor, grid: tuple[int, int]) -> Tensor:

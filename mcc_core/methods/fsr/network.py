@@ -179,10 +179,13 @@ class FSRNet(Network):
             tokens, aux = self.encoder.tokens(images)
         return self._output(images, tokens, aux)
 
-    def with_masked(self, images: Tensor, masked: Tensor, mask: Tensor, *, cls: bool, patches: bool) -> FSROutput:
+    def with_masked(
+        self, images: Tensor, masked: Tensor, mask: Tensor, places: Tensor, *, cls: bool, patches: bool
+    ) -> FSROutput:
         """Logits of `images`, and the projections of `masked` B,3,H,W under `mask` B,h,w, in one pass.
 
         Args:
+            places: M where `mask` is true, in the flat mask.
             cls, patches: whether those of the class tokens, or of the masked patches, are asked for.
         """
         count, encoder = len(images), self.encoder
@@ -191,7 +194,7 @@ class FSRNet(Network):
             tokens, aux = encoder.tokens(torch.cat([images, masked]), both)
             other = tokens[count:]
             class_tokens = encoder.aggregated(other) if cls else None
-            hidden = encoder.vit.norm(other[mask.flatten(1)]) if patches else None
+            hidden = encoder.vit.norm(other.flatten(0, 1)[places]) if patches else None
         projected = [None if x is None else self.projector(x.to(images.dtype)) for x in (class_tokens, hidden)]
         output = self._output(images, tokens[:count], aux[:count])
         return replace(output, distilled_class=projected[0], distilled_patches=projected[1])

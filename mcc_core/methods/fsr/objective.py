@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mcc_core.device import moved
 from mcc_core.losses import terms as losses
 from mcc_core.losses.distillation import distillation
 from mcc_core.methods.base import Step
 from mcc_core.methods.fsr.config import Experiment
-from mcc_core.methods.fsr.masking import masked_blocks, on_grid, uncertain_blocks
+from mcc_core.methods.fsr.masking import masked_blocks, masked_count, on_grid, true_places, uncertain_blocks
 from mcc_core.methods.fsr.network import AuxiliaryMaps, FSRNet, FSROutput
-from mcc_core.methods.objective import Objective, class_ids, present_classes, settled
+from mcc_core.methods.objective import Objective, Opening, opening, settled
 from mcc_core.networks.base import MapStage
 from mcc_core.pseudo_labels.cam import multi_scale_maps
 from mcc_core.pseudo_labels.labels import inside_boxes, refined_label, token_label
@@ -30,6 +30,7 @@ class Masking:
     """What the student does not see of view 2."""
 
     mask: Tensor  # B,h,w tokens, true = masked
+    hidden: Tensor  # M where the masked tokens are among the B*h*w
     cam: Tensor | None  # auxiliary CAMs B,K,S,S of view 2, zero for absent classes; None where any block may be masked
 
 
@@ -44,17 +45,6 @@ class FSRStep(Step):
     teacher_class: Tensor | None  # B,E outputs for view 1
     affinity_label: Tensor | None  # B,h,w
     refined: Tensor | None  # B,S,S
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """What the terms of a pass may need."""
-
-    batch: Batch
-    iteration: int
-    weights: Mapping[str, float]
-    classes: Tensor  # K
-    present: Tensor  # B,K 0/1
 
 
 class FSRObjective(Objective):
@@ -95,9 +85,8 @@ class FSRObjective(Objective):
             draws: `noise` B,h,w uniform numbers: blocks with the highest are masked.
             all_classes: compute the maps of every class, not only of those present; the losses are the same.
         """
-        labels = batch["labels"]
-        classes = torch.arange(labels.shape[1], device=labels.device) if all_classes else present_classes(labels)
-        known = _Pass(batch, iteration, self.weights(iteration), classes, labels[:, classes])
+        known = opening(self, batch, iteration, all_classes=all_classes)
+        labels, classes = known.labels, known.classes
         distilling = bool(known.weights["fsr_class"] or known.weights["fsr_patch"])
         masking = self._masking(known, draws["noise"]) if distilling else None
         output = self._forward(known, masking)
@@ -131,36 +120,39 @@ class FSRObjective(Objective):
             self.model.centers.update(self.at(distill.center_momentum, iteration))
             self.model.move_teacher(self.at(distill.momentum, iteration))
 
-    def _masking(self, known: _Pass, noise: Tensor) -> Masking:
+    def _masking(self, known: Opening, noise: Tensor) -> Masking:
         mask, start = self.experiment.mask, self.experiment.mask.uncertain_start
+        noise = moved(noise, known.labels.device)
         cam = uncertain = None
         if start is not None and known.iteration >= start:
-            cam = self._view2_cam(known) * known.present[:, :, None, None]
+            cam = known.masked(self._view2_cam(known))
             low, high = (self.at(value, known.iteration) for value in (mask.low, mask.high))
             uncertain = uncertain_blocks(cam, (noise.shape[1], noise.shape[2]), low, high)
-        blocks = masked_blocks(noise, self.at(mask.ratio, known.iteration), uncertain)
-        return Masking(on_grid(blocks, self.model.encoder.grid(*known.batch["view2"].shape[-2:])), cam)
+        ratio, grid = self.at(mask.ratio, known.iteration), self.model.encoder.grid(*known.batch["view2"].shape[-2:])
+        tokens = on_grid(masked_blocks(noise, ratio, uncertain), grid)
+        share = masked_count(ratio, noise[0].numel()) * (tokens[0].numel() // noise[0].numel())
+        return Masking(tokens, true_places(tokens, len(tokens) * share), cam)
 
-    def _view2_cam(self, known: _Pass) -> Tensor:
+    def _view2_cam(self, known: Opening) -> Tensor:
         """Auxiliary CAMs B,K,S,S of the whole view 2; no block behind the auxiliary one is computed."""
         maps = AuxiliaryMaps(self.model)
         return multi_scale_maps(maps, known.batch["view2"], self.experiment.cam.scales, None, known.classes)["aux_cam"]
 
-    def _forward(self, known: _Pass, masking: Masking | None) -> FSROutput:
+    def _forward(self, known: Opening, masking: Masking | None) -> FSROutput:
         """The one pass that serves classification, unflipped CAM and the masked view."""
         batch, weights = known.batch, known.weights
         if masking is None:
             return self.model(batch["view1"])
         asked = {"cls": bool(weights["fsr_class"]), "patches": bool(weights["fsr_patch"])}
-        return self.model.with_masked(batch["view1"], batch["view2"], masking.mask, **asked)
+        return self.model.with_masked(batch["view1"], batch["view2"], masking.mask, masking.hidden, **asked)
 
-    def _cams(self, known: _Pass, output: FSROutput) -> tuple[Tensor, Tensor]:
+    def _cams(self, known: Opening, output: FSROutput) -> tuple[Tensor, Tensor]:
         """CAMs of view 1; the classification forward serves as their unflipped forward at scale 1."""
         scales, view1 = self.experiment.cam.scales, known.batch["view1"]
         maps: dict[MapStage, Tensor] = multi_scale_maps(self.model, view1, scales, output.detached(), known.classes)
         return maps["cam"], maps["aux_cam"]
 
-    def _distillation(self, known: _Pass, output: FSROutput, masking: Masking, terms: dict[str, Tensor]) -> Tensor:
+    def _distillation(self, known: Opening, output: FSROutput, masking: Masking, terms: dict[str, Tensor]) -> Tensor:
         """Adds `fsr_class` and `fsr_patch`; the teacher's class outputs B,E for view 1."""
         distill, centers = self.experiment.distill, self.model.centers
         cls, patches = self.model.teacher(known.batch["view1"], known.batch["view2"])
@@ -170,26 +162,25 @@ class FSRObjective(Objective):
         if output.distilled_class is not None:
             terms["fsr_class"] = distillation(output.distilled_class, cls, centers.class_center, *temperatures)
         if output.distilled_patches is not None:
-            hidden = patches[masking.mask.flatten(1)]
+            hidden = patches.flatten(0, 1)[masking.hidden]
             terms["fsr_patch"] = distillation(output.distilled_patches, hidden, centers.patch_center, *temperatures)
         centers.collect(cls, patches.flatten(0, 1))
         return cls
 
     def _from_cams(
-        self, known: _Pass, output: FSROutput, cams: tuple[Tensor, Tensor], terms: dict[str, Tensor]
+        self, known: Opening, output: FSROutput, cams: tuple[Tensor, Tensor], terms: dict[str, Tensor]
     ) -> tuple[Tensor | None, Tensor | None]:
         """Adds `ptc`, `seg` and `reg`; token labels B,h,w and the refined pseudo-label B,S,S that they learn from."""
         e, batch, weights = self.experiment, known.batch, known.weights
-        view1, boxes = batch["view1"], batch["box"]
-        final, aux = (cam * known.present[:, :, None, None] for cam in cams)
-        low, high = (self.at(value, known.iteration) for value in (e.thresholds.background, e.thresholds.foreground))
+        view1, boxes, low, high = batch["view1"], known.boxes, known.background, known.foreground
+        final, aux = map(known.masked, cams)
         tokens = None
         if weights["ptc"]:
             tokens = inside_boxes(token_label(aux, self.model.encoder.grid(*view1.shape[-2:]), low, high), boxes)
             terms["ptc"] = settled(partial(losses.affinity, labels=tokens), output.features.patches)
         if not (weights["seg"] or weights["reg"]):
             return tokens, None
-        label = class_ids(refined_label(view1, final, known.present, boxes, low, high, e.par), known.classes)
+        label = known.class_ids(refined_label(view1, final, known.here, boxes, low, high, e.par))
         if weights["seg"]:
             terms["seg"] = settled(lambda seg: losses.segmentation(_enlarged(seg, label), label), output.seg)
         if weights["reg"]:

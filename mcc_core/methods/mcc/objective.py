@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mcc_core.device import moved
 from mcc_core.losses import terms as losses
 from mcc_core.methods.base import Step
 from mcc_core.methods.mcc.config import TERMS, Experiment
 from mcc_core.methods.mcc.masking import activation_levels, positiveness
 from mcc_core.methods.mcc.network import MCCNet, MCCOutput
-from mcc_core.methods.objective import Objective, class_ids, present_classes, settled
+from mcc_core.methods.objective import Objective, Opening, opening, settled
 from mcc_core.networks.base import MapStage
 from mcc_core.pseudo_labels.cam import multi_scale_maps
 from mcc_core.pseudo_labels.labels import inside_boxes, refined_label, token_label
@@ -46,20 +47,13 @@ class MCCStep(Step):
 
 
 @dataclass(frozen=True)
-class _Pass:
-    """What every term of a pass may need."""
+class _Maps:
+    """What the network says of a pass."""
 
-    batch: Batch
-    iteration: int
-    weights: Mapping[str, float]
     output: MCCOutput
-    classes: Tensor  # K
-    present: Tensor  # B,K 0/1
     final: Tensor  # B,K,S,S CAMs, zero for absent classes
     aux: Tensor
     grid: tuple[int, int]
-    background: float
-    foreground: float
 
 
 class MCCObjective(Objective):
@@ -95,39 +89,24 @@ class MCCObjective(Objective):
         """Losses of one pass.
 
         Args:
-            draws: `masks` B,V,h,w key masks, 1 = masked.
+            draws: `masks` B,V,h,w key masks, 1 = masked, on the host.
             all_classes: compute the maps of every class, not only of those present; the losses are the same.
             first: the first pass of an optimiser step, which moves the momentum projector.
         """
-        weights = self.weights(iteration)
+        known = opening(self, batch, iteration, all_classes=all_classes)
+        weights, labels, classes = known.weights, known.labels, known.classes
         output = self._forward(batch, with_view2=bool(weights["mcc"]) and self._compares_view2)
-        labels = batch["labels"]
-        classes = torch.arange(labels.shape[1], device=labels.device) if all_classes else present_classes(labels)
         cams = self._cams(batch, output, classes)
-        present = labels[:, classes]
-        final, aux = (cam * present[:, :, None, None] for cam in cams)
-        thresholds = self.experiment.thresholds
-        known = _Pass(
-            batch,
-            iteration,
-            weights,
-            output,
-            classes,
-            present,
-            final,
-            aux,
-            self.model.encoder.grid(*batch["view1"].shape[-2:]),
-            self.at(thresholds.background, iteration),
-            self.at(thresholds.foreground, iteration),
-        )
+        final, aux = map(known.masked, cams)
+        maps = _Maps(output, final, aux, self.model.encoder.grid(*batch["view1"].shape[-2:]))
         terms: dict[str, Tensor] = {
             "cls": losses.classification(output.cls, labels),
             "cls_aux": losses.classification(output.cls_aux, labels),
         }
-        affinity_label = self._affinity(known, terms)
-        refined = self._segmentation(known, terms)
+        affinity_label = self._affinity(known, maps, terms)
+        refined = self._segmentation(known, maps, terms)
         # Last, so that the local views' activations are not held while the terms above need room.
-        compared = self._mcc(known, draws["masks"], terms, first=first) if weights["mcc"] else None
+        compared = self._mcc(known, maps, draws["masks"], terms, first=first) if weights["mcc"] else None
         total = sum((weights[name] * term for name, term in terms.items()), start=output.cls.new_zeros(()))
         total = total + self._untouched(terms, output)
         state = self._state(iteration, compared)
@@ -138,27 +117,27 @@ class MCCObjective(Objective):
         contrast = self.experiment.contrast
         return contrast.queries == "both" or contrast.global_keys
 
-    def _affinity(self, known: _Pass, terms: dict[str, Tensor]) -> Tensor | None:
+    def _affinity(self, known: Opening, maps: _Maps, terms: dict[str, Tensor]) -> Tensor | None:
         """Adds `aff` (Eq. 9); its token labels B,h,w."""
         if not known.weights["aff"]:
             return None
         e = self.experiment
         inclusive = e.thresholds.foreground_inclusive
-        label = token_label(known.aux, known.grid, known.background, known.foreground, inclusive)
-        label = inside_boxes(label, known.batch["box"])
+        label = token_label(maps.aux, maps.grid, known.background, known.foreground, inclusive)
+        label = inside_boxes(label, known.boxes)
         loss = partial(losses.affinity, labels=label, form=e.loss.aff_form)
-        terms["aff"] = settled(loss, known.output.features.patches)
+        terms["aff"] = settled(loss, maps.output.features.patches)
         return label
 
-    def _segmentation(self, known: _Pass, terms: dict[str, Tensor]) -> Tensor | None:
+    def _segmentation(self, known: Opening, maps: _Maps, terms: dict[str, Tensor]) -> Tensor | None:
         """Adds `seg` and `reg`; the refined pseudo-label B,S,S that they learn from."""
         e, weights = self.experiment, known.weights
         if not (weights["seg"] or weights["reg"]):
             return None
-        source = known.aux if _reads_auxiliary(known.iteration, e.cam.pseudo_label_aux_until) else known.final
-        images, boxes, seg = known.batch["view1"], known.batch["box"], known.output.seg
-        refined = refined_label(images, source, known.present, boxes, known.background, known.foreground, e.par)
-        label, form = class_ids(refined, known.classes), e.loss.seg_form
+        source = maps.aux if _reads_auxiliary(known.iteration, e.cam.pseudo_label_aux_until) else maps.final
+        images, boxes, seg = known.batch["view1"], known.boxes, maps.output.seg
+        refined = refined_label(images, source, known.here, boxes, known.background, known.foreground, e.par)
+        label, form = known.class_ids(refined), e.loss.seg_form
         if weights["seg"]:
             terms["seg"] = settled(lambda seg: losses.segmentation(_enlarged(seg, label), label, form), seg)
         if weights["reg"]:
@@ -167,13 +146,13 @@ class MCCObjective(Objective):
             )
         return label
 
-    def _mcc(self, known: _Pass, masks: Tensor, terms: dict[str, Tensor], *, first: bool) -> Contrast:
+    def _mcc(self, known: Opening, maps: _Maps, masks: Tensor, terms: dict[str, Tensor], *, first: bool) -> Contrast:
         """Adds `mcc` (Eq. 7)."""
         e, iteration = self.experiment, known.iteration
-        flags = self._flags(known, masks)
+        flags = self._flags(known, maps, masks)
         if first:
             self.model.update_momentum_projector(self.at(e.contrast.momentum, iteration))
-        compared = self._contrast(known.batch, known.output, masks, flags)
+        compared = self._contrast(known.batch, maps.output, masks, flags)
         terms["mcc"] = losses.contrast(
             compared.queries,
             compared.keys,
@@ -184,19 +163,20 @@ class MCCObjective(Objective):
         )
         return compared
 
-    def _flags(self, known: _Pass, masks: Tensor) -> Tensor:
+    def _flags(self, known: Opening, maps: _Maps, masks: Tensor) -> Tensor:
         """Which keys are positive (Eq. 6): B,2+V (or V)."""
         e = self.experiment
-        guide = known.aux if _reads_auxiliary(known.iteration, e.cam.positiveness_aux_until) else known.final
+        guide = maps.aux if _reads_auxiliary(known.iteration, e.cam.positiveness_aux_until) else maps.final
         resize, background, foreground = e.contrast.positiveness_resize, known.background, known.foreground
         if e.contrast.positiveness_from == "levels":
-            level = activation_levels(guide, known.grid, background, foreground, resize)
+            level = activation_levels(guide, maps.grid, background, foreground, resize)
         else:
             inclusive = e.thresholds.foreground_inclusive
-            numbers = token_label(guide, known.grid, background, foreground, inclusive, resize)
-            level = class_ids(numbers, known.classes).to(guide.dtype)
+            numbers = token_label(guide, maps.grid, background, foreground, inclusive, resize)
+            level = known.class_ids(numbers).to(guide.dtype)
         keys_global = 2 if e.contrast.global_keys else 0
-        return positiveness(level, masks, self.at(e.thresholds.positiveness, known.iteration), keys_global)
+        threshold = self.at(e.thresholds.positiveness, known.iteration)
+        return positiveness(level, moved(masks, level.device), threshold, keys_global)
 
     def _forward(self, batch: Batch, with_view2: bool) -> MCCOutput:
         """The one pass that serves classification, unflipped CAM, and both global views."""

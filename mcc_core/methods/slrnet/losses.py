@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -53,12 +52,13 @@ def balanced_cross_entropy(logits: Tensor, label: Tensor, labels: Tensor) -> Ten
         logits: B,C+1,H,W.
     """
     known = label != IGNORE
-    counts = torch.stack(
-        [torch.bincount(one[k], minlength=logits.shape[1]) for one, k in zip(label, known, strict=True)]
-    ).to(logits.dtype)
+    flat = label.masked_fill(~known, 0).flatten(1)
+    empty = logits.new_zeros(logits.shape[:2])
+    # Sums of ones are exact; `bincount` would make a GPU be waited for.
+    counts = empty.scatter_add(1, flat, known.to(logits.dtype).flatten(1))
     total = counts.sum(1, keepdim=True)
     weight = (total - counts) / (1 + total)
     per_pixel = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")
-    weighted = per_pixel * weight.gather(1, label.masked_fill(~known, 0).flatten(1)).view_as(per_pixel) * known
+    weighted = per_pixel * weight.gather(1, flat).view_as(per_pixel) * known
     complete = (counts > 0).sum(1) == labels.sum(1) + 1
     return (weighted.mean((1, 2)) * complete).mean()

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mcc_core.device import moved
 from mcc_core.errors import UsageError
 from mcc_core.methods.base import Step
 from mcc_core.methods.objective import Objective, settled
@@ -62,7 +63,7 @@ class SLRObjective(Objective):
         self, batch: Mapping[str, Tensor], draws: Mapping[str, Tensor], iteration: int, *, first: bool = True
     ) -> SLRStep:
         """Losses of one pass; `batch` has `view` B,3,S,S and `labels` B,C."""
-        weights, labels = self.weights(iteration), batch["labels"]
+        weights, labels = self.weights(iteration), moved(batch["labels"], batch["view"].device)
         aux_weight = self.at(self.experiment.loss.aux, iteration)
         views = self.network.two_views(batch["view"])
         size = views.first.shape[-2:]

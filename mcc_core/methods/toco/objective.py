@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mcc_core.device import moved
 from mcc_core.losses import terms as losses
 from mcc_core.methods.base import Step
-from mcc_core.methods.objective import Objective, class_ids, present_classes, settled
+from mcc_core.methods.objective import Objective, Opening, opening, settled
 from mcc_core.methods.toco import crops
 from mcc_core.methods.toco.config import Experiment
 from mcc_core.methods.toco.network import ToCoNet
@@ -52,12 +53,8 @@ class ToCoStep(Step):
 class _Maps:
     """What the CAMs say, for the terms that learn from them."""
 
-    classes: Tensor  # K
-    present: Tensor  # B,K 0/1
     final: Tensor  # B,K,S,S, zero for absent classes
     aux: Tensor
-    background: float
-    foreground: float
 
 
 class ToCoObjective(Objective):
@@ -97,25 +94,23 @@ class ToCoObjective(Objective):
             all_classes: compute the maps of every class, not only of those present; the losses are the same.
             first: the first pass of an optimiser step, which moves the momentum projector.
         """
-        weights, labels = self.weights(iteration), batch["labels"]
+        known = opening(self, batch, iteration, all_classes=all_classes)
+        weights, labels, classes = known.weights, known.labels, known.classes
         output = self._forward(batch, with_view2=bool(weights["ctc"]))
-        classes = torch.arange(labels.shape[1], device=labels.device) if all_classes else present_classes(labels)
         cams = self._cams(batch, output, classes)
-        present, thresholds = labels[:, classes], self.experiment.thresholds
-        final, aux = (cam * present[:, :, None, None] for cam in cams)
-        background, foreground = (self.at(value, iteration) for value in (thresholds.background, thresholds.foreground))
-        maps = _Maps(classes, present, final, aux, background, foreground)
+        final, aux = map(known.masked, cams)
+        maps = _Maps(final, aux)
         terms: dict[str, Tensor] = {
             "cls": losses.classification(output.cls, labels),
             "cls_aux": losses.classification(output.cls_aux, labels),
         }
-        affinity_label = self._ptc(batch, output, maps, terms) if weights["ptc"] else None
-        refined = self._segmentation(batch, output, maps, weights, iteration, terms)
+        affinity_label = self._ptc(known, output, maps, terms) if weights["ptc"] else None
+        refined = self._segmentation(known, output, maps, terms)
         if first and self.contrasts:
             # Published: at every step, whether the term counts yet or not.
             self.model.update_momentum_projector(self.at(self.experiment.contrast.momentum, iteration))
         # Last, so that the crops' activations are not held while the terms above need room.
-        compared = self._ctc(batch, output, maps, draws["priority"], iteration, terms) if weights["ctc"] else None
+        compared = self._ctc(known, output, maps, draws["priority"], terms) if weights["ctc"] else None
         total = sum((weights[name] * term for name, term in terms.items()), start=output.cls.new_zeros(()))
         total = total + self._untouched(terms, output)
         state: dict[str, float | Tensor] = {}
@@ -125,35 +120,25 @@ class ToCoObjective(Objective):
             total, terms, len(labels), output, classes, cams, affinity_label, compared, refined, state=state
         )
 
-    def _ptc(self, batch: Batch, output: ContrastOutput, maps: _Maps, terms: dict[str, Tensor]) -> Tensor:
+    def _ptc(self, known: Opening, output: ContrastOutput, maps: _Maps, terms: dict[str, Tensor]) -> Tensor:
         """Adds `ptc`, the contrast of final patch tokens; the token labels B,h,w behind it."""
-        grid = self.model.encoder.grid(*batch["view1"].shape[-2:])
-        label = inside_boxes(token_label(maps.aux, grid, maps.background, maps.foreground), batch["box"])
+        grid = self.model.encoder.grid(*known.batch["view1"].shape[-2:])
+        label = inside_boxes(token_label(maps.aux, grid, known.background, known.foreground), known.boxes)
         loss = partial(losses.affinity, labels=label, form=self.experiment.loss.ptc_form)
         terms["ptc"] = settled(loss, output.features.patches)
         return label
 
     def _segmentation(
-        self,
-        batch: Batch,
-        output: ContrastOutput,
-        maps: _Maps,
-        weights: Mapping[str, float],
-        iteration: int,
-        terms: dict[str, Tensor],
+        self, known: Opening, output: ContrastOutput, maps: _Maps, terms: dict[str, Tensor]
     ) -> Tensor | None:
         """Adds `seg` and `reg`; the refined pseudo-label B,S,S that they learn from."""
+        e, weights = self.experiment, known.weights
         if not (weights["seg"] or weights["reg"]):
             return None
-        e, images, boxes, until = (
-            self.experiment,
-            batch["view1"],
-            batch["box"],
-            self.experiment.cam.pseudo_label_aux_until,
-        )
-        source = maps.aux if until is None or iteration < until else maps.final
-        refined = refined_label(images, source, maps.present, boxes, maps.background, maps.foreground, e.par)
-        label = class_ids(refined, maps.classes)
+        images, boxes, until = known.batch["view1"], known.boxes, e.cam.pseudo_label_aux_until
+        source = maps.aux if until is None or known.iteration < until else maps.final
+        refined = refined_label(images, source, known.here, boxes, known.background, known.foreground, e.par)
+        label = known.class_ids(refined)
         if weights["seg"]:
             terms["seg"] = settled(lambda seg: losses.segmentation(_enlarged(seg, label), label), output.seg)
         if weights["reg"]:
@@ -163,22 +148,16 @@ class ToCoObjective(Objective):
         return label
 
     def _ctc(
-        self,
-        batch: Batch,
-        output: ContrastOutput,
-        maps: _Maps,
-        priority: Tensor,
-        iteration: int,
-        terms: dict[str, Tensor],
+        self, known: Opening, output: ContrastOutput, maps: _Maps, priority: Tensor, terms: dict[str, Tensor]
     ) -> Contrast:
         """Adds `ctc`, the contrast of global and local class tokens."""
-        e = self.experiment
-        level = crops.activation_levels(maps.aux, maps.background, maps.foreground)
+        e, iteration = self.experiment, known.iteration
+        level = crops.activation_levels(maps.aux, known.background, known.foreground)
         places = crops.candidates(level, e.crops.size, e.crops.views)
-        positions = crops.chosen(places, priority, e.crops.views)
+        positions = crops.chosen(places, moved(priority, level.device), e.crops.views)
         threshold = self.at(e.thresholds.positiveness, iteration)
         flags = crops.positiveness(level, positions, e.crops.size, threshold)
-        queries, keys = self._projected(batch, output, positions)
+        queries, keys = self._projected(known.batch, output, positions)
         temperature = self.at(e.contrast.temperature, iteration)
         terms["ctc"] = losses.contrast(queries, keys, flags, temperature, e.contrast.epsilon, e.contrast.empty_term)
         return Contrast(places, positions, queries, keys, flags)

@@ -126,3 +126,16 @@ def test_f1_against_its_definition() -> None:
     assert f1_score(f1_counts(truth, truth)) == 1
     assert f1_score(f1_counts(~truth, truth)) == 0
     assert f1_score(torch.zeros(3, 4, dtype=torch.long)) == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 1000), labels=st.integers(2, 5))
+def test_counting_on_a_device_is_that_on_the_host(seed: int, labels: int) -> None:
+    prediction, target = _maps(seed, labels, 20)
+    there = ConfusionMatrix(labels)
+    there._count_there(prediction, target, 255)  # which no device of this machine would call
+    there._count_there(prediction, target, 255)
+    assert torch.equal(there.counts, 2 * _matrix(labels, (prediction, target)).counts)
+    there._count_there(torch.full_like(prediction, labels), torch.zeros_like(target), 255)
+    with pytest.raises(ValueError, match=rf"60 pixels have labels that are not 0..{labels - 1}"):
+        _ = there.counts

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mcc_core.config import ParConfig
-from mcc_core.pseudo_labels import par
+from mcc_core.pseudo_labels import labels, par
+from mcc_core.pseudo_labels.labels import refined_label
 from mcc_core.pseudo_labels.par import refine
 
 
@@ -137,3 +138,25 @@ def test_scores_move_to_the_images_edge() -> None:
 def test_scores_carry_no_gradient() -> None:
     images, scores = _pair(1, 2, 8, 8)
     assert not refine(images, scores.requires_grad_(), ParConfig(dilations=(1,))).requires_grad
+
+
+def test_images_together_are_refined_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(3)
+    images = 255 * torch.rand(3, 3, 24, 20, generator=generator)
+    scores = torch.rand(3, 4, 12, 10, generator=generator)
+    alone = refine(images, scores, ParConfig())
+    monkeypatch.setattr(par, "PIECEWISE", set())
+    assert (refine(images, scores, ParConfig()) - alone).abs().max() < 1e-6
+
+
+def test_labels_together_are_those_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(4)
+    images = F.interpolate(torch.randn(3, 3, 6, 6, generator=generator), size=32, mode="bicubic")
+    present = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0]])
+    cam = torch.rand(3, 3, 32, 32, generator=generator) * present[:, :, None, None]
+    boxes = torch.tensor([[0, 32, 0, 32], [0, 32, 0, 32], [2, 30, 0, 20]])
+    alone = refined_label(images, cam, present, boxes, 0.4, 0.7, ParConfig())
+    monkeypatch.setattr(par, "PIECEWISE", set())
+    monkeypatch.setattr(labels, "PIECEWISE", set())
+    together = refined_label(images, cam, present, boxes, 0.4, 0.7, ParConfig())
+    assert torch.equal(together, alone) and set(alone.unique().tolist()) >= {0, 3, 255}
