@@ -61,7 +61,7 @@ def refine_separately(images: Tensor, scores: Tensor, config: ParConfig) -> Tens
 def plain_refine(images: Tensor, scores: Tensor, config: ParConfig) -> Tensor:
     """Pixel-adaptive refinement with every neighbour of every iteration in memory."""
     scores = F.interpolate(scores, size=images.shape[-2:], mode="bilinear", align_corners=True)
-    near = _neighbours(images, config.dilations)
+    near = neighbours(images, config.dilations)
     spread = near.std(2, keepdim=True) + 1e-8
     colour = -(((near - images[:, :, None]).abs() / spread / config.color_weight) ** 2).mean(1, keepdim=True)
     steps = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
@@ -69,11 +69,12 @@ def plain_refine(images: Tensor, scores: Tensor, config: ParConfig) -> Tensor:
     place = -((distance / (distance.std() + 1e-8) / config.color_weight) ** 2)
     weights = colour.softmax(2) + config.position_weight * place.softmax(0)[None, None, :, None, None]
     for _ in range(config.iterations):
-        scores = (_neighbours(scores, config.dilations) * weights).sum(2)
+        scores = (neighbours(scores, config.dilations) * weights).sum(2)
     return scores
 
 
-def _neighbours(x: Tensor, dilations: tuple[int, ...]) -> Tensor:
+def neighbours(x: Tensor, dilations: tuple[int, ...]) -> Tensor:
+    """The 8 neighbours of every pixel at each dilation: B,K,n,h,w of B,K,h,w."""
     h, w = x.shape[-2:]
     found = []
     for d in dilations:

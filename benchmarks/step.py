@@ -1,7 +1,7 @@
 """Time, memory and FLOPs of one training step against the same step written plainly (`plain.py`, `plain_<method>.py`).
 
     python benchmarks/step.py                                         MCC, DeiT-Tiny, crop 448, batch 1, all cores
-    python benchmarks/step.py --method toco
+    python benchmarks/step.py --method toco                           or afa, fsr, slrnet
     python benchmarks/step.py --backbone deit_base_patch16_224 --flops-only
     python benchmarks/step.py --crop 224 448 --batch 1 2 --views 4 8  scaling
     python benchmarks/step.py --options                               what each field of `compute` gains and changes
@@ -23,7 +23,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -43,13 +43,33 @@ from mcc_core.experiment_files import merge
 from mcc_core.losses import terms as losses
 from mcc_core.methods.registry import experiment_of, method_named, network_of
 from mcc_core.precision import cast_once
-from mcc_core.pseudo_labels import cam, par
 from mcc_core.pseudo_labels import labels as pseudo_label
+from mcc_core.pseudo_labels import par
 from mcc_core.training.optim import build_optimizer
 
-# By method: the module of its plain form, and the field with its number of local views.
-METHODS = {"mcc": ("plain", "mask.views"), "toco": ("plain_toco", "crops.views")}
-ITERATION = 5000  # all terms of the published schedule are on
+
+@dataclass(frozen=True)
+class Form:
+    """What is measured of a method."""
+
+    plain: str  # module of its plain form
+    backbone: str = "deit_tiny_patch16_224"
+    views: str | None = None  # field with the number of local views
+    fields: Mapping[str, Any] = field(default_factory=dict)  # nothing random, so that both forms are equal
+
+
+METHODS = {
+    "mcc": Form("plain", views="mask.views"),
+    "toco": Form("plain_toco", views="crops.views"),
+    "afa": Form("plain_afa", "mit_b1", fields={"model.dropout": 0.0, "model.drop_path": 0.0}),
+    "fsr": Form("plain_fsr", fields={"model.stochastic_depth": 0.0}),
+    "slrnet": Form("plain_slrnet", "wide_resnet38"),  # its dropout draws the same in both
+}
+ITERATION = 7000  # all terms of the published schedules are on
+TIMED = {
+    **{"multi_scale_maps": "cams", "raw_maps": "cams", "refined_label": "refinement", "mask_label": "refinement"},
+    "dense_energy": "energy",
+}
 STAGES = ("cams", "other forward", "refinement", "energy", "backward", "optimizer", "step")
 OPTIONS: dict[str, dict[str, Any]] = {
     "precision: bfloat16": {"precision": "bfloat16"},
@@ -77,12 +97,13 @@ class Case:
 
     def __init__(self, size: Size, compute: Mapping[str, Any] | None = None, plainly: bool = False) -> None:
         crop, batch = size.crop, size.batch
-        plain_form, views = METHODS[size.method]
+        form = METHODS[size.method]
         fields = {
+            **form.fields,
             "method": size.method,
             "model.backbone": size.backbone,
             "model.weights": "random",
-            views: size.views,
+            **({form.views: size.views} if form.views else {}),
             "train.crop": crop,
             "train.batch_size": batch,
             "compute": {"recompute": "nothing"} if plainly else compute or {},
@@ -90,13 +111,13 @@ class Case:
         experiment = experiment_of(merge({}, fields, "benchmark"), "benchmark")
         method = method_named(size.method)
         self.module = importlib.import_module(f"mcc_core.methods.{size.method}.objective")
-        self.plain_module = importlib.import_module(plain_form)
+        self.plain_module = importlib.import_module(form.plain)
         self.plainly = plainly
         self.device = torch.device(size.device)
         generator = torch.Generator().manual_seed(0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.model = network_of(experiment, 20).to(self.device)
+            self.model = network_of(experiment, 20).to(self.device).train()
         self.optimizer = build_optimizer(self.model, experiment.optim)
         build = self.plain_module.PlainObjective if plainly else method.objective
         self.objective = build(self.model, experiment)
@@ -106,7 +127,8 @@ class Case:
         labels = torch.zeros(batch, 20)
         labels[:, [3, 7]] = 1
         boxes = torch.tensor([[0, crop, 0, crop]] * batch)
-        self.batch = dict(view1=images[0], view2=images[1], local=images[2], labels=labels, box=boxes)
+        views = dict(view=images[0], view1=images[0], view2=images[1], local=images[2])
+        self.batch = views | dict(labels=labels, box=boxes)
         self.draws = method.draws(experiment, self.model, batch, (crop, crop), ITERATION, generator)
 
     def step(self, stage: Callable[[str], Any]) -> dict[str, float]:
@@ -118,12 +140,15 @@ class Case:
         """The step without reading its losses."""
         for group in self.optimizer.param_groups:
             group.update(lr=0.0)
+        torch.manual_seed(0)
         with ExitStack() as plainly:
             plainly.enter_context(cast_once(self.model.precision, self.device))
             if self.plainly:
                 plainly.enter_context(explicit_attention())
                 plainly.enter_context(mock.patch.object(pseudo_label, "refine", refine_separately))
                 plainly.enter_context(mock.patch.object(self.module, "settled", lambda function, x: function(x)))
+                for place, name, other in getattr(self.plain_module, "REPLACED", ()):
+                    plainly.enter_context(mock.patch.object(place, name, other))
             self.optimizer.zero_grad(set_to_none=True)
             step = self.objective(self.batch, self.draws, ITERATION)
             with stage("backward"):
@@ -163,14 +188,13 @@ class Stopwatch:
         return call
 
     def time(self, case: Case) -> dict[str, float]:
-        with (
-            mock.patch.object(case.module, "multi_scale_maps", self.timed("cams", cam.multi_scale_maps)),
-            mock.patch.object(case.plain_module, "multi_scale_maps", self.timed("cams", cam.multi_scale_maps)),
-            mock.patch.object(case.module, "refined_label", self.timed("refinement", pseudo_label.refined_label)),
-            mock.patch.object(losses, "dense_energy", self.timed("energy", losses.dense_energy)),
-            self.stage("step"),
-        ):
-            case.step(self.stage)
+        with ExitStack() as timed:
+            for name, stage in TIMED.items():
+                for module in (case.module, case.plain_module, losses):
+                    if (function := getattr(module, name, None)) is not None:
+                        timed.enter_context(mock.patch.object(module, name, self.timed(stage, function)))
+            with self.stage("step"):
+                case.step(self.stage)
         self.seconds["other forward"] = 2 * self.seconds["step"] - sum(self.seconds.values())
         return self.seconds
 
@@ -196,8 +220,13 @@ def gflop(call: Callable[[], object]) -> float:
 
 
 def forward_gflop(case: Case) -> float:
+    """Of one image: of the encoder, or of what the plain form names."""
+    one = getattr(case.plain_module, "one_forward", lambda model, images: model.encoder(images))
+    case.model.eval()
     with torch.no_grad():
-        return gflop(lambda: case.model.get_submodule("encoder")(case.batch["view1"][:1]))
+        found = gflop(lambda: one(case.model, case.batch["view1"][:1]))
+    case.model.train()
+    return found
 
 
 def _peak(out: Any, size: Size, compute: Mapping[str, Any], plainly: bool, threads: int) -> None:
@@ -229,9 +258,9 @@ def against_plain(size: Size, rounds: int, flops_only: bool, console: Console) -
     cases = {"ours": Case(size), "plain": Case(size, plainly=True)}
     one = forward_gflop(cases["ours"])
     ours, plain = (gflop(case.run) / size.batch / one for case in cases.values())
+    views = f", {size.views} local views" if METHODS[size.method].views else ""
     console.print(
-        f"{method_named(size.method).title}, {size.backbone}, crop {size.crop}, batch {size.batch}, "
-        f"{size.views} local views\n"
+        f"{method_named(size.method).title}, {size.backbone}, crop {size.crop}, batch {size.batch}{views}\n"
         f"forward-equivalents per image ({one:.1f} GFLOP each): ours {ours:.2f}, plain {plain:.2f}, "
         f"ratio {plain / ours:.2f}"
     )
@@ -246,7 +275,8 @@ def against_plain(size: Size, rounds: int, flops_only: bool, console: Console) -
         table.add_column(name, justify="right")
     for stage in STAGES:
         a, b = medians["ours"][stage], medians["plain"][stage]
-        table.add_row(stage, f"{a:.3f}", f"{b:.3f}", f"{b / a:.2f}")
+        if a or b:  # not every method has every stage
+            table.add_row(stage, f"{a:.3f}", f"{b:.3f}", f"{b / a:.2f}")
     a, b = (size.batch / medians[name]["step"] for name in ("ours", "plain"))
     table.add_row("images per second", f"{a:.2f}", f"{b:.2f}", f"{a / b:.2f}")
     a, b = peak_gib(size), peak_gib(size, plainly=True)
@@ -295,7 +325,7 @@ def options(size: Size, rounds: int, console: Console) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", choices=METHODS, default="mcc")
-    parser.add_argument("--backbone", default="deit_tiny_patch16_224")
+    parser.add_argument("--backbone", help="default: DeiT-Tiny, or the method's own kind")
     parser.add_argument("--crop", type=int, nargs="+", default=[448])
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--views", type=int, nargs="+", default=[8])
@@ -309,8 +339,9 @@ def main() -> None:
     console.print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, {given.device}, python {sys.version.split()[0]}"
     )
-    for crop, batch, views in itertools.product(given.crop, given.batch, given.views):
-        size = Size(given.method, given.backbone, crop, batch, views, given.device)
+    form = METHODS[given.method]
+    for crop, batch, views in itertools.product(given.crop, given.batch, given.views if form.views else [0]):
+        size = Size(given.method, given.backbone or form.backbone, crop, batch, views, given.device)
         if given.operations:
             operations(size, console)
         elif given.options:

@@ -21,7 +21,7 @@ from mcc_core.methods.registry import DEFAULT, METHODS, method_named, method_of
 from mcc_core.networks.backbones import shape_text
 from mcc_core.weights_file import named_tensors, read_content, top_names
 
-_TRAINING_ONLY = ("projector.", "centers.")  # what no prediction reads may be drawn anew
+_TRAINING_ONLY = ("projector.", "centers.", "momentum_encoder.")  # what no prediction reads may be drawn anew
 _COUNTER = ".num_batches_tracked"  # of batch norms: nothing reads it, and older files have none
 _CLASSES = {20: VOC_CLASSES, 80: COCO_CLASSES}
 

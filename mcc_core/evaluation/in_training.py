@@ -32,7 +32,7 @@ from mcc_core.networks.base import MapStage, Network
 from mcc_core.parallel import ahead
 from mcc_core.precision import arithmetic
 from mcc_core.pseudo_labels.cam import multi_scale_maps
-from mcc_core.pseudo_labels.labels import cam_label, class_ids, denormalise
+from mcc_core.pseudo_labels.labels import cam_label, denormalise
 
 STAGES: dict[Stage, Protocol] = {"cam": "ms", "aux_cam": "ms", "seg": "single"}  # and the protocols of their scores
 
@@ -185,7 +185,7 @@ class _Scorer:
     ) -> Image.Image:
         size, classes = image.shape[-2:], labels[0].nonzero()[:, 0]
         cam = maps["cam"][:, moved(classes, image.device)]
-        pseudo = class_ids(pseudo_label(image, cam, seg, classes, self.config), classes)[0]
+        pseudo = pseudo_label(image, cam, seg, classes, self.config)[0]
 
         def fit(label: Tensor) -> Tensor:
             return F.interpolate(label[None, None].float(), size=size, mode="nearest")[0, 0].to(torch.uint8).cpu()

@@ -36,7 +36,6 @@ from mcc_core.networks.base import MapStage, Network
 from mcc_core.precision import arithmetic, named_precision
 from mcc_core.pseudo_labels.cam import multi_scale_maps
 from mcc_core.pseudo_labels.crf import require_crf
-from mcc_core.pseudo_labels.labels import class_ids
 
 
 @dataclass(frozen=True)
@@ -221,7 +220,7 @@ def panel(
     # Refinement works on a smaller picture, of which something must be left.
     least, numbers = config.par.downscale, present.nonzero()[:, 0]
     wide = padded(shown["cam"][None, numbers], least)
-    pseudo = class_ids(pseudo_label(padded(tensor, least), wide, prediction.logits[None], numbers, config), numbers)
+    pseudo = pseudo_label(padded(tensor, least), wide, prediction.logits[None], numbers, config)
     return cam_panel(
         prediction.image,
         {stage: cam.numpy() for stage, cam in shown.items()},

@@ -342,12 +342,9 @@ def _cam_label(maps: Maps, protocol: ProtocolName, config: EvaluationConfig, ima
 def _refined(cam: Tensor, maps: Maps, config: EvaluationConfig, image: np.ndarray) -> np.ndarray:
     """The pseudo-label of the squashed image, as training makes it, at the image's own size."""
     pixels = TF.resize(torch.from_numpy(image).permute(2, 0, 1), list(cam.shape[-2:]), antialias=False)
-    present = maps.present
-    label = pseudo_label(normalise(pixels)[None], cam, maps.single, torch.tensor(present), config)
-    numbers = np.zeros(256, np.uint8)
-    numbers[[0, *range(1, len(present) + 1), 255]] = [0, *(index + 1 for index in present), 255]
+    label = pseudo_label(normalise(pixels)[None], cam, maps.single, torch.tensor(maps.present), config)
     whole = F.interpolate(label[None].float(), size=image.shape[:2], mode="nearest")[0, 0]
-    return numbers[whole.to(torch.uint8).numpy()]
+    return whole.to(torch.uint8).numpy()
 
 
 def _on_host(maps: Maps) -> Maps:

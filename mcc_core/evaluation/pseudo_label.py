@@ -7,13 +7,13 @@ from torch import Tensor
 
 from mcc_core.config import EvaluationConfig
 from mcc_core.device import moved
-from mcc_core.pseudo_labels.labels import refined_label
+from mcc_core.pseudo_labels.labels import class_ids, refined_label
 from mcc_core.pseudo_labels.pamr import mask_label
 from mcc_core.schedules import Scheduled
 
 
 def pseudo_label(image: Tensor, cam: Tensor, seg: Tensor | None, classes: Tensor, config: EvaluationConfig) -> Tensor:
-    """Labels 1,H,W in 0..K or IGNORE: 0 background, k the k-th of the image's classes.
+    """Labels 1,H,W: 0 background, 1..C the image's classes, IGNORE where it is left open.
 
     Args:
         image: 1,3,H,W normalised.
@@ -26,10 +26,10 @@ def pseudo_label(image: Tensor, cam: Tensor, seg: Tensor | None, classes: Tensor
     if config.pamr is not None:
         assert seg is not None
         masks = seg.softmax(1)[:, moved(torch.cat([classes.new_zeros(1), classes + 1]), seg.device)]
-        return mask_label(image, masks, moved(here, seg.device), config.pamr)
+        return class_ids(mask_label(image, masks, moved(here, seg.device), config.pamr), classes)
     box = torch.tensor([[0, image.shape[-2], 0, image.shape[-1]]])
     background, foreground = at_rest(config.background), at_rest(config.foreground)
-    return refined_label(image, cam, here, box, background, foreground, config.par)
+    return class_ids(refined_label(image, cam, here, box, background, foreground, config.par), classes)
 
 
 def at_rest(threshold: Scheduled) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models.vision_transformer import checkpoint_filter_fn
+from timm.models import eva, vision_transformer
 from torch import Tensor
 
 from mcc_core.config import ModelConfig
@@ -75,7 +75,8 @@ def fill_backbone(vit: Any, tensors: Mapping[str, Tensor], where: str) -> None:
     starts = ", ".join(list(state)[:3]) or "nothing"
     own = vit.state_dict()
     try:
-        fitted = checkpoint_filter_fn(state, vit)
+        kind = eva if isinstance(vit, eva.Eva) else vision_transformer
+        fitted = kind.checkpoint_filter_fn(state, vit)
     except Exception:  # of tensors named or shaped like nothing that timm knows
         raise UsageError(f"{where}: not a backbone that timm or DeiT names; it starts with {starts}") from None
     wrong = [name for name, t in fitted.items() if name in own and t.shape != own[name].shape]

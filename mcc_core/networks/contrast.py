@@ -13,8 +13,9 @@ from mcc_core.config import ComputeConfig, ContrastModelConfig, OptimConfig
 from mcc_core.networks import base
 from mcc_core.networks.backbones import build_vit
 from mcc_core.networks.base import MapStage, Network, ParameterGroup
-from mcc_core.networks.encoder import Encoder, Features
+from mcc_core.networks.encoder import Features
 from mcc_core.networks.heads import Decoder, Projector, pooled_logits
+from mcc_core.networks.rotary import encoder_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class ContrastNet(Network):
     def __init__(self, config: ContrastModelConfig, num_classes: int, compute: ComputeConfig | None = None) -> None:
         super().__init__()
         compute = compute or ComputeConfig()
-        self.encoder = Encoder(build_vit(config), config.aux_block)
+        self.encoder = encoder_of(build_vit(config), config.aux_block)
         self.stride = self.encoder.patch
         width = self.encoder.width
         self.num_classes = num_classes

@@ -43,6 +43,7 @@ class Encoder(nn.Module):
     """
 
     vit: Any  # a timm VisionTransformer
+    mask_token: Any
 
     def __init__(self, vit: Any, aux_block: int, *, stochastic_depth: bool = False) -> None:
         super().__init__()
@@ -65,6 +66,7 @@ class Encoder(nn.Module):
         self.use_bfloat16 = False  # matrix products under autocast
         self.recompute: Recompute = "nothing"  # of what the backward pass needs
         self._block: Callable[..., Tensor] = _block
+        self.register_parameter("mask_token", None)  # 1,D of methods that hide patches
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Token grid of an image of `height` x `width` pixels."""
@@ -129,10 +131,12 @@ class Encoder(nn.Module):
     def autocast(self, images: Tensor) -> torch.autocast:
         return torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.use_bfloat16)
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Token embeddings B,P+N,D of images B,3,H,W, positions added."""
+    def embed(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Token embeddings B,P+N,D of images B,3,H,W, positions added; where `mask` B,h,w is true, the mask token's."""
         vit = self.vit
         patches = vit.patch_embed.norm(vit.patch_embed.proj(images).flatten(2).transpose(1, 2))
+        if mask is not None:
+            patches = torch.where(mask.flatten(1)[..., None], self.mask_token.to(patches.dtype), patches)
         extra = [getattr(vit, name, None) for name in ("dist_token", "reg_token")]
         prefix = torch.cat([vit.cls_token, *(token for token in extra if token is not None)], dim=1)
         prefix_tokens = prefix.expand(images.shape[0], -1, -1)  # no len(): an export is for any number of them
@@ -142,6 +146,14 @@ class Encoder(nn.Module):
             patches = patches + self._resized(positions[:, own:], self.grid(*images.shape[-2:]))
             prefix_tokens = prefix_tokens + positions[:, :own] if own else prefix_tokens
         return vit.norm_pre(torch.cat([prefix_tokens, patches], dim=1))
+
+    def hidden_patches(self, images: Tensor, mask: Tensor) -> Tensor:
+        """Patch tokens M,D, after the final norm, of the M places where `mask` B,h,w puts the mask token."""
+        with self.autocast(images):
+            tokens = self.embed(images, mask)
+            for block in self.vit.blocks:
+                tokens = self._run(block, tokens)
+            return self.vit.norm(tokens[:, self.prefix :][mask.flatten(1)]).to(images.dtype)
 
     def masked_cls(self, images: Tensor, masks: Tensor, drop: bool = True) -> Tensor:
         """Class tokens V*B,D (view-major) that see only unmasked keys.

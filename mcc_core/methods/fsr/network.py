@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from mcc_core.config import ComputeConfig, OptimConfig
 from mcc_core.errors import UsageError
+from mcc_core.losses.distillation import Centers
 from mcc_core.methods.fsr.config import Experiment
-from mcc_core.methods.fsr.distillation import Centers
 from mcc_core.networks import base
 from mcc_core.networks.backbones import build_vit
 from mcc_core.networks.base import MapStage, Network, ParameterGroup

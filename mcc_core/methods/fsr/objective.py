@@ -11,9 +11,9 @@ from torch import Tensor
 
 from mcc_core.device import moved
 from mcc_core.losses import terms as losses
+from mcc_core.losses.distillation import distillation
 from mcc_core.methods.base import Step
 from mcc_core.methods.fsr.config import Experiment
-from mcc_core.methods.fsr.distillation import distillation
 from mcc_core.methods.fsr.masking import masked_blocks, masked_count, on_grid, true_places, uncertain_blocks
 from mcc_core.methods.fsr.network import AuxiliaryMaps, FSRNet, FSROutput
 from mcc_core.methods.objective import Objective, Opening, opening, settled

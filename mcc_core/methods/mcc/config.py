@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from mcc_core import config as shared
 from mcc_core.config import AugmentConfig, EnergyConfig, Fraction, ParConfig, Strict, Weight, bounded
-from mcc_core.schedules import Scheduled
+from mcc_core.schedules import Cosine, Linear, Scheduled, always_zero
 
 
 class ModelConfig(shared.ContrastModelConfig):
@@ -29,7 +29,24 @@ class MaskConfig(Strict):
     ratio: Fraction = Field(0.95, description="probability p that a key is masked")
     scale: Annotated[Scheduled, bounded(1.0)] = Field(4, description="side, in tokens, of the squares masked together")
     views: Annotated[Scheduled, bounded(1.0)] = Field(8, description="local views per image")
+    uncertain_start: int | None = Field(
+        None,
+        ge=0,
+        description="from this iteration on as many squares as otherwise are masked, but uncertain ones first, as in "
+        "FSR (null: never)",
+    )
     drop_tokens: bool = Field(True, description="drop masked tokens (exact) instead of masking attention over all")
+
+
+class PatchConfig(Strict):
+    """Distillation of masked patches of the local view, FSR's (`loss.fsr_patch`)."""
+
+    ratio: Fraction = Field(0.4, description="share of squares that the mask token hides, rounded up")
+    student_temperature: Annotated[Scheduled, bounded(1e-3)] = 0.1
+    teacher_temperature: Annotated[Scheduled, bounded(1e-3)] = Field(
+        Linear(schedule="linear", start=0.04, end=0.07, last=2499), description="after centring"
+    )
+    center_momentum: Fraction = Field(0.9, description="of the moving average of the teacher's outputs")
 
 
 class ContrastConfig(Strict):
@@ -46,6 +63,12 @@ class ContrastConfig(Strict):
 
     temperature: Annotated[Scheduled, bounded(1e-3)] = Field(0.5, description="tau")
     momentum: Fraction = Field(0.9, description="m of the projector's moving average")
+    teacher: Literal["projector", "network"] = Field(
+        "projector", description="what queries come of: a moving average of the projector, or of encoder and it (FSR)"
+    )
+    teacher_momentum: Fraction = Field(
+        Cosine(schedule="cosine", start=0.9995, end=1.0), description="in place of momentum, of a network as teacher"
+    )
     epsilon: float = Field(1e-4, gt=0)
     empty_term: bool = Field(True, description="the published code's extra log(1 + negatives) term per query")
 
@@ -65,7 +88,7 @@ class CamConfig(shared.CamConfig):
     )
 
 
-TERMS = ("cls", "cls_aux", "aff", "mcc", "seg", "reg")  # of Eq. 5, in display order
+TERMS: tuple[str, ...] = ("cls", "cls_aux", "aff", "mcc", "seg", "reg")  # of Eq. 5, in display order
 
 
 class LossConfig(shared.LossConfig):
@@ -77,6 +100,7 @@ class LossConfig(shared.LossConfig):
     mcc: Weight = Field(0.5, description="lambda 2, masked collaborative contrast")
     seg: Weight = Field(0.1, description="lambda 3, segmentation")
     reg: Weight = Field(0.05, description="lambda 4, dense energy")
+    fsr_patch: Weight = Field(0.0, description="distillation of masked patches, not of Eq. 5 but FSR's")
     seg_start: int = Field(2000, ge=0, description="seg and reg count after this iteration")
     aff_form: Literal["published", "equation"] = Field(
         "published", description="published: half the mean absolute cosines; equation: Eq. 9 as printed"
@@ -119,11 +143,22 @@ class Experiment(shared.Experiment):
     model: ModelConfig = ModelConfig()
     thresholds: ThresholdConfig = ThresholdConfig()
     mask: MaskConfig = MaskConfig()
+    patches: PatchConfig = PatchConfig()
     contrast: ContrastConfig = ContrastConfig()
     cam: CamConfig = CamConfig()
     par: ParConfig = ParConfig()
     energy: EnergyConfig = EnergyConfig()
     loss: LossConfig = LossConfig()
+
+    @property
+    def hides_patches(self) -> bool:
+        """Whether masked patches are distilled at any iteration."""
+        return not always_zero(self.loss.fsr_patch)
+
+    @property
+    def reinforced(self) -> bool:
+        """Whether anything of FSR is on."""
+        return self.hides_patches or self.mask.uncertain_start is not None or self.contrast.teacher == "network"
 
     @model_validator(mode="after")
     def _threshold_order(self) -> Experiment:

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from mcc_core.experiment_files import resolve
+from mcc_core.losses.distillation import Centers, distillation
 from mcc_core.methods.fsr.config import Experiment
-from mcc_core.methods.fsr.distillation import Centers, distillation
 from mcc_core.methods.fsr.masking import masked_blocks, on_grid, uncertain_blocks
 from mcc_core.methods.fsr.network import ClassAttention
 from mcc_core.schedules import value_at

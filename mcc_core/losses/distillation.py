@@ -1,4 +1,4 @@
-"""Self-distillation with centred teacher outputs (section 3.3; DINO and iBOT)."""
+"""Self-distillation with centred teacher outputs (DINO and iBOT; FSR, section 3.3)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def distillation(
 
 
 class Centers(nn.Module):
-    """Moving averages E of the teacher's outputs of class tokens and of patches, equal on all ranks.
+    """Moving averages E of a teacher's outputs by kind, of class tokens and patches; equal on all ranks.
 
     Each pass of an optimiser step gives its means to `collect`; `update` averages them over passes and ranks, which
     have batches of one size.
@@ -32,15 +32,16 @@ class Centers(nn.Module):
     class_center: Tensor
     patch_center: Tensor
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, kinds: tuple[str, ...] = ("class", "patch")) -> None:
         super().__init__()
-        self.register_buffer("class_center", torch.zeros(size))
-        self.register_buffer("patch_center", torch.zeros(size))
+        self.kinds = kinds
+        for kind in kinds:
+            self.register_buffer(f"{kind}_center", torch.zeros(size))
         self._collected: list[Tensor] = []
 
-    def collect(self, classes: Tensor, patches: Tensor) -> None:
-        """Remember the means of a pass's outputs: class tokens B,E and patches M,E."""
-        self._collected.append(torch.stack([classes.detach().mean(0), patches.detach().mean(0)]))
+    def collect(self, *outputs: Tensor) -> None:
+        """Remember the means of a pass's outputs N,E of each kind."""
+        self._collected.append(torch.stack([one.detach().mean(0) for one in outputs]))
 
     @torch.no_grad()
     def update(self, momentum: float) -> None:
@@ -52,5 +53,5 @@ class Centers(nn.Module):
         if dist.is_initialized():
             dist.all_reduce(means)
             means /= dist.get_world_size()
-        self.class_center.lerp_(means[0], 1 - momentum)
-        self.patch_center.lerp_(means[1], 1 - momentum)
+        for kind, mean in zip(self.kinds, means, strict=True):
+            getattr(self, f"{kind}_center").lerp_(mean, 1 - momentum)

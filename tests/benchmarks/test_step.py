@@ -1,0 +1,22 @@
+"""The plain form of each method's step has ours' losses, and needs no fewer operations."""
+
+from __future__ import annotations
+
+import pytest
+import step
+
+
+@pytest.mark.parametrize("method", ["afa", "fsr", "slrnet"])
+def test_plain_forms_have_the_same_losses(method: str) -> None:
+    form = step.METHODS[method]
+    size = step.Size(method, form.backbone, 64, 1, 0, "cpu")
+    ours, plain = step.Case(size), step.Case(size, plainly=True)
+    found = [case.run() for case in (ours, plain)]
+    assert set(found[0]) == {*ours.objective.terms, "total"}
+    assert found[0] == pytest.approx(found[1], rel=1e-4, abs=1e-6)
+    for a, b in zip(ours.model.parameters(), plain.model.parameters(), strict=True):
+        if a.requires_grad and a.grad is not None:
+            assert b.grad is not None
+            assert float((a.grad - b.grad).norm()) <= 1e-3 * float(b.grad.norm()) + 1e-6
+    counted = [step.gflop(case.run) for case in (ours, plain)]
+    assert counted[0] <= counted[1]
