@@ -54,15 +54,15 @@ def merge(base: Mapping[str, Any], overrides: Mapping[str, Any], source: str) ->
 
 def _dotted(overrides: Mapping[str, Any], schema: type[Experiment], source: str) -> dict[str, Any]:
     """Overrides with sections taken apart into their fields. A field whose value is a mapping is one value."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in overrides.items():
         fields = {key: value}
         if isinstance(value, dict) and value and key not in _values(schema):
-            fields = _dotted({f"{key}.{name}": one for name, one in value.items()}, schema, source)
-        if twice := next((name for name in fields if name in found), None):
+            fields = _dotted({f"{key}.{name}": inner for name, inner in value.items()}, schema, source)
+        if twice := next((name for name in fields if name in flat), None):
             raise UsageError(f"{source}: {twice}: given twice, by itself and in its section; take one out")
-        found |= fields
-    return found
+        flat |= fields
+    return flat
 
 
 @cache

@@ -50,7 +50,14 @@ def import_weights(path: Path, base: str | None = None, method: str | None = Non
     if method is not None:
         method_named(method, "--method")
     state = _tensors(path)
-    marked = next((one for one in METHODS.values() if any(mark in state for mark in one.published_marks)), None)
+    marked = next(
+        (
+            method_known
+            for method_known in METHODS.values()
+            if any(mark in state for mark in method_known.published_marks)
+        ),
+        None,
+    )
     if base is None and method is None and marked is not None:
         method = marked.name
     of = method_named(method) if method is not None else method_of(resolve(base or _preset(DEFAULT), {}, "--base"))
@@ -62,7 +69,7 @@ def import_weights(path: Path, base: str | None = None, method: str | None = Non
         return _import_network(path, state, base, of, len(state[head]), told=method is not None or base is not None)
     if marked is not None or "patch_embed.proj.weight" in state:
         return _import_backbone(path, state, base, of)
-    known = ", ".join(one.title for one in METHODS.values())
+    known = ", ".join(method_known.title for method_known in METHODS.values())
     raise UsageError(
         f"{path}: neither a published checkpoint ({known}) nor an ImageNet backbone that they use; {top_names(state)}"
     )

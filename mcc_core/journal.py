@@ -13,9 +13,11 @@ from mcc_core.errors import UsageError
 class OtherJournal(Exception):  # noqa: N818  no error: the caller says what it means
     """The file is of another header, which is `found`."""
 
-    def __init__(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-        self.found = found
-        self.differing = tuple(k for k in dict.fromkeys((*wanted, *found)) if found.get(k) != wanted.get(k))
+    def __init__(self, header_there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+        self.found = header_there
+        self.differing = tuple(
+            k for k in dict.fromkeys((*wanted, *header_there)) if header_there.get(k) != wanted.get(k)
+        )
         super().__init__(", ".join(self.differing))
 
 
@@ -33,11 +35,11 @@ class Journal:
         lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
         whole = [line for line in lines if line.endswith(b"\n")]
         try:
-            found, *self.entries = [json.loads(line) for line in whole] or [header]
+            header_there, *self.entries = [json.loads(line) for line in whole] or [header]
         except ValueError:
             raise UsageError(f"{file}: not written by mcc; move it away") from None
-        if found != header:
-            raise OtherJournal(found if isinstance(found, dict) else {}, header)
+        if header_there != header:
+            raise OtherJournal(header_there if isinstance(header_there, dict) else {}, header)
         if len(whole) < max(1, len(lines)):
             file.write_bytes(b"".join(whole) or json.dumps(header).encode() + b"\n")
 

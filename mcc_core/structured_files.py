@@ -51,8 +51,8 @@ def parse_yaml(text: str, source: str) -> Any:
         where = f" line {mark.line + 1}:" if mark else ""
         problem = getattr(error, "problem", None) or str(error)
         if not isinstance(error, _RepeatedKey):
-            found = next((plain for part, plain in _IN_PLAIN_WORDS if part in problem), "expected `key: value` lines")
-            problem = f"not valid YAML: {found}"
+            hint = next((plain for part, plain in _IN_PLAIN_WORDS if part in problem), "expected `key: value` lines")
+            problem = f"not valid YAML: {hint}"
         raise UsageError(f"{source}:{where} {problem}") from None
     except ValueError:  # of a value whose form alone is right, as 2024-02-30
         raise UsageError(f"{source}: not valid YAML: a date or number that there is not; put text in quotes") from None
@@ -101,10 +101,10 @@ class _Twins(Exception):  # noqa: N818  never leaves this module
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         raise _Twins
-    return found
+    return mapping
 
 
 def _repeated(text: str) -> tuple[int, int, str]:

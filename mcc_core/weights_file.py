@@ -145,10 +145,10 @@ def _other_kind(begin: bytes) -> str | None:
         return "it is a Git LFS pointer, not the file itself; git lfs pull fetches that"
     if text.startswith((b"{", b"[")):
         try:
-            found = json.loads(begin)
+            header = json.loads(begin)
         except ValueError:
-            found = None
-        said = f": {found['error']}" if isinstance(found, dict) and isinstance(found.get("error"), str) else ""
+            header = None
+        said = f": {header['error']}" if isinstance(header, dict) and isinstance(header.get("error"), str) else ""
         return f"it is JSON, not weights{said}"
     for magic, kind in ((b"\x1f\x8b", "a gzip archive"), (b"Rar!", "a RAR archive"), (b"7z\xbc\xaf", "a 7z archive")):
         if begin.startswith(magic):
@@ -163,9 +163,9 @@ def _unreadable(message: str, path: Path | io.BytesIO) -> str:
     """Why torch could not read a file without running code, in our words."""
     if "TorchScript" in message:
         return "it is a TorchScript program, not weights; whoever made it can save its state_dict() instead"
-    if found := _GLOBAL.search(message):
+    if refused := _GLOBAL.search(message):
         return (
-            f"it holds pickled code ({found[1]}), which is not run; whoever made it can save its state_dict() alone, "
+            f"it holds pickled code ({refused[1]}), which is not run; whoever made it can save its state_dict() alone, "
             "which holds tensors only"
         )
     if "weights_only" in message or "Weights only" in message or "Unpickl" in message:

@@ -28,16 +28,18 @@ def checkpoint_file(name: str | Path) -> Path:
     if Path(name).is_file():
         return Path(name)
     text = str(name)
-    found = _SCHEME.match(text)
-    kind = found[1] if found else "trial"
+    scheme = _SCHEME.match(text)
+    kind = scheme[1] if scheme else "trial"
     offered = entry_points(group=GROUP)
     if kind not in offered.names:
-        if found is None:
+        if scheme is None:
             raise UsageError(
                 f"{text}: no such checkpoint file, and names of trials are read by the package `mcc`, which is not "
                 "installed here (pip install -e .)"
             )
-        known = ", ".join(f"{one}:/" for one in sorted(offered.names) if one != "trial") or "none"
+        known = (
+            ", ".join(f"{scheme_name}:/" for scheme_name in sorted(offered.names) if scheme_name != "trial") or "none"
+        )
         raise UsageError(f"{text}: no installed package reads {kind}: addresses (readable here: {known})")
     try:
         resolve = offered[kind].load()

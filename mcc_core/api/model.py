@@ -115,16 +115,16 @@ class Model:
             images = list(images)
         if isinstance(images, (str, Path, np.ndarray, PIL.Image.Image)):
             return self._predicted([pixels_of(images, "images")], protocol, 1)[0]
-        return self._predicted([pixels_of(one, f"images[{i}]") for i, one in enumerate(images)], protocol, batch)
+        return self._predicted([pixels_of(image, f"images[{i}]") for i, image in enumerate(images)], protocol, batch)
 
     def _predicted(self, images: Sequence[np.ndarray], protocol: ProtocolName, batch: int) -> list[Prediction]:
-        found: list[Prediction] = []
-        while len(found) < len(images):
-            group = images[len(found) : len(found) + batch]
-            same = next((i for i, one in enumerate(group) if one.shape != group[0].shape), len(group))
+        predictions: list[Prediction] = []
+        while len(predictions) < len(images):
+            group = images[len(predictions) : len(predictions) + batch]
+            same = next((i for i, pixels in enumerate(group) if pixels.shape != group[0].shape), len(group))
             results = inference.predict(self.network, self.experiment, group[:same], self.device, protocol)
-            found += [Prediction(one, self.experiment, self.classes) for one in results]
-        return found
+            predictions += [Prediction(pixels, self.experiment, self.classes) for pixels in results]
+        return predictions
 
     def __repr__(self) -> str:
         return (

@@ -27,17 +27,17 @@ class Scores:
     @property
     def miou(self) -> dict[str, float]:
         """Mean IoU over classes, background among them, by protocol."""
-        return {protocol: found["miou"] for protocol, found in self.values.items()}
+        return {protocol: scores["miou"] for protocol, scores in self.values.items()}
 
     def __repr__(self) -> str:
         scores = ", ".join(f"{name} {100 * value:.1f}" for name, value in self.miou.items())
         return f"<Scores mIoU in percent on {self.images} images of {self.split}: {scores}>"
 
     def _repr_html_(self) -> str:
-        names = dict.fromkeys(name for found in self.values.values() for name in found)
+        names = dict.fromkeys(name for scores in self.values.values() for name in scores)
         head = [f"{self.images} images of {self.split}, percent", *self.values]
         body = [
-            [name, *(f"{100 * found[name]:.1f}" if name in found else "-" for found in self.values.values())]
+            [name, *(f"{100 * scores[name]:.1f}" if name in scores else "-" for scores in self.values.values())]
             for name in names
         ]
         rows = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in [head, *body]]

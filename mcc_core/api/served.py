@@ -41,12 +41,12 @@ class Served:
                 file = Path(folder) / "image"
                 file.write_bytes(content)
                 try:
-                    found = self.model.predict(file, protocol=protocol)
+                    predicted = self.model.predict(file, protocol=protocol)
                 except DataError as error:
                     reason = str(error).removeprefix(f"{file}: ")
                     raise UsageError(f"image {number}: {reason}") from None
-            scores = dict(zip(found.classes, map(float, found.scores), strict=True))
-            answers.append({"mask": palette_png(found.mask), "classes": [*found.present], "scores": scores})
+            scores = dict(zip(predicted.classes, map(float, predicted.scores), strict=True))
+            answers.append({"mask": palette_png(predicted.mask), "classes": [*predicted.present], "scores": scores})
         return answers
 
 

@@ -151,7 +151,7 @@ class _Recorder(engine.Callbacks):
 
 def _history(entries: list[Any]) -> dict[int, dict[str, float]]:
     """What was measured at each iteration; a repeated one counts as it was measured last."""
-    found: dict[int, dict[str, float]] = {}
+    history: dict[int, dict[str, float]] = {}
     for entry in entries:
-        found.setdefault(entry["iteration"], {}).update(entry["metrics"])
-    return dict(sorted(found.items()))
+        history.setdefault(entry["iteration"], {}).update(entry["metrics"])
+    return dict(sorted(history.items()))

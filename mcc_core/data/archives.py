@@ -26,15 +26,15 @@ def is_archive(path: Path) -> bool:
 
 def opened(sources: Sequence[Path], folder: Path, progress: Callable[[str, int, int], None]) -> list[Path]:
     """Folders as they are, archives unpacked below `folder`. Raises DataError for what is neither."""
-    found = []
+    folders = []
     for number, source in enumerate(sources):
         progress("unpacking", number, len(sources))
         if not source.exists():
             raise DataError(f"{source}: no such file or folder")
         if source.is_file() and not is_archive(source):
             raise DataError(f"{source}: neither a folder nor an archive ({', '.join(SUFFIXES)})")
-        found.append(unpack(source, folder) if is_archive(source) else source)
-    return found
+        folders.append(unpack(source, folder) if is_archive(source) else source)
+    return folders
 
 
 def unpack(archive: Path, folder: Path) -> Path:

@@ -80,9 +80,9 @@ def read_instances(file: Path) -> Instances:
         raise DataError(str(error)) from None
     lists = {key: content.get(key) if isinstance(content, dict) else None for key in ("images", "annotations")}
     categories = content.get("categories") if isinstance(content, dict) else None
-    for key, found in {**lists, "categories": categories}.items():
-        if not isinstance(found, list):
-            shown = "missing" if found is None else described(found)
+    for key, records in {**lists, "categories": categories}.items():
+        if not isinstance(records, list):
+            shown = "missing" if records is None else described(records)
             raise DataError(f"{file}: {key}: {shown}; expected a list, as in an instances file of COCO")
     made = Instances(file, *_classes(file, categories or []))
     broken = _read_images(made, lists["images"] or [])
@@ -91,29 +91,34 @@ def read_instances(file: Path) -> Instances:
     return made
 
 
-def _classes(file: Path, found: list[Any]) -> tuple[tuple[str, ...], Mapping[int, int], frozenset[int]]:
+def _classes(file: Path, records: list[Any]) -> tuple[tuple[str, ...], Mapping[int, int], frozenset[int]]:
     """Names in the order of the categories' ids, their numbers by id, and ids of the background."""
-    read = [_record(_Category, raw, "category", number) for number, raw in enumerate(found)]
-    if wrong := next((one for one in read if isinstance(one, str)), None):
+    read = [_record(_Category, raw, "category", number) for number, raw in enumerate(records)]
+    if wrong := next((category for category in read if isinstance(category, str)), None):
         raise DataError(f"{file}: {wrong}")
-    categories = sorted((one for one in read if isinstance(one, _Category)), key=lambda one: one.id)
-    for what, values in (("id", [one.id for one in categories]), ("name", [one.name for one in categories])):
+    categories = sorted(
+        (category for category in read if isinstance(category, _Category)), key=lambda category: category.id
+    )
+    for what, values in (
+        ("id", [category.id for category in categories]),
+        ("name", [category.name for category in categories]),
+    ):
         value, times = max(Counter(values).items(), key=lambda pair: pair[1], default=(None, 0))
         if times > 1:
             raise DataError(f"{file}: categories: {what} {value!r} is there {times} times; expected one category of it")
-    names = [one.name for one in categories if one.name != BACKGROUND]
+    names = [category.name for category in categories if category.name != BACKGROUND]
     if not 1 <= len(names) <= _MOST_CLASSES:
         raise DataError(f"{file}: categories: found {len(names)}, expected 1 to {_MOST_CLASSES}")
     numbers = {name: number for number, name in enumerate(names)}
-    known = {one.id: numbers[one.name] for one in categories if one.name in numbers}
-    return tuple(names), known, frozenset(one.id for one in categories) - set(known)
+    known = {category.id: numbers[category.name] for category in categories if category.name in numbers}
+    return tuple(names), known, frozenset(category.id for category in categories) - set(known)
 
 
-def _read_images(made: Instances, found: list[Any]) -> set[int]:
+def _read_images(made: Instances, records: list[Any]) -> set[int]:
     """Fill in the images; the ids of those that cannot be used."""
     broken: set[int] = set()
     known: set[int] = set()
-    for number, raw in enumerate(found):
+    for number, raw in enumerate(records):
         image = _record(Picture, raw, "image", number)
         if isinstance(image, str):
             made.problems.append(f"{made.file}: {image}")
@@ -131,7 +136,7 @@ def _read_images(made: Instances, found: list[Any]) -> set[int]:
     return broken
 
 
-def _read_annotations(made: Instances, found: list[Any], broken: set[int]) -> set[int]:
+def _read_annotations(made: Instances, records: list[Any], broken: set[int]) -> set[int]:
     """Fill in the objects by image; the ids of images that have a broken one."""
     spoiled: set[int] = set()
     images = {image.id for image in made.images}
@@ -145,26 +150,33 @@ def _read_annotations(made: Instances, found: list[Any], broken: set[int]) -> se
         if isinstance(image, int):
             spoiled.add(image)
 
-    for number, raw in enumerate(found):
-        one = _record(Annotation, raw, "annotation", number)
-        if isinstance(one, str):
-            problem(one, raw.get("image_id") if isinstance(raw, dict) else None)
+    for number, raw in enumerate(records):
+        annotation = _record(Annotation, raw, "annotation", number)
+        if isinstance(annotation, str):
+            problem(annotation, raw.get("image_id") if isinstance(raw, dict) else None)
             continue
-        if one.id in owner:
-            problem(f"annotation {one.id}: the id is there twice; expected an id of its own", one.image_id)
-            spoiled.add(owner[one.id])
-        owner.setdefault(one.id, one.image_id)
-        if one.image_id not in images:
-            if one.image_id not in broken:  # else the image itself is named
-                problem(f"annotation {one.id}: image_id: {one.image_id}; expected the id of an image", None)
-        elif one.category_id in made.background:
-            background.append(one.id)
-        elif one.category_id not in made.numbers:
-            problem(f"annotation {one.id}: category_id: {one.category_id}; expected the id of a category", one.image_id)
-        elif is_empty(one.segmentation):
-            empty.append(one.id)
+        if annotation.id in owner:
+            problem(
+                f"annotation {annotation.id}: the id is there twice; expected an id of its own", annotation.image_id
+            )
+            spoiled.add(owner[annotation.id])
+        owner.setdefault(annotation.id, annotation.image_id)
+        if annotation.image_id not in images:
+            if annotation.image_id not in broken:  # else the image itself is named
+                problem(
+                    f"annotation {annotation.id}: image_id: {annotation.image_id}; expected the id of an image", None
+                )
+        elif annotation.category_id in made.background:
+            background.append(annotation.id)
+        elif annotation.category_id not in made.numbers:
+            problem(
+                f"annotation {annotation.id}: category_id: {annotation.category_id}; expected the id of a category",
+                annotation.image_id,
+            )
+        elif is_empty(annotation.segmentation):
+            empty.append(annotation.id)
         else:
-            objects[one.image_id].append(one)
+            objects[annotation.image_id].append(annotation)
     for ids, what in ((empty, "whose segmentation is empty"), (background, f"of the category {BACKGROUND}")):
         if ids:
             made.notes.append(f"{made.file}: left out {len(ids)} objects {what}, such as annotation {ids[0]}")
@@ -186,7 +198,7 @@ def _record(model: type[_Record], raw: object, kind: str, number: int) -> _Recor
             f"{kind} number {number} from 0: {described(raw)}; expected an object with {', '.join(model.model_fields)}"
         )
     name = str(first["loc"][0])
-    found = described(raw[name]) if name in raw else "missing"
+    shown = described(raw[name]) if name in raw else "missing"
     this = raw.get("id")
     who = f"{kind} {this}" if isinstance(this, int) else f"{kind} number {number} from 0"
-    return f"{who}: {name}: {found}; expected {_EXPECTED[name]}"
+    return f"{who}: {name}: {shown}; expected {_EXPECTED[name]}"

@@ -100,11 +100,11 @@ def _polygon(part: object, height: int, width: int) -> tuple[float, ...]:
     return tuple(map(float, part))
 
 
-def _counts(found: Mapping[Any, Any], height: int, width: int) -> tuple[int, ...]:
+def _counts(rle: Mapping[Any, Any], height: int, width: int) -> tuple[int, ...]:
     """The runs of an RLE that has the image's size. Raises OutlineError."""
-    if "size" not in found or "counts" not in found:
-        raise OutlineError(described(found))
-    size, counts = found["size"], found["counts"]
+    if "size" not in rle or "counts" not in rle:
+        raise OutlineError(described(rle))
+    size, counts = rle["size"], rle["counts"]
     if size != [height, width]:
         shown = f"{size[0]}x{size[1]}" if isinstance(size, list) and _is_point(size) else described(size)
         raise OutlineError(f"an RLE of {shown} (height x width), its image has {height}x{width}")

@@ -23,7 +23,7 @@ def image_files(paths: Iterable[Path]) -> ImageFiles:
 
     Lines of a list are relative to its folder. Raises UsageError for what does not exist or holds no image.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     left_out: list[str] = []
     for path in paths:
         if path.is_dir():
@@ -41,8 +41,8 @@ def image_files(paths: Iterable[Path]) -> ImageFiles:
             raise UsageError(f"{path}: no such file or folder")
         if not inside:
             raise UsageError(f"{path}: no images here ({', '.join(IMAGE_SUFFIXES)})")
-        found += inside
-    return ImageFiles(found, left_out)
+        files += inside
+    return ImageFiles(files, left_out)
 
 
 def _listed(path: Path) -> list[Path]:

@@ -80,7 +80,7 @@ def build_index(config: DataConfig, home: Path, *, blind: bool = False) -> DataI
     _check_disjoint(root, config, train_names, val_names)
     paths = {name: root / "JPEGImages" / f"{name}.jpg" for name in train_names + val_names}
     images = _checked(list(paths.values()), home, "image", image_size)
-    broken = tuple(found.problem for found in images.values() if found.problem)
+    broken = tuple(checked.problem for checked in images.values() if checked.problem)
     if broken and config.on_corrupt == "stop":
         more = f" (and {len(broken) - 1} more images)" if len(broken) > 1 else ""
         raise DataError(f"{broken[0]}{more}; --set data.on_corrupt=skip leaves such images out")
@@ -111,10 +111,10 @@ def build_index(config: DataConfig, home: Path, *, blind: bool = False) -> DataI
         f"mask {len(classes)}",
         partial(mask_content, num_classes=len(classes)),
     )
-    for found in truth.values():
-        if found.problem:
-            raise DataError(found.problem)
-    digests = {path: found.digest for path, found in (images | truth).items()}
+    for checked in truth.values():
+        if checked.problem:
+            raise DataError(checked.problem)
+    digests = {path: checked.digest for path, checked in (images | truth).items()}
     _check_content(train, val, digests)
     scored = [labelled_mask(masks[i.name], i.labels, truth[masks[i.name]].detail) for i in val if i.name in masks]
     notes = compared_masks(scored, classes, str(root), own=True)
@@ -169,8 +169,8 @@ def _check_touched(index: Path, digests: Mapping[Path, str], home: Path) -> None
         if max(stat.st_mtime_ns, stat.st_ctime_ns) >= since:
             touched[path.parent].append(path)
     for paths in touched.values():
-        for path, found in _checked(paths, home, "content", os.fspath).items():
-            if found.problem or found.digest != digests[path]:
+        for path, checked in _checked(paths, home, "content", os.fspath).items():
+            if checked.problem or checked.digest != digests[path]:
                 raise DataError(f"{path}: its content has changed since the index was made; mcc data prepare again")
 
 
@@ -253,32 +253,32 @@ def _checked(paths: Sequence[Path], home: Path, kind: str, check: Callable[[Path
     folder = os.fspath(paths[0].parent.resolve())
     cache_file = home / "index" / f"{hashlib.sha256(f'{READING} {kind}:{folder}'.encode()).hexdigest()[:16]}.json"
     cache = _remembered(cache_file)
-    found: dict[Path, _Found] = {}
+    results: dict[Path, _Found] = {}
     fresh: dict[Path, str] = {}
     for path in paths:
         try:
             key = file_stamp(path)
         except OSError as error:
-            found[path] = _Found("", f"{path}: {error.strerror or error}")
+            results[path] = _Found("", f"{path}: {error.strerror or error}")
             continue
         if key in cache:
             digest, reason, detail = cache[key]
-            found[path] = _Found(digest, f"{path}: {reason}" if reason else "", detail)
+            results[path] = _Found(digest, f"{path}: {reason}" if reason else "", detail)
         else:
             fresh[path] = key
     if fresh:
         for path, result in zip(fresh, _examine(list(fresh), kind, check), strict=True):
-            found[path] = result
+            results[path] = result
             cache[fresh[path]] = [result.digest, result.problem.removeprefix(f"{path}: "), result.detail]
         with suppress(OSError), whole(cache_file) as partly:  # without it the next index takes longer, nothing else
             partly.write_text(json.dumps(cache))
-    return {path: found[path] for path in paths}
+    return {path: results[path] for path in paths}
 
 
 def _remembered(cache_file: Path) -> dict[str, list[str]]:
     try:
         cache = json.loads(cache_file.read_text())
-        return {str(key): [str(part) for part in (one, two, three)] for key, (one, two, three) in cache.items()}
+        return {str(key): [str(part) for part in (first, two, three)] for key, (first, two, three) in cache.items()}
     except (OSError, ValueError, AttributeError, TypeError):  # not there yet, or not what was written
         return {}
 

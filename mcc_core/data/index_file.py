@@ -83,7 +83,7 @@ def read_index(folder: Path) -> IndexFile:
 def faults(index: IndexFile) -> list[tuple[str, str, str]]:
     """(split, image, what is wrong) of images that training or evaluation would refuse: those of a held-back split that
     are in another as well, by name or by content, and those without a mask where others of val have one."""
-    found = []
+    problems = []
     held = {split: index.splits[split] for split in HELD if split in index.splits}
     for other, evaluated in held.items():
         names, contents = set(evaluated), {index.images[name].digest: name for name in evaluated}
@@ -91,13 +91,17 @@ def faults(index: IndexFile) -> list[tuple[str, str, str]]:
             for name in index.splits[split]:
                 file = index.images[name].image
                 if name in names:
-                    found.append((split, name, f"{name}: in {split} and in {other}: {file}"))
+                    problems.append((split, name, f"{name}: in {split} and in {other}: {file}"))
                 elif (same := contents.get(index.images[name].digest)) is not None:
                     files = f"{file} and {index.images[same].image}"
-                    found.append((split, name, f"{name} and {same}: the same picture in {split} and {other}: {files}"))
+                    problems.append(
+                        (split, name, f"{name} and {same}: the same picture in {split} and {other}: {files}")
+                    )
     masked = [index.images[name].mask is not None for name in held.get("val", ())]
     if any(masked):
         for name, has in zip(held["val"], masked, strict=True):
             if not has:
-                found.append(("val", name, f"{name}: has no mask; others of val have one: {index.images[name].image}"))
-    return found
+                problems.append(
+                    ("val", name, f"{name}: has no mask; others of val have one: {index.images[name].image}")
+                )
+    return problems

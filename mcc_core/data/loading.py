@@ -56,8 +56,8 @@ def _check_shared_memory(dataset: TrainingSet, batches: Sampler[list[Draw]], pro
     if (draws := next(first, None)) is None or not _SHARED_MEMORY.is_dir():
         return
     sample = dataset[draws[0]]
-    one = len(draws) * sum(t.numel() * t.element_size() for t in sample.values() if isinstance(t, Tensor))
-    need = one * (_AHEAD * processes + 1)
+    batch_bytes = len(draws) * sum(t.numel() * t.element_size() for t in sample.values() if isinstance(t, Tensor))
+    need = batch_bytes * (_AHEAD * processes + 1)
     stat = os.statvfs(_SHARED_MEMORY)
     free = stat.f_bavail * stat.f_frsize
     if need > free:

@@ -67,20 +67,20 @@ def finish(draft: Draft, out: Path, *, skip_broken: bool = False, progress: Prog
         known = {entry.name: journal.found(entry) for entry in entries}
         new = [entry for entry in entries if known[entry.name] is None]
         looked = each(partial(_examined, classes=len(draft.classes)), new)
-        for done, (entry, one) in enumerate(zip(new, looked, strict=True), start=len(entries) - len(new) + 1):
+        for done, (entry, examined) in enumerate(zip(new, looked, strict=True), start=len(entries) - len(new) + 1):
             progress("looking at images", done, len(entries))
-            if isinstance(one, str):
-                problems.append(one)
+            if isinstance(examined, str):
+                problems.append(examined)
             else:
-                journal.add(entry, one)
-                known[entry.name] = one
-    found: dict[str, IndexedImage] = {}
+                journal.add(entry, examined)
+                known[entry.name] = examined
+    indexed: dict[str, IndexedImage] = {}
     for entry in entries:
         if (image := known[entry.name]) is not None:
             paths = {"image": _relative(entry.image, out), "mask": entry.mask and _relative(entry.mask, out)}
-            found[entry.name] = image.model_copy(update={**paths, "labels": entry.labels})
-    splits = {split: tuple(name for name in names if name in found) for split, names in draft.splits.items()}
-    refused = faults(IndexFile(source=draft.source, classes=draft.classes, splits=splits, images=found))
+            indexed[entry.name] = image.model_copy(update={**paths, "labels": entry.labels})
+    splits = {split: tuple(name for name in names if name in indexed) for split, names in draft.splits.items()}
+    refused = faults(IndexFile(source=draft.source, classes=draft.classes, splits=splits, images=indexed))
     problems += [line for _, _, line in refused]
     if not skip_broken:
         refuse(problems)
@@ -89,10 +89,10 @@ def finish(draft: Draft, out: Path, *, skip_broken: bool = False, progress: Prog
     if empty := [split for split, names in splits.items() if not names]:
         raise DataError("\n".join([*_shown(problems), f"{draft.source}: no readable image is left in {empty[0]}"]))
     for split in (split for split in splits if split not in HELD):
-        if not any(found[name].labels for name in splits[split]):
+        if not any(indexed[name].labels for name in splits[split]):
             raise DataError(f"{draft.source}: no image of {split} has a class: nothing to learn")
     used = {name for names in splits.values() for name in names}
-    images = {name: image for name, image in found.items() if name in used}
+    images = {name: image for name, image in indexed.items() if name in used}
     index = IndexFile(source=draft.source, classes=draft.classes, splits=splits, images=images)
     notes = [*draft.notes, *_alike(draft.classes), *mask_notes(index), *_scaled(index), *_replaced(index, out)]
     return Prepared(index, write_index(index, out), tuple(problems), tuple(notes))
@@ -118,12 +118,12 @@ def refuse(problems: Sequence[str]) -> None:
 def _alike(classes: Sequence[str]) -> list[str]:
     """A note for each class whose name is another's but for case and spaces."""
     first: dict[str, str] = {}
-    found = []
+    pairs = []
     for name in classes:
         other = first.setdefault("".join(name.casefold().split()), name)
         if other != name:
-            found.append(f"classes {other!r} and {name!r} are two; is one of them a slip?")
-    return found
+            pairs.append(f"classes {other!r} and {name!r} are two; is one of them a slip?")
+    return pairs
 
 
 def _scaled(index: IndexFile) -> list[str]:
@@ -147,12 +147,12 @@ def _replaced(index: IndexFile, out: Path) -> list[str]:
 def changed_files(index: IndexFile, folder: Path, progress: Progress = lambda *_: None) -> list[str]:
     """What no longer is as the index says: a line for each missing, changed or broken file. Reads every file."""
 
-    found: list[str] = []
+    changes: list[str] = []
     entries = list(index.images.values())
     for done, lines in enumerate(each(partial(_changes, folder), entries), start=1):
-        found += lines
+        changes += lines
         progress("reading files", done, len(entries))
-    return found
+    return changes
 
 
 def _changes(folder: Path, entry: IndexedImage) -> list[str]:
@@ -195,8 +195,8 @@ class _Journal:
         except OSError:
             return None  # not there any more: looked at again, which says so
 
-    def add(self, entry: Entry, found: IndexedImage) -> None:
-        self._stream.write(json.dumps({"key": self._key(entry), "found": found.model_dump(mode="json")}) + "\n")
+    def add(self, entry: Entry, image: IndexedImage) -> None:
+        self._stream.write(json.dumps({"key": self._key(entry), "found": image.model_dump(mode="json")}) + "\n")
         self._stream.flush()
 
     def close(self) -> None:
@@ -211,26 +211,26 @@ def _examined(entry: Entry, classes: int) -> IndexedImage | str:
     """An image's line of the index, or what is wrong with it."""
     try:
         size = image_size(entry.image)
-        found: dict[str, object] = {
+        facts: dict[str, object] = {
             "bytes": entry.image.stat().st_size,
             "digest": fingerprint(entry.image),
             "size": size,
         }
-        found["scaled"] = is_scaled(entry.image)
+        facts["scaled"] = is_scaled(entry.image)
         if entry.mask is not None:
             mask = read_mask(entry.mask, classes)
             height, width = mask.shape
             numbers = np.unique(mask)
-            found["mask_classes"] = [int(number) - 1 for number in numbers if number not in (0, 255)]
-            found["mask_open"] = bool((numbers == 255).any())
+            facts["mask_classes"] = [int(number) - 1 for number in numbers if number not in (0, 255)]
+            facts["mask_open"] = bool((numbers == 255).any())
             if (width, height) != size:
                 return f"{entry.mask}: {width}x{height} pixels, its image has {size[0]}x{size[1]}"
-            found["mask_digest"] = fingerprint(entry.mask)
+            facts["mask_digest"] = fingerprint(entry.mask)
     except OSError as error:
         return f"{error.filename or entry.image}: {error.strerror or error}"
     except DataError as error:
         return str(error)
-    return IndexedImage.model_validate({**found, "image": str(entry.image)})
+    return IndexedImage.model_validate({**facts, "image": str(entry.image)})
 
 
 def _relative(path: Path, out: Path) -> str:

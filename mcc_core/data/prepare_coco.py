@@ -59,7 +59,7 @@ def draft_coco(
         files[split] = _located(draft, split, instances, folders)
     if not skip_broken:
         refuse(draft.problems)
-    shared = Counter(path.stem for found in files.values() for path in found.values())
+    shared = Counter(path.stem for by_id in files.values() for path in by_id.values())
     for split, instances in splits.items():
         _add(draft, split, instances, files[split], shared, out / "masks" / split, progress)
     return draft
@@ -90,11 +90,13 @@ def _draw(work: _Drawing) -> _Drawn:
     """Write a mask unless it is there. Its name has a digest of everything that decides it."""
     height, width = work.image.height, work.image.width
     outlines, problems = [], []
-    for one in sorted(work.objects, key=lambda one: (-one.area, one.id)):
+    for instance in sorted(work.objects, key=lambda instance: (-instance.area, instance.id)):
         try:
-            outlines.append((work.numbers[one.category_id] + 1, read_outline(one.segmentation, height, width)))
+            outlines.append(
+                (work.numbers[instance.category_id] + 1, read_outline(instance.segmentation, height, width))
+            )
         except OutlineError as error:
-            problems.append(f"{work.annotated}: annotation {one.id}: segmentation: {error}; expected {EXPECTED}")
+            problems.append(f"{work.annotated}: annotation {instance.id}: segmentation: {error}; expected {EXPECTED}")
     if problems:
         return _Drawn(problems=tuple(problems))
     decisive = [_DRAWING, height, width, [(label, outline.polygons, outline.counts) for label, outline in outlines]]
@@ -133,7 +135,7 @@ def _add(
         draft.problems += result.problems
         slivers += result.slivers
         if result.mask is not None:
-            labels = tuple(sorted({instances.numbers[one.category_id] for one in work.objects}))
+            labels = tuple(sorted({instances.numbers[instance.category_id] for instance in work.objects}))
             draft.entries[work.name] = Entry(work.name, files[work.image.id], labels, result.mask)
             names.append(work.name)
     draft.splits[split] = names
@@ -146,7 +148,7 @@ def _add(
 def _located(draft: Draft, split: str, instances: Instances, folders: Sequence[Path]) -> dict[int, Path]:
     """Files by image id of the images with an object. What is missing, double or not listed is said in the draft."""
     folder = _folder(draft, folders, f"{split}{YEAR}")
-    found: dict[int, Path] = {}
+    places: dict[int, Path] = {}
     owner: dict[Path, int] = {}
     without = []
     for image in instances.images:
@@ -158,7 +160,7 @@ def _located(draft: Draft, split: str, instances: Instances, folders: Sequence[P
         elif file in owner:
             draft.problems.append(f"{instances.file}: images {owner[file]} and {image.id} are both {file}")
         else:
-            found[image.id] = file
+            places[image.id] = file
         owner.setdefault(file, image.id)
     if without:
         draft.notes.append(f"{split}: left out {len(without)} images without an object, such as {without[0]}")
@@ -169,7 +171,7 @@ def _located(draft: Draft, split: str, instances: Instances, folders: Sequence[P
         draft.notes.append(
             f"{split}: left out {len(unlisted)} files that {instances.file} lacks, such as {unlisted[0]}"
         )
-    return found
+    return places
 
 
 def _plain(file_name: str) -> str:

@@ -59,13 +59,13 @@ def draft_folder(
     """
     if not images.is_dir():
         raise DataError(f"{images}: no such folder")
-    found = _table(table, images, classes or ()) if table else _subfolders(images)
-    if not found.labels:
-        raise DataError("\n".join([f"{table or images}: no images with labels in it", *found.notes()]))
-    given = classes or sorted({label for labels in found.labels.values() for label in labels})
+    listing = _table(table, images, classes or ()) if table else _subfolders(images)
+    if not listing.labels:
+        raise DataError("\n".join([f"{table or images}: no images with labels in it", *listing.notes()]))
+    given = classes or sorted({label for labels in listing.labels.values() for label in labels})
     names = valid_classes(list(given), "the labels")
-    draft = Draft("folder", names, {"train": [], "val": []}, {}, notes=found.notes())
-    _add_entries(draft, found, images, table, masks)
+    draft = Draft("folder", names, {"train": [], "val": []}, {}, notes=listing.notes())
+    _add_entries(draft, listing, images, table, masks)
     if masks is not None:
         draft.notes += _mask_notes(draft, masks)
     else:
@@ -74,9 +74,9 @@ def draft_folder(
     return draft
 
 
-def _add_entries(draft: Draft, found: _Found, images: Path, table: Path | None, masks: Path | None) -> None:
+def _add_entries(draft: Draft, listing: _Found, images: Path, table: Path | None, masks: Path | None) -> None:
     numbers = {name: number for number, name in enumerate(draft.classes)}
-    for path, labels in found.labels.items():
+    for path, labels in listing.labels.items():
         name = path.rsplit(".", 1)[0].replace("/", "-").replace("\\", "-")
         unknown = [label for label in labels if label not in numbers]
         if unknown:
@@ -145,33 +145,33 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _subfolders(images: Path) -> _Found:
     """Images two levels deep, each of the class that its folder is named after."""
-    found = _Found({})
+    listing = _Found({})
     for file in sorted(_files(images)):
         path = file.relative_to(images)
         if any(part.startswith(".") or part.casefold() in _JUNK for part in path.parts):
-            found.leave("left by a system", path.as_posix())
+            listing.leave("left by a system", path.as_posix())
         elif file.suffix.lower() not in IMAGE_SUFFIXES:
-            found.leave(f"none of {' '.join(IMAGE_SUFFIXES)}", path.as_posix())
+            listing.leave(f"none of {' '.join(IMAGE_SUFFIXES)}", path.as_posix())
         elif len(path.parts) == 1:
-            found.leave("in no folder that names a class", path.as_posix())
+            listing.leave("in no folder that names a class", path.as_posix())
         elif len(path.parts) > 2:
-            found.leave("in a folder within a class's folder", path.as_posix())
+            listing.leave("in a folder within a class's folder", path.as_posix())
         else:
-            found.labels[path.as_posix()] = (path.parts[0],)
-    tops = {label for labels in found.labels.values() for label in labels}
-    tops |= {path.split("/")[0] for path in found.left_out.get("in a folder within a class's folder", ())}
+            listing.labels[path.as_posix()] = (path.parts[0],)
+    tops = {label for labels in listing.labels.values() for label in labels}
+    tops |= {path.split("/")[0] for path in listing.left_out.get("in a folder within a class's folder", ())}
     if tops and {top.casefold() for top in tops} <= _SPLITS:
         inside = next((top for top in sorted(tops) if any(p.is_dir() for p in (images / top).iterdir())), None)
         remedy = f"give one whose folders are classes, such as {images / inside}, or " if inside else "give "
         raise DataError(
             f"{images}: its folders are {', '.join(sorted(tops))}: splits, not classes; {remedy}--labels TABLE.csv"
         )
-    return found
+    return listing
 
 
 def _table(file: Path, images: Path, classes: Sequence[str]) -> _Found:
     """Images and labels of a CSV file, and the images that it does not name."""
-    found = _Found({})
+    listing = _Found({})
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, strict=True)
@@ -183,9 +183,9 @@ def _table(file: Path, images: Path, classes: Sequence[str]) -> _Found:
             reader.fieldnames = columns
             for row in reader:
                 path, labels = _row(row, f"{file}: line {reader.line_num}", classes)
-                if path in found.labels:
+                if path in listing.labels:
                     raise DataError(f"{file}: line {reader.line_num}: {path} is there twice")
-                found.labels[path] = labels
+                listing.labels[path] = labels
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
@@ -193,9 +193,9 @@ def _table(file: Path, images: Path, classes: Sequence[str]) -> _Found:
     except csv.Error:
         raise DataError(f"{file}: line {reader.line_num}: not CSV; is a quotation mark not closed?") from None
     for spare in sorted(p for p in _files(images) if p.suffix.lower() in IMAGE_SUFFIXES):
-        if (path := spare.relative_to(images).as_posix()) not in found.labels:
-            found.leave(f"not in {file.name}", path)
-    return found
+        if (path := spare.relative_to(images).as_posix()) not in listing.labels:
+            listing.leave(f"not in {file.name}", path)
+    return listing
 
 
 def _row(row: Mapping[str | None, str | None], where: str, classes: Sequence[str]) -> tuple[str, tuple[str, ...]]:

@@ -92,15 +92,15 @@ def _sbd_masks(folders: Sequence[Path], out: Path, progress: Progress) -> tuple[
     """SBD's masks as PNGs by image, and what is wrong with others; those that are there already are kept."""
     files = sorted(file for folder in _holding(folders, "cls") for file in (folder / "cls").glob("*.mat"))
     files = [file for file in files if not file.name.startswith(".")]
-    found: dict[str, Path] = {}
+    masks: dict[str, Path] = {}
     problems = []
     for done, (source, mask) in enumerate(zip(files, each(partial(_convert, out=out), files), strict=True), start=1):
         progress("converting SBD masks", done, len(files))
         if isinstance(mask, str):
             problems.append(mask)
         else:
-            found[source.stem] = mask
-    return found, problems
+            masks[source.stem] = mask
+    return masks, problems
 
 
 def _convert(source: Path, out: Path) -> Path | str:
@@ -131,14 +131,14 @@ def write_mask(label: np.ndarray, target: Path) -> None:
 
 def _holding(folders: Sequence[Path], name: str) -> list[Path]:
     """Folders, at most four levels below those given, that have a folder of this name."""
-    found = []
+    holding = []
     for folder in folders:
         for pattern in ("", "*/", "*/*/", "*/*/*/"):
             inside = sorted(p.parent for p in folder.glob(f"{pattern}{name}") if p.is_dir())
             if inside:
-                found += inside
+                holding += inside
                 break
-    return found
+    return holding
 
 
 def _pngs(folder: Path) -> list[Path]:

@@ -131,14 +131,14 @@ def ensure(config: DataConfig, home: Path) -> Path:
     try:
         if not root.is_dir() or not any(root.iterdir()):
             _generate(config, root, made)
-        found = json.loads((root / _RECORD).read_text(encoding="utf-8"))
+        record = json.loads((root / _RECORD).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"data.root: {root}: is in use and holds no generated shapes; give an empty folder") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{root}: the generated shapes cannot be written or read: {reason}") from None
-    if found != made:
-        raise DataError(f"data.root: {root}: holds other shapes ({found}, wanted {made}); give another folder")
+    if record != made:
+        raise DataError(f"data.root: {root}: holds other shapes ({record}, wanted {made}); give another folder")
     return root
 
 
@@ -207,9 +207,9 @@ class _Drawn:
 
 def _recognisable(mask: np.ndarray, drawn: Sequence[_Drawn]) -> bool:
     """Whether enough of every object, and of its badge, can still be seen."""
-    for one in drawn:
-        here = mask == one.label
-        if here.sum() < VISIBLE * one.region.sum() or (here & one.badge).sum() < BADGE_VISIBLE * one.badge.sum():
+    for shape in drawn:
+        here = mask == shape.label
+        if here.sum() < VISIBLE * shape.region.sum() or (here & shape.badge).sum() < BADGE_VISIBLE * shape.badge.sum():
             return False
     return True
 

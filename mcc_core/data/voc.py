@@ -107,14 +107,14 @@ def read_labels(root: Path, name: str, classes: Sequence[str]) -> tuple[int, ...
         raise DataError(f"{path}: {where}not valid XML; expected an annotation in VOC's form") from None
     if tree.tag != "annotation":
         raise DataError(f"{path}: <{tree.tag}>: expected <annotation> with the image's objects")
-    found = set()
+    names = set()
     for node in tree.findall("object"):
         label = (node.findtext("name") or "").strip()
         if label not in classes:
             known = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
             raise DataError(f"{path}: class {label!r} is not among data.classes ({known})")
-        found.add(classes.index(label))
-    return tuple(sorted(found))
+        names.add(classes.index(label))
+    return tuple(sorted(names))
 
 
 def read_class_file(path: Path) -> tuple[str, ...]:

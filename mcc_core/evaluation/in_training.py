@@ -120,8 +120,8 @@ class _Scorer:
         labels = moved(here, self.device)
         output = self.model(images)
         present = labels[:, :, None, None]
-        found = multi_scale_maps(self.model, images, self.config.cam_scales, output)
-        maps = {stage: cam * present for stage, cam in found.items()}
+        raw = multi_scale_maps(self.model, images, self.config.cam_scales, output)
+        maps = {stage: cam * present for stage, cam in raw.items()}
         self.f1 += f1_counts(output.cls > 0, labels > 0)
         for i, sample in enumerate(samples):
             mask = sample["mask"]
@@ -133,9 +133,9 @@ class _Scorer:
                     self.matrices[stage].update(self._cam_label(cam[i : i + 1], truth.shape), truth)
                 self.matrices["all_background"].update(torch.zeros_like(truth), truth)
             if len(self.panels) < self.wanted:
-                one = slice(i, i + 1)
-                shown = {stage: cam[one] for stage, cam in maps.items()}
-                panel = self._panel(images[one], here[one], shown, output.seg[one], prediction, truth)
+                this = slice(i, i + 1)
+                shown = {stage: cam[this] for stage, cam in maps.items()}
+                panel = self._panel(images[this], here[this], shown, output.seg[this], prediction, truth)
                 self.panels.append((str(sample["name"]), panel))
 
     def sum_over_ranks(self) -> None:
@@ -156,16 +156,16 @@ class _Scorer:
             if self.whole_split:
                 require_foreground(self.matrices["seg"], split)
             return [f1]  # of the first few images of a split, which may all be background
-        found: list[Metric] = []
+        values: list[Metric] = []
         names = ("background", *self.classes)
         for stage in self.stages:
             protocol, matrix = STAGES[stage], self.matrices[stage]
-            found.append(Metric(split, stage, protocol, "miou", matrix.miou()))
-            found.append(Metric(split, stage, protocol, "pixel_accuracy", matrix.pixel_accuracy()))
+            values.append(Metric(split, stage, protocol, "miou", matrix.miou()))
+            values.append(Metric(split, stage, protocol, "pixel_accuracy", matrix.pixel_accuracy()))
             per_class = zip(names, matrix.iou().tolist(), strict=True)
-            found += [Metric(split, stage, protocol, f"iou/{n}", v) for n, v in per_class if v == v]
-        found.append(Metric(split, "all_background", "single", "miou", self.matrices["all_background"].miou()))
-        return [*found, f1]
+            values += [Metric(split, stage, protocol, f"iou/{n}", v) for n, v in per_class if v == v]
+        values.append(Metric(split, "all_background", "single", "miou", self.matrices["all_background"].miou()))
+        return [*values, f1]
 
     def _segmentation(self, logits: Tensor, size: torch.Size) -> Tensor:
         return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False).argmax(1)[0]

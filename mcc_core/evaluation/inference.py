@@ -63,13 +63,15 @@ def predict(
     tensor = padded(moved(to_tensor(images), device), least_side(model, config.cam_scales))
     with arithmetic(model.precision):
         output = model(tensor)
-        found = multi_scale_maps(model, tensor, config.cam_scales, output)
+        class_activations = multi_scale_maps(model, tensor, config.cam_scales, output)
         maps = segmentation_maps(model, images, protocol, config, device)
-    masks = [label_map(one, protocol, config, image) for one, image in zip(maps, images, strict=True)]
-    wanted = [output.cls.sigmoid(), output.seg, *(cam[:, :, :height, :width] for cam in found.values())]
+    masks = [label_map(parts, protocol, config, image) for parts, image in zip(maps, images, strict=True)]
+    wanted = [output.cls.sigmoid(), output.seg, *(cam[:, :, :height, :width] for cam in class_activations.values())]
     scores, logits, *cams = fetched(wanted)
-    class_maps = [{stage: cam[i] for stage, cam in zip(found, cams, strict=True)} for i in range(len(images))]
-    return [Prediction(*one) for one in zip(images, masks, scores, class_maps, logits, strict=True)]
+    class_maps = [
+        {stage: cam[i] for stage, cam in zip(class_activations, cams, strict=True)} for i in range(len(images))
+    ]
+    return [Prediction(*parts) for parts in zip(images, masks, scores, class_maps, logits, strict=True)]
 
 
 def to_tensor(images: Sequence[np.ndarray]) -> Tensor:
@@ -123,17 +125,17 @@ def predict_files(
     group: list[_Waiting] = []
 
     def flush() -> None:
-        for one, prediction in zip(group, _predicted(model, saved.experiment, group, chosen, protocol), strict=True):
+        for read, prediction in zip(group, _predicted(model, saved.experiment, group, chosen, protocol), strict=True):
             if prediction is None:
-                height, width = one.image.shape[:2]
-                result.broken.append(f"{one.path}: {width}x{height} pixels need more memory than there is")
+                height, width = read.image.shape[:2]
+                result.broken.append(f"{read.path}: {width}x{height} pixels need more memory than there is")
             elif not prediction.scores.isfinite().all():
-                result.broken.append(f"{one.path}: the network gives no finite scores")
+                result.broken.append(f"{read.path}: the network gives no finite scores")
             else:
-                _write(prediction, saved.experiment, saved.classes, record, one.name)
-                record.add(one.name, one.path, one.digest, prediction.scores.tolist())
-                result.masks.append(record.file("masks", one.name))
-            on_image(one.path)
+                _write(prediction, saved.experiment, saved.classes, record, read.name)
+                record.add(read.name, read.path, read.digest, prediction.scores.tolist())
+                result.masks.append(record.file("masks", read.name))
+            on_image(read.path)
         group.clear()
 
     try:
@@ -195,13 +197,13 @@ def _predicted(
     if not group:
         return []
     try:
-        return predict(model, experiment, [one.image for one in group], device, protocol)
+        return predict(model, experiment, [read.image for read in group], device, protocol)
     except (MemoryError, RuntimeError) as error:  # torch has its own class for a GPU, and none for the CPU
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "alloc" not in str(error):
             raise
     if len(group) == 1:
         return [None]
-    return [one for waiting in group for one in _predicted(model, experiment, [waiting], device, protocol)]
+    return [read for waiting in group for read in _predicted(model, experiment, [waiting], device, protocol)]
 
 
 def panel(

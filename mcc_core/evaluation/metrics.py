@@ -46,11 +46,11 @@ class ConfusionMatrix:
     def counts(self) -> Tensor:
         """truth x prediction, long, on the host. Raises ValueError for a label that was none."""
         if self._pending is not None:
-            found, strange, _ = self._pending.cpu().split([self.num_labels**2, 1, 1])
+            valid, strange, _ = self._pending.cpu().split([self.num_labels**2, 1, 1])
             self._pending = None
             if strange.any():
                 raise ValueError(f"{int(strange)} pixels have labels that are not 0..{self.num_labels - 1}")
-            self._counts += found.view_as(self._counts)
+            self._counts += valid.view_as(self._counts)
         return self._counts
 
     def update(self, prediction: Tensor, target: Tensor, ignore: int = 255) -> None:

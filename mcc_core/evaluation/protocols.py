@@ -86,18 +86,18 @@ class Maps:
 
     def arrays(self, dtype: str) -> dict[str, np.ndarray]:
         """As named arrays for a file."""
-        found = {"present": np.array(self.present, np.int64)}
+        named = {"present": np.array(self.present, np.int64)}
         if self.padded is not None:
-            found["padded"] = np.array(self.padded, np.int64)
+            named["padded"] = np.array(self.padded, np.int64)
         if self.single is not None:
-            found["single"] = self.single.numpy().astype(dtype)
+            named["single"] = self.single.numpy().astype(dtype)
         for name in ("multi", "cam", "aux_cam"):
             for scale, pair in getattr(self, name).items():
-                for j, one in enumerate(pair):
-                    found[f"{name}/{scale!r}/{j}"] = one.numpy().astype(dtype)
+                for j, tensor in enumerate(pair):
+                    named[f"{name}/{scale!r}/{j}"] = tensor.numpy().astype(dtype)
         for scale, logits in self.scores.items():
-            found[f"scores/{scale!r}"] = logits.numpy().astype(dtype)
-        return found
+            named[f"scores/{scale!r}"] = logits.numpy().astype(dtype)
+        return named
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Maps:
@@ -170,13 +170,13 @@ def segmentation_maps(
         source = padded(source, least_side(model, config.scales))
         size = _padded_size(source, before)
     if protocol == "single":
-        return [Maps(single=one[None]) for one in model(source).seg.cpu()]
+        return [Maps(single=seg[None]) for seg in model(source).seg.cpu()]
     pairs, logits = _multi_scale(model, source, config)
     whole = _on_host(Maps(multi=pairs, scores=logits))
     return [
         Maps(
             multi={scale: (a[i : i + 1], b[i : i + 1]) for scale, (a, b) in whole.multi.items()},
-            scores={scale: one[i : i + 1] for scale, one in whole.scores.items()},
+            scores={scale: seg[i : i + 1] for scale, seg in whole.scores.items()},
             padded=size,
         )
         for i in range(len(images))
@@ -187,9 +187,9 @@ def _multi_scale(
     model: Network, images: Tensor, config: EvaluationConfig
 ) -> tuple[dict[float, MapPair], dict[float, Tensor]]:
     """Segmentation logits by scale, and class logits by scale where the style asks for them."""
-    found = dict(zip(config.scales, _raw(model, images, config.scales), strict=True))
-    pairs = {scale: pair for scale, (pair, _) in found.items()}
-    return pairs, {scale: logits for scale, (_, logits) in found.items()} if config.style == "mean" else {}
+    by_scale = dict(zip(config.scales, _raw(model, images, config.scales), strict=True))
+    pairs = {scale: pair for scale, (pair, _) in by_scale.items()}
+    return pairs, {scale: logits for scale, (_, logits) in by_scale.items()} if config.style == "mean" else {}
 
 
 def least_side(model: Network, scales: Sequence[float]) -> int:
@@ -234,14 +234,14 @@ def raw_logits(model: Network, images: Tensor, scales: Sequence[float]) -> list[
 
 def _raw(model: Network, images: Tensor, scales: Sequence[float]) -> list[tuple[MapPair, Tensor]]:
     """For each scale `raw_logits`, and class logits B,C as the mean over flips."""
-    found = []
+    pairs = []
     for scale in scales:
         target = [max(model.stride, round(side * scale)) for side in images.shape[-2:]]
         scaled = F.interpolate(images, size=target, mode="bilinear", align_corners=False)
         output = model(torch.cat([scaled, scaled.flip(-1)]))
         straight, flipped = output.seg.chunk(2)
-        found.append(((straight, flipped), output.cls.unflatten(0, (2, -1)).mean(0)))
-    return found
+        pairs.append(((straight, flipped), output.cls.unflatten(0, (2, -1)).mean(0)))
+    return pairs
 
 
 def combined_logits(pairs: Sequence[MapPair], size: tuple[int, int], style: str) -> Tensor:
@@ -249,8 +249,8 @@ def combined_logits(pairs: Sequence[MapPair], size: tuple[int, int], style: str)
     over_flips, over_scales = (torch.add, torch.maximum) if style == "voc" else (torch.maximum, torch.add)
 
     def one_scale(pair: MapPair) -> Tensor:
-        one, two = (F.interpolate(x, size=size, mode="bilinear", align_corners=False) for x in pair)
-        return over_flips(one, two.flip(-1))
+        straight, two = (F.interpolate(x, size=size, mode="bilinear", align_corners=False) for x in pair)
+        return over_flips(straight, two.flip(-1))
 
     return reduce(over_scales, map(one_scale, pairs))
 
@@ -350,11 +350,11 @@ def _refined(cam: Tensor, maps: Maps, config: EvaluationConfig, image: np.ndarra
 def _on_host(maps: Maps) -> Maps:
     """The same maps on the CPU, brought there together."""
     places = [(kind, scale) for kind in ("multi", "cam", "aux_cam") for scale in getattr(maps, kind)]
-    tensors = [one for kind, scale in places for one in getattr(maps, kind)[scale]]
+    tensors = [tensor for kind, scale in places for tensor in getattr(maps, kind)[scale]]
     single = [] if maps.single is None else [maps.single]
-    found = iter(fetched([*tensors, *maps.scores.values(), *single]))
+    arrived = iter(fetched([*tensors, *maps.scores.values(), *single]))
     for kind, scale in places:
-        getattr(maps, kind)[scale] = (next(found), next(found))
-    maps.scores = {scale: next(found) for scale in maps.scores}
-    maps.single = next(found, None)
+        getattr(maps, kind)[scale] = (next(arrived), next(arrived))
+    maps.scores = {scale: next(arrived) for scale in maps.scores}
+    maps.single = next(arrived, None)
     return maps

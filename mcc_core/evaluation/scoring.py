@@ -146,8 +146,8 @@ class Scorer:
             reads: whether an image is worth reading ahead.
         """
         waiting: deque[Future[ImageScore]] = deque()
-        found = ahead(lambda item: (item, read_rgb(item.image) if reads(item) else None), items)
-        for item, image in found:
+        read = ahead(lambda item: (item, read_rgb(item.image) if reads(item) else None), items)
+        for item, image in read:
             maps = (maps_of or self.maps)(item, image)
             task = Task(
                 item, self.masks.get(item.name), self.settings, self.model.num_classes, keep_masks=self.keep_masks
@@ -184,16 +184,16 @@ def score_image(task: Task, maps: Maps) -> ImageScore:
 
 def totals(scores: Iterable[Mapping[str, Counts]], num_labels: int) -> dict[str, Total]:
     """Sums of pixel counts per setting; exact, so that order and sharding do not matter."""
-    found: dict[str, Total] = {}
+    sums: dict[str, Total] = {}
     for counts in scores:
         for name, entries in counts.items():
-            total = found.setdefault(name, Total(ConfusionMatrix(num_labels)))
+            total = sums.setdefault(name, Total(ConfusionMatrix(num_labels)))
             for truth, guess, pixels in entries:
                 if guess == IGNORE:
                     total.open += pixels
                 else:
                     total.matrix.counts[truth, guess] += pixels
-    return found
+    return sums
 
 
 def metrics(total: Total, split: str, protocol: ProtocolName, classes: Sequence[str]) -> list[Metric]:
@@ -205,25 +205,25 @@ def metrics(total: Total, split: str, protocol: ProtocolName, classes: Sequence[
     matrix = total.matrix
     if not total.open:  # else the foreground may be what is left open
         require_foreground(matrix, split)
-    found = [
+    values = [
         Metric(split, stage, how, "miou", matrix.miou()),
         Metric(split, stage, how, "pixel_accuracy", matrix.pixel_accuracy()),
     ]
     if protocol == "refined":
         decided = int(matrix.counts.sum())
-        found.append(Metric(split, stage, how, "coverage", decided / max(1, decided + total.open)))
+        values.append(Metric(split, stage, how, "coverage", decided / max(1, decided + total.open)))
     names = ("background", *classes)
     per_class = zip(names, matrix.iou().tolist(), strict=True)
-    return found + [Metric(split, stage, how, f"iou/{name}", value) for name, value in per_class if value == value]
+    return values + [Metric(split, stage, how, f"iou/{name}", value) for name, value in per_class if value == value]
 
 
 def _counted(label: np.ndarray, truth: np.ndarray, num_labels: int) -> Counts:
     matrix = ConfusionMatrix(num_labels)
     decided = label != IGNORE
     matrix.update(torch.from_numpy(label[decided]), torch.from_numpy(truth[decided]))
-    found = [(int(t), int(p), int(matrix.counts[t, p])) for t, p in matrix.counts.nonzero().tolist()]
+    counts = [(int(t), int(p), int(matrix.counts[t, p])) for t, p in matrix.counts.nonzero().tolist()]
     kinds, pixels = np.unique(truth[~decided & (truth != IGNORE)], return_counts=True)
-    return found + [(int(kind), IGNORE, int(number)) for kind, number in zip(kinds, pixels, strict=True)]
+    return counts + [(int(kind), IGNORE, int(number)) for kind, number in zip(kinds, pixels, strict=True)]
 
 
 def _one_thread() -> None:

@@ -67,10 +67,10 @@ def chosen_format(file: Path, kind: str | None) -> Format:
     if kind is not None and kind not in get_args(Format):
         raise UsageError(f"--format {kind}: not one of {known}")
     by_suffix = next((name for name, suffix in SUFFIXES.items() if suffix == file.suffix), None)
-    found = next((name for name in SUFFIXES if name == kind), by_suffix)
-    if found is None:
+    given = next((name for name in SUFFIXES if name == kind), by_suffix)
+    if given is None:
         raise UsageError(f"{file}: no format has the suffix {file.suffix!r}; --format is one of {known}")
-    return found
+    return given
 
 
 def _inputs(image: np.ndarray | None, stride: int) -> list[Tensor]:
@@ -79,22 +79,22 @@ def _inputs(image: np.ndarray | None, stride: int) -> list[Tensor]:
         image = np.random.default_rng(0).integers(0, 256, (5 * stride, 9 * stride, 3), dtype=np.uint8)
     tensor = normalise(torch.from_numpy(image).permute(2, 0, 1))[None]
     height, width = (max(LEAST_CELLS, -(-side // stride)) * stride for side in tensor.shape[-2:])
-    one = F.pad(tensor, (0, width - tensor.shape[-1], 0, height - tensor.shape[-2]))
+    padded = F.pad(tensor, (0, width - tensor.shape[-1], 0, height - tensor.shape[-2]))
     smaller = [max(LEAST_CELLS + 1, side // stride // 2) * stride for side in (width, height)]
-    two = F.interpolate(one, size=smaller, mode="bilinear", align_corners=False)
-    return [one, torch.cat([two, two.flip(-1)])]
+    two = F.interpolate(padded, size=smaller, mode="bilinear", align_corners=False)
+    return [padded, torch.cat([two, two.flip(-1)])]
 
 
 @torch.no_grad()
 def _compared(network: Deployed, run: Run, inputs: list[Tensor]) -> tuple[dict[str, float], int, int]:
     gaps, pixels, other = dict.fromkeys(OUTPUTS, 0.0), 0, 0
     for images in inputs:
-        wanted, found = network(images), run(images)
-        for name, one, two in zip(OUTPUTS, wanted, found, strict=True):
-            gap = float((one - two).abs().max())
+        wanted, answered = network(images), run(images)
+        for name, first, two in zip(OUTPUTS, wanted, answered, strict=True):
+            gap = float((first - two).abs().max())
             gaps[name] = max(gaps[name], gap)
-            if not gap <= _TOLERANCE * max(1.0, float(one.abs().max())):
+            if not gap <= _TOLERANCE * max(1.0, float(first.abs().max())):
                 raise MCCError(f"the exported {name} differs from the network's by up to {gap:.2g}; nothing is written")
         pixels += wanted[0][:, 0].numel()
-        other += int((wanted[0].argmax(1) != found[0].argmax(1)).sum())
+        other += int((wanted[0].argmax(1) != answered[0].argmax(1)).sum())
     return gaps, pixels, other

@@ -41,7 +41,7 @@ class Centers(nn.Module):
 
     def collect(self, *outputs: Tensor) -> None:
         """Remember the means of a pass's outputs N,E of each kind."""
-        self._collected.append(torch.stack([one.detach().mean(0) for one in outputs]))
+        self._collected.append(torch.stack([output.detach().mean(0) for output in outputs]))
 
     @torch.no_grad()
     def update(self, momentum: float) -> None:

@@ -39,12 +39,12 @@ def method_named(name: str, source: str = "method") -> Method:
 @lru_cache(maxsize=16)
 def _offered(entry: EntryPoint, source: str) -> Method:
     try:
-        found = entry.load()
+        method = entry.load()
     except (ImportError, AttributeError) as error:
         raise UsageError(f"{source}: method: {entry.name!r}: {entry.value} cannot be imported: {error}") from None
-    if not isinstance(found, Method):
-        raise UsageError(f"{source}: method: {entry.name!r}: {entry.value} is no Method but {type(found).__name__}")
-    return found
+    if not isinstance(method, Method):
+        raise UsageError(f"{source}: method: {entry.name!r}: {entry.value} is no Method but {type(method).__name__}")
+    return method
 
 
 def method_of(experiment: Experiment) -> Method:

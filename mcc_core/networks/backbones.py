@@ -100,12 +100,12 @@ def vit_of(tensors: Mapping[str, Tensor], where: str) -> str:
         raise UsageError(f"{where}: lacks patch_embed.proj.weight of a vision transformer")
     depth = 1 + max((int(m[1]) for n in tensors if (m := re.match(r"blocks\.(\d+)\.", n))), default=-1)
     registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
-    found = (len(patch), depth, patch.shape[-1], registers)
-    if found not in _BACKBONES:
+    shape = (len(patch), depth, patch.shape[-1], registers)
+    if shape not in _BACKBONES:
         raise UsageError(
-            f"{where}: no known backbone of width {found[0]}, depth {found[1]}, patch {found[2]}, {found[3]} registers"
+            f"{where}: no known backbone of width {shape[0]}, depth {shape[1]}, patch {shape[2]}, {shape[3]} registers"
         )
-    return _BACKBONES[found]
+    return _BACKBONES[shape]
 
 
 def shape_text(tensor: Tensor) -> str:

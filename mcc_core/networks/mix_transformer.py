@@ -111,8 +111,8 @@ class Stages:
 
     def detach(self) -> Stages:
         """The same values without their graph."""
-        one, two, three, four = (x.detach() for x in self.maps)
-        return Stages((one, two, three, four), tuple(x.detach() for x in self.last_inputs))
+        first, two, three, four = (x.detach() for x in self.maps)
+        return Stages((first, two, three, four), tuple(x.detach() for x in self.last_inputs))
 
 
 class MixTransformer(nn.Module):

@@ -93,15 +93,15 @@ def segformer_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _from_transformers(name: str, tensor: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if found := re.fullmatch(r"patch_embeddings\.(\d)\.(proj|layer_norm)\.(\w+)", name):
-        part = "norm" if found[2] == "layer_norm" else "proj"
-        return {f"patch_embed{int(found[1]) + 1}.{part}.{found[3]}": tensor}
-    if found := re.fullmatch(r"layer_norm\.(\d)\.(\w+)", name):
-        return {f"norm{int(found[1]) + 1}.{found[2]}": tensor}
-    found = re.fullmatch(r"block\.(\d)\.(\d+)\.(.+)\.(\w+)", name)
-    if not found:
+    if match := re.fullmatch(r"patch_embeddings\.(\d)\.(proj|layer_norm)\.(\w+)", name):
+        part = "norm" if match[2] == "layer_norm" else "proj"
+        return {f"patch_embed{int(match[1]) + 1}.{part}.{match[3]}": tensor}
+    if match := re.fullmatch(r"layer_norm\.(\d)\.(\w+)", name):
+        return {f"norm{int(match[1]) + 1}.{match[2]}": tensor}
+    match = re.fullmatch(r"block\.(\d)\.(\d+)\.(.+)\.(\w+)", name)
+    if not match:
         return {name: tensor}
-    begin, part, end = f"block{int(found[1]) + 1}.{found[2]}", found[3], found[4]
+    begin, part, end = f"block{int(match[1]) + 1}.{match[2]}", match[3], match[4]
     if part == "attention.self.key":
         values = tensors.get(f"{_TRANSFORMERS}{name.replace('.key.', '.value.')}")
         return {} if values is None else {f"{begin}.attn.kv.{end}": torch.cat([tensor, values])}

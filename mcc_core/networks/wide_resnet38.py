@@ -121,8 +121,8 @@ class WideResNet38(nn.Module):
 
 def own_name(published: str) -> str:
     """Our name of a tensor of the published file; a name of ours is itself."""
-    if found := _BLOCK.fullmatch(published):
-        stage, block, layer, tensor = found.groups()
+    if match := _BLOCK.fullmatch(published):
+        stage, block, layer, tensor = match.groups()
         return f"stages.{int(stage) - 2}.{block or 0}.{_LAYERS.get(layer, layer)}.{tensor}"
     for old, new in (("conv1a.", "conv1."), ("bn7.", "norm.")):
         if published.startswith(old):
@@ -133,12 +133,12 @@ def own_name(published: str) -> str:
 def sizes_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """`width` and `depths` of the network that tensors, in published or own names, belong to, as far as they tell."""
     state = {own_name(name): tensor for name, tensor in tensors.items()}
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     if (first := state.get("conv1.weight")) is not None:
-        found["width"] = len(first)
+        fields["width"] = len(first)
     blocks = {(int(m[1]), m[2]) for name in state if (m := re.match(r"stages\.([0-3])\.(\d+)\.", name))}
     depths = [sum(stage == s for s, _ in blocks) for stage in range(4)]
-    return found | ({"depths": depths} if all(depths) else {})
+    return fields | ({"depths": depths} if all(depths) else {})
 
 
 def load_wide_resnet38(backbone: WideResNet38, path: Path) -> None:

@@ -43,29 +43,29 @@ def raw_maps(
     classes: Tensor | None = None,
 ) -> dict[MapStage, list[MapPair]]:
     """Class activations at the network's resolution: by stage, for each scale those of the image and of its flip."""
-    found: dict[MapStage, list[MapPair]] = {stage: [] for stage in network.map_stages}
+    by_stage: dict[MapStage, list[MapPair]] = {stage: [] for stage in network.map_stages}
     for scale in scales:
         if scale == 1.0 and known is not None:
             straight = network.class_maps(images, known, classes)
             flipped = network.class_maps(images.flip(-1), None, classes)
-            pairs = {stage: (straight[stage], flipped[stage]) for stage in found}
+            pairs = {stage: (straight[stage], flipped[stage]) for stage in by_stage}
         else:
             target = [max(network.stride, int(scale * side)) for side in images.shape[-2:]]
             scaled = F.interpolate(images, size=target, mode="bilinear", align_corners=False)
             both = network.class_maps(torch.cat([scaled, scaled.flip(-1)]), None, classes)
-            pairs = {stage: (both[stage].chunk(2)[0], both[stage].chunk(2)[1]) for stage in found}
+            pairs = {stage: (both[stage].chunk(2)[0], both[stage].chunk(2)[1]) for stage in by_stage}
         for stage, pair in pairs.items():
-            found[stage].append(pair)
-    return found
+            by_stage[stage].append(pair)
+    return by_stage
 
 
 def combined_maps(pairs: Sequence[MapPair], size: tuple[int, int]) -> Tensor:
     """Maps B,K,H,W of `size` from the activations of `raw_maps`."""
     total: Tensor | float = 0.0
     for straight, flipped in pairs:
-        one = F.interpolate(straight, size=size, mode="bilinear", align_corners=False)
+        enlarged = F.interpolate(straight, size=size, mode="bilinear", align_corners=False)
         two = F.interpolate(flipped, size=size, mode="bilinear", align_corners=False).flip(-1)
-        total = total + F.relu(torch.maximum(one, two))
+        total = total + F.relu(torch.maximum(enlarged, two))
     assert isinstance(total, Tensor)
     return normalise(total)
 

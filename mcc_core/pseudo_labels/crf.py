@@ -51,8 +51,8 @@ def dense_crf(image: Image, probabilities: Probabilities, config: CrfConfig = PU
 def require_crf() -> None:
     """Raise UsageError unless pydensecrf can be imported."""
     try:
-        found = importlib.util.find_spec("pydensecrf") is not None
+        installed = importlib.util.find_spec("pydensecrf") is not None
     except ValueError:  # a module that was blocked from being imported
-        found = False
-    if not found:
+        installed = False
+    if not installed:
         raise UsageError("dense CRF needs pydensecrf, which is not installed: run `pip install 'mcc[crf]'`")

@@ -83,11 +83,11 @@ def refined_label(
     cam = F.interpolate(cam, size=small, mode="bilinear", align_corners=False)
     if images.device.type in PIECEWISE:
         refined = torch.full((len(images), *size), IGNORE, dtype=torch.long, device=images.device)
-        for i, one in enumerate(labels):
-            present = one.nonzero()[:, 0]
+        for i, row in enumerate(labels):
+            present = row.nonzero()[:, 0]
             packed = _packed_scores(cam[i : i + 1, present], background, foreground)
             keys = torch.cat([present.new_zeros(1), present + 1])
-            high, low = (keys[found] for found in _strongest(refine(pixels[i : i + 1], packed, config), size))
+            high, low = (keys[strongest] for strongest in _strongest(refine(pixels[i : i + 1], packed, config), size))
             refined[i] = decided(high, low)[0]
     else:
         absent = moved(labels == 0, images.device)[:, :, None, None]

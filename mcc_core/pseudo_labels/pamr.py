@@ -59,12 +59,12 @@ def refine_masks(
     images = F.interpolate(images.to(masks.dtype), size=masks.shape[-2:], mode="bilinear", align_corners=True)
     table = neighbours(masks.shape[-2], masks.shape[-1], dilations, masks.device)
     refined = []
-    for image, one in zip(images, masks, strict=True):
+    for image, mask in zip(images, masks, strict=True):
         weights = colour_weights(image.flatten(1), table, len(dilations), spread)
-        values = one.flatten(1).T.contiguous()
+        values = mask.flatten(1).T.contiguous()
         for _ in range(iterations):
             values = F.embedding_bag(table, values, per_sample_weights=weights, mode="sum")
-        refined.append(values.T.reshape(one.shape))
+        refined.append(values.T.reshape(mask.shape))
     return torch.stack(refined)
 
 

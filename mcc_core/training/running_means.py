@@ -65,8 +65,8 @@ class RunningMeans:
             means = moved(means, device)
             dist.all_reduce(means)
             means /= world
-        *found, self.lasted = means.tolist()
-        return dict(zip(names, found, strict=True)) | {"images_per_second": self.images * world / self.lasted}
+        *averages, self.lasted = means.tolist()
+        return dict(zip(names, averages, strict=True)) | {"images_per_second": self.images * world / self.lasted}
 
     def _elapsed(self) -> float:
         return self.seconds + time.perf_counter() - self.began

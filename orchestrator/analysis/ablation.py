@@ -37,18 +37,18 @@ def comparison(results: Sequence[Result], base: str, metric: str) -> list[list[s
     order, the reference first with its own scores. Unlike methods are named in a column.
     """
     shown = columns(metric)
-    found = [p for p in dict.fromkeys(r.point for r in results) if p != base and by_seed(results, p, metric)]
-    tests = {p: paired(by_seed(results, p, metric), by_seed(results, base, metric)) for p in found}
-    adjusted = dict(zip(found, holm([t.p if t else math.nan for t in tests.values()]), strict=True))
+    compared = [p for p in dict.fromkeys(r.point for r in results) if p != base and by_seed(results, p, metric)]
+    tests = {p: paired(by_seed(results, p, metric), by_seed(results, base, metric)) for p in compared}
+    adjusted = dict(zip(compared, holm([t.p if t else math.nan for t in tests.values()]), strict=True))
     rows = {row.point: row for row in leaderboard(results, metric)}
     methods = {r.point: r.method for r in results}
-    several = unlike(methods[point] for point in (base, *found) if point in methods)
+    several = unlike(methods[point] for point in (base, *compared) if point in methods)
     named = {point: [point, *([method] if several else [])] for point, method in methods.items()}
     lines = [["configuration", *(["method"] if several else []), *shown, "seeds", "p (Holm)", ""]]
     if base in rows:
         own = [rows[base].text(key) for key in shown.values()]
         lines.append([*named[base], *own, str(len(rows[base].seeds)), "", "reference"])
-    for point in found:
+    for point in compared:
         cells = [_cell(results, point, base, key) for key in shown.values()]
         test, p = tests[point], adjusted[point]
         told = [str(test.n if test else 0), "" if math.isnan(p) else f"{p:.3f}", verdict(test, p)]

@@ -72,9 +72,9 @@ def check_comparable(first: Scored, second: Scored) -> None:
             raise UsageError(f"{first.label} and {second.label} were scored on different {what} and are not compared")
     changed = _changed(first.setting["config"], second.setting["config"])
     if changed:
-        key, one, other = changed[0]
+        key, value, other = changed[0]
         raise UsageError(
-            f"{first.label} was scored with {key} {one} and {second.label} with {other}: not the same protocol, "
+            f"{first.label} was scored with {key} {value} and {second.label} with {other}: not the same protocol, "
             "so they are not compared"
         )
     if first.images.keys() != second.images.keys():
@@ -93,25 +93,25 @@ def over_seeds(pairs: Sequence[tuple[Scored, Scored]], *, seed: int = 0) -> Imag
     """Compare two configurations by their evaluations of each shared seed: scores are means over the seeds, and the
     interval resamples the images, the same ones in every seed. Raises UsageError where `check_comparable` does."""
     first, second = pairs[0]
-    for one, other in pairs:
-        check_comparable(first, one)
-        check_comparable(one, other)
+    for side_a, other in pairs:
+        check_comparable(first, side_a)
+        check_comparable(side_a, other)
     names = sorted(first.images)
     labels = ["background", *first.header["classes"]]
     a, b = (  # seeds, images, labels, 2
-        np.stack([iou_counts([one.images[name] for name in names], len(labels)) for one in side])
+        np.stack([iou_counts([side_a.images[name] for name in names], len(labels)) for side_a in side])
         for side in zip(*pairs, strict=True)
     )
-    each = zip(labels, *(_known_mean([_class_iou(one) for one in side]) for side in (a, b)), strict=True)
-    found = [(name, one, other) for name, one, other in each if not (math.isnan(one) and math.isnan(other))]
-    images = zip(names, *(_known_mean([_image_iou(one) for one in side]) for side in (a, b)), strict=True)
+    each = zip(labels, *(_known_mean([_class_iou(side_a) for side_a in side]) for side in (a, b)), strict=True)
+    changes = [(name, side_a, other) for name, side_a, other in each if not (math.isnan(side_a) and math.isnan(other))]
+    images = zip(names, *(_known_mean([_image_iou(side_a) for side_a in side]) for side in (a, b)), strict=True)
     a_all, b_all = a.sum(0), b.sum(0)
     return ImageComparison(
         first,
         second,
         (float(mean_iou(a).mean()), float(mean_iou(b).mean())),
         bootstrap(b, a, seed=seed),
-        tuple(sorted(found, key=lambda c: c[2] - c[1])),
+        tuple(sorted(changes, key=lambda c: c[2] - c[1])),
         tuple(sorted(images, key=_least_moved)),
         {label: _moved(names, a_all[:, i], b_all[:, i]) for i, label in enumerate(labels)},
         len(pairs),
@@ -120,8 +120,8 @@ def over_seeds(pairs: Sequence[tuple[Scored, Scored]], *, seed: int = 0) -> Imag
 
 def iou_counts(images: Sequence[PixelCounts], num_labels: int) -> Counts:
     """images,labels,2 (intersection, union) of pixel counts per image."""
-    found = np.zeros((len(images), num_labels, 2), np.int64)
-    for row, counts in zip(found, images, strict=True):
+    table = np.zeros((len(images), num_labels, 2), np.int64)
+    for row, counts in zip(table, images, strict=True):
         for truth, guess, pixels in counts:
             if guess == IGNORE:
                 continue  # left open: scored by its share alone
@@ -130,7 +130,7 @@ def iou_counts(images: Sequence[PixelCounts], num_labels: int) -> Counts:
             else:
                 row[truth, 1] += pixels
                 row[guess, 1] += pixels
-    return found
+    return table
 
 
 def _class_iou(counts: Counts) -> list[float]:
@@ -145,7 +145,7 @@ def _known_mean(rows: Sequence[Sequence[float]]) -> list[float]:
 
 
 def _image_iou(counts: Counts) -> list[float]:
-    return [float(mean_iou(one[None])) for one in counts]
+    return [float(mean_iou(image[None])) for image in counts]
 
 
 def _moved(names: Sequence[str], first: Counts, second: Counts) -> tuple[tuple[str, float, float], ...]:
@@ -163,11 +163,11 @@ def _least_moved(entry: tuple[str, float, float]) -> float:
 
 
 def _changed(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    found: list[tuple[str, Any, Any]] = []
+    differences: list[tuple[str, Any, Any]] = []
     for key in sorted({*first, *second}):
-        one, other = first.get(key), second.get(key)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            found += _changed(one, other, f"{prefix}{key}.")
-        elif one != other:
-            found.append((prefix + key, one, other))
-    return found
+        value, other = first.get(key), second.get(key)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            differences += _changed(value, other, f"{prefix}{key}.")
+        elif value != other:
+            differences.append((prefix + key, value, other))
+    return differences

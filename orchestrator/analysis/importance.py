@@ -26,14 +26,18 @@ def needed(parameters: int) -> int:
     return max(FEWEST, _PER_PARAMETER * parameters)
 
 
-def importances(found: Sequence[Configuration], mode: str = "max") -> tuple[str, dict[str, float]]:
+def importances(configurations: Sequence[Configuration], mode: str = "max") -> tuple[str, dict[str, float]]:
     """(name of the method, parameter to its share, greatest first) by Optuna.
 
     fANOVA where scikit-learn is installed, else PED-ANOVA. No shares where fewer than `needed` configurations or all
     scores equal.
     """
-    keys = [k for k in dict.fromkeys(k for c in found for k in c.values) if len({c.values.get(k) for c in found}) > 1]
-    complete = [c for c in found if all(k in c.values for k in keys)]
+    keys = [
+        k
+        for k in dict.fromkeys(k for c in configurations for k in c.values)
+        if len({c.values.get(k) for c in configurations}) > 1
+    ]
+    complete = [c for c in configurations if all(k in c.values for k in keys)]
     if not keys or len(complete) < needed(len(keys)) or len({c.score for c in complete}) < 2:
         return "", {}
     import optuna
@@ -44,27 +48,27 @@ def importances(found: Sequence[Configuration], mode: str = "max") -> tuple[str,
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         study = optuna.create_study(direction="maximize" if mode == "max" else "minimize")
-        for one in complete:
+        for configuration in complete:
             values = {
                 k: float(v) if isinstance(spaces[k], optuna.distributions.FloatDistribution) else v
-                for k, v in one.values.items()
+                for k, v in configuration.values.items()
                 if k in spaces
             }
-            study.add_trial(optuna.trial.create_trial(params=values, distributions=spaces, value=one.score))
+            study.add_trial(optuna.trial.create_trial(params=values, distributions=spaces, value=configuration.score))
         try:
             return "fANOVA", get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
         except ImportError:
             return "PED-ANOVA", get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
 
 
-def means_by_value(found: Sequence[Configuration]) -> list[tuple[str, str, float, int]]:
+def means_by_value(configurations: Sequence[Configuration]) -> list[tuple[str, str, float, int]]:
     """(parameter, value, mean score, configurations) over everything else that varied, for parameters of few values."""
     rows = []
-    for key in dict.fromkeys(k for c in found for k in c.values):
-        values = sorted({c.values[key] for c in found if key in c.values}, key=_order)
+    for key in dict.fromkeys(k for c in configurations for k in c.values):
+        values = sorted({c.values[key] for c in configurations if key in c.values}, key=_order)
         if 1 < len(values) <= _MOST_VALUES:
             for value in values:
-                scores = [c.score for c in found if c.values.get(key) == value]
+                scores = [c.score for c in configurations if c.values.get(key) == value]
                 rows.append((key, value, mean(scores), len(scores)))
     return rows
 

@@ -126,15 +126,15 @@ def bootstrap(first: Counts, second: Counts, *, draws: int = 2000, seed: int = 0
     if not images:
         raise ValueError("no image was counted")
     rng = np.random.default_rng(seed)
-    found = []
+    means = []
     stacked = np.stack([a, b]).transpose(2, 0, 1, 3, 4).reshape(images, -1).astype(np.float64)
     for start in range(0, draws, _CHUNK):
         size = min(_CHUNK, draws - start)
         weights = rng.multinomial(images, np.full(images, 1 / images), size=size).astype(np.float64)
         summed = (weights @ stacked).reshape(size, 2, seeds, classes, 2)
         scores = _miou(summed[..., 0], summed[..., 1]).mean(axis=-1)
-        found.append(scores[:, 0] - scores[:, 1])
-    differences = np.concatenate(found)
+        means.append(scores[:, 0] - scores[:, 1])
+    differences = np.concatenate(means)
     low, high = np.quantile(differences, [ALPHA / 2, 1 - ALPHA / 2])
     mean = float((mean_iou(a) - mean_iou(b)).mean())
     share = min((differences <= 0).mean(), (differences >= 0).mean())

@@ -47,35 +47,35 @@ def compare(
         def on_image(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)
 
-        found, sides = compare_networks(
+        comparison, sides = compare_networks(
             first, second, settings, split=split, protocol=protocol, limit=limit, processes=processes, on_image=on_image
         )
         page = None
         if gallery is not None:
             progress.update(task, description="drawing", completed=0, total=None)
-            page = draw_gallery(found, sides, settings, split, gallery, on_image)
-    _print(found, console)
+            page = draw_gallery(comparison, sides, settings, split, gallery, on_image)
+    _print(comparison, console)
     if page is not None:
         console.print(f"gallery: {page}", highlight=False, soft_wrap=True)
 
 
-def _print(found: ImageComparison, console: Console) -> None:
+def _print(comparison: ImageComparison, console: Console) -> None:
     from rich.table import Table
 
-    d = found.difference
-    seeds = f", mean of {found.seeds} shared seeds" if found.seeds > 1 else ""
-    console.print(f"{found.first.measures}, {d.n} images{seeds}", highlight=False)
+    d = comparison.difference
+    seeds = f", mean of {comparison.seeds} shared seeds" if comparison.seeds > 1 else ""
+    console.print(f"{comparison.first.measures}, {d.n} images{seeds}", highlight=False)
     table = Table(box=None, pad_edge=False)
-    for name in ("IoU", found.first.label, found.second.label, "difference"):
+    for name in ("IoU", comparison.first.label, comparison.second.label, "difference"):
         table.add_column(name, justify="left" if name == "IoU" else "right")
-    for name, one, other in (("mIoU", *found.scores), *found.classes):
-        table.add_row(name, f"{100 * one:.1f}", f"{100 * other:.1f}", f"{100 * (other - one):+.1f}")
+    for name, first, other in (("mIoU", *comparison.scores), *comparison.classes):
+        table.add_row(name, f"{100 * first:.1f}", f"{100 * other:.1f}", f"{100 * (other - first):+.1f}")
     console.print(table)
     words = "differs" if d.decided else "cannot be told from"
     interval = f"95 % interval {100 * d.low:+.1f} to {100 * d.high:+.1f}, resampled over images"
     console.print(
-        f"{found.second.label} {words} {found.first.label}: {interval}, p {d.p:.3f}",
+        f"{comparison.second.label} {words} {comparison.first.label}: {interval}, p {d.p:.3f}",
         highlight=False,
         soft_wrap=True,
     )
-    console.print("images that moved most: " + ", ".join(name for name, _, _ in found.moved[:5]), highlight=False)
+    console.print("images that moved most: " + ", ".join(name for name, _, _ in comparison.moved[:5]), highlight=False)

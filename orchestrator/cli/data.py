@@ -90,11 +90,11 @@ def check(
 
     if index.name == INDEX and index.is_file():
         index = index.parent
-    found = read_index(index)
+    dataset = read_index(index)
     with _bar() as progress:
-        problems = changed_files(found, index, progress)
-    problems += [line for _, _, line in faults(found)]
-    _print_counts(found)
+        problems = changed_files(dataset, index, progress)
+    problems += [line for _, _, line in faults(dataset)]
+    _print_counts(dataset)
     if problems:
         more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         raise UsageError("\n".join([*problems[:_SHOWN], *more]))

@@ -23,19 +23,19 @@ def doctor(
     from orchestrator.maintenance.doctor import examine
     from orchestrator.settings import Settings
 
-    found, section = [], ""
-    for one in examine(Settings.from_environment(), start_ray=ray, data=data):
-        found.append(one)
+    findings, section = [], ""
+    for finding in examine(Settings.from_environment(), start_ray=ray, data=data):
+        findings.append(finding)
         if as_json:
             continue
-        if one.section != section:
-            print(section := one.section)
-        print(f"  {one.level:4} {one.detail}", flush=True)
-        if one.fix:
-            print(f"       fix: {one.fix}")
-    counts = {level: sum(one.level == level for one in found) for level in ("fail", "warn")}
+        if finding.section != section:
+            print(section := finding.section)
+        print(f"  {finding.level:4} {finding.detail}", flush=True)
+        if finding.fix:
+            print(f"       fix: {finding.fix}")
+    counts = {level: sum(finding.level == level for finding in findings) for level in ("fail", "warn")}
     if as_json:
-        print_json([asdict(one) for one in found])
+        print_json([asdict(finding) for finding in findings])
     else:
         print(f"{counts['fail']} failed, {counts['warn']} warnings")
     raise typer.Exit(1 if counts["fail"] else 0)

@@ -114,7 +114,7 @@ def _print(result: Evaluation, console: Console) -> None:
     table.add_column("IoU")
     for protocol in result.metrics:
         table.add_column(protocol, justify="right")
-    values = {name: {m.name: m.value for m in found} for name, found in result.metrics.items()}
+    values = {name: {m.name: m.value for m in metrics} for name, metrics in result.metrics.items()}
     for row in ("miou", "pixel_accuracy", "coverage", *(f"iou/{name}" for name in ("background", *result.classes))):
         cells = [f"{100 * values[p][row]:.1f}" if row in values[p] else "-" for p in result.metrics]
         table.add_row(row.removeprefix("iou/"), *cells)

@@ -32,16 +32,16 @@ SweepName = Annotated[
 
 def overrides(assignments: list[str] | None) -> dict[str, Any]:
     """`key=value` texts as dotted fields and values. Raises UsageError."""
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for text in assignments or []:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise UsageError(f"--set {text}: expected KEY=VALUE, such as mask.ratio=0.5")
-        read, before = parse_yaml(value, f"--set {text}"), found.get(key.strip())
-        if key.strip() in found and read != before:
+        read, before = parse_yaml(value, f"--set {text}"), fields.get(key.strip())
+        if key.strip() in fields and read != before:
             raise UsageError(f"--set {text}: {key.strip()} is set twice, to {before!r} before; give one of the two")
-        found[key.strip()] = read
-    return found
+        fields[key.strip()] = read
+    return fields
 
 
 def seed_list(text: str) -> tuple[int, ...]:

@@ -38,7 +38,7 @@ def predict(
     columns = (TextColumn("predicting"), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True) as progress:
         task = progress.add_task("", total=len(files))
-        found = predict_files(
+        predicted = predict_files(
             file,
             files,
             out,
@@ -47,17 +47,19 @@ def predict(
             protocol=protocol,
             batch=batch,
         )
-    print(f"{len(found.masks)} images in {out}{f' ({found.before} were there)' if found.before else ''}")
-    _print("predicted again, because the file has changed", found.changed)
-    renamed = [f"{path} as {name}" for path, name in found.renamed]
+    print(f"{len(predicted.masks)} images in {out}{f' ({predicted.before} were there)' if predicted.before else ''}")
+    _print("predicted again, because the file has changed", predicted.changed)
+    renamed = [f"{path} as {name}" for path, name in predicted.renamed]
     _print("numbered, because another image has the name", renamed)
-    _print("of more than 8 bits a channel, scaled to 8", found.scaled)
-    _print("named more than once", found.repeated)
-    _print("left out, because predictions wrote them", found.own)
+    _print("of more than 8 bits a channel, scaled to 8", predicted.scaled)
+    _print("named more than once", predicted.repeated)
+    _print("left out, because predictions wrote them", predicted.own)
     for line in left_out:
         print(f"  {line}")
-    if found.broken:
-        raise MCCError("\n".join([*found.broken, f"{len(found.broken)} of {len(files)} images are not predicted"]))
+    if predicted.broken:
+        raise MCCError(
+            "\n".join([*predicted.broken, f"{len(predicted.broken)} of {len(files)} images are not predicted"])
+        )
 
 
 def _print(what: str, which: Sequence[object]) -> None:

@@ -75,15 +75,15 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print(text, highlight=False)
 
 
-def print_sweeps(found: Sequence[tuple[Sweep, Sequence[Result]]], console: Console) -> None:
+def print_sweeps(sweeps: Sequence[tuple[Sweep, Sequence[Result]]], console: Console) -> None:
     """One line per sweep."""
-    if not found:
+    if not sweeps:
         console.print("no sweep was submitted yet")
         return
     table = Table(box=None, pad_edge=False)
     for name in ("sweep", "created", "trials", "best", "score"):
         table.add_column(name)
-    for sweep, results in found:
+    for sweep, results in sweeps:
         rows = leaderboard(results, sweep.metric, sweep.mode)
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(sweep.created))
         counts = ", ".join(f"{n} {status}" for status, n in Counter(r.status for r in results).items())

@@ -25,11 +25,11 @@ def check(
     settings = Settings.from_environment()
     print(settings.storage)
     good = True
-    for found in storage_care.check(settings, create=create):
-        good = good and found.good
-        print(f"  {'ok  ' if found.good else 'FAIL'} {found.name}: {found.detail}")
-        if not found.good:
-            print(f"       fix: {found.fix}")
+    for finding in storage_care.check(settings, create=create):
+        good = good and finding.good
+        print(f"  {'ok  ' if finding.good else 'FAIL'} {finding.name}: {finding.detail}")
+        if not finding.good:
+            print(f"       fix: {finding.fix}")
     raise typer.Exit(0 if good else 1)
 
 
@@ -49,12 +49,12 @@ def gc(
 
     settings = Settings.from_environment()
     storage = Storage(settings.storage)
-    found, notes = storage_care.garbage(storage, settings.home, keep=keep, older_s=3600 * older)
-    for one in found:
-        print(f"{size_text(one.size):>12}  {one.what}: {one.key}")
+    garbage, notes = storage_care.garbage(storage, settings.home, keep=keep, older_s=3600 * older)
+    for item in garbage:
+        print(f"{size_text(item.size):>12}  {item.what}: {item.key}")
     if not dry_run:
-        found = storage_care.remove(storage, found)
+        garbage = storage_care.remove(storage, garbage)
     for note in notes:
         print(f"kept: {note}")
-    total = size_text(sum(one.size for one in found))
-    print(f"{len(found)} things, {total}: {'would be removed' if dry_run else 'removed'}")
+    total = size_text(sum(item.size for item in garbage))
+    print(f"{len(garbage)} things, {total}: {'would be removed' if dry_run else 'removed'}")

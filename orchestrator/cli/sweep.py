@@ -160,11 +160,11 @@ def list_(as_json: Json = False) -> None:
     from orchestrator.storage.store import Storage
 
     storage = Storage(Settings.from_environment().storage)
-    found = [(s, catalog.results(storage, s.document)) for s in catalog.sweeps(storage)]
+    sweeps = [(s, catalog.results(storage, s.document)) for s in catalog.sweeps(storage)]
     if as_json:
-        print_json([sweep_record(sweep, results) for sweep, results in found])
+        print_json([sweep_record(sweep, results) for sweep, results in sweeps])
     else:
-        print_sweeps(found, Console())
+        print_sweeps(sweeps, Console())
 
 
 @app.command()
@@ -179,12 +179,12 @@ def status(sweep: SweepName = None, as_json: Json = False) -> None:
     from orchestrator.storage.store import Storage
 
     storage = Storage(Settings.from_environment().storage)
-    found = catalog.find(storage, sweep)
-    results = catalog.results(storage, found.document)
+    chosen = catalog.find(storage, sweep)
+    results = catalog.results(storage, chosen.document)
     if as_json:
-        print_json(sweep_record(found, results) | {"trials": [trial_record(result) for result in results]})
+        print_json(sweep_record(chosen, results) | {"trials": [trial_record(result) for result in results]})
     else:
-        print_status(found, results, Console())
+        print_status(chosen, results, Console())
 
 
 @app.command()
@@ -217,22 +217,22 @@ def best(
         raise UsageError(f"--alias {alias}: names a version of --register NAME")
     settings, console = Settings.from_environment(), Console()
     storage = Storage(settings.storage)
-    found = catalog.find(storage, sweep)
-    results, runs = catalog.results(storage, found.document), {}
+    chosen = catalog.find(storage, sweep)
+    results, runs = catalog.results(storage, chosen.document), {}
     try:
-        runs = queries.runs(settings, found.id)
+        runs = queries.runs(settings, chosen.id)
     except Exception as error:  # whatever MLflow, its database or its network come up with
         note = f"MLflow does not answer ({type(error).__name__}), so its runs are not named"
         Console(stderr=True).print(note, highlight=False, markup=False, soft_wrap=True)
-    by = found.metric if metric is None else metric
+    by = chosen.metric if metric is None else metric
     made = None
     if register is not None:
-        winner = best_record(found, results, runs, storage, by)
-        made = register_trial(settings, found, winner["identity"], register, alias)
+        winner = best_record(chosen, results, runs, storage, by)
+        made = register_trial(settings, chosen, winner["identity"], register, alias)
     if as_json:
         more = {"registered": {"name": made.name, "version": made.version, "uri": made.uri}} if made else {}
-        print_json(best_record(found, results, runs, storage, by) | more)
+        print_json(best_record(chosen, results, runs, storage, by) | more)
         return
-    print_best(found, results, runs, storage, by, console)
+    print_best(chosen, results, runs, storage, by, console)
     if made is not None:
         console.print(f"registered as {made.uri}, version {made.version}", highlight=False, markup=False)

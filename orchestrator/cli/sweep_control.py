@@ -29,11 +29,11 @@ def stop(
 
     from orchestrator.workflows import control as sweep_actions
 
-    (_, storage, found), console = _opened(sweep), Console()
-    with console.status(f"{found.id}: waiting for the trials' checkpoints"):
-        ended = sweep_actions.stop(storage, found, wait)
-    again = f"go on with: mcc sweep resume {found.id}"
-    console.print(f"{found.id}: {'stopped' if ended else 'asked to stop, not yet ended'}; {again}", highlight=False)
+    (_, storage, chosen), console = _opened(sweep), Console()
+    with console.status(f"{chosen.id}: waiting for the trials' checkpoints"):
+        ended = sweep_actions.stop(storage, chosen, wait)
+    again = f"go on with: mcc sweep resume {chosen.id}"
+    console.print(f"{chosen.id}: {'stopped' if ended else 'asked to stop, not yet ended'}; {again}", highlight=False)
     raise typer.Exit(0 if ended or not wait else 1)
 
 
@@ -68,9 +68,9 @@ def _run(sweep: str | None, *, only_failed: bool, trial: str | None = None) -> N
     from orchestrator.workflows import control as sweep_actions
     from orchestrator.workflows.run_sweep import run_and_track
 
-    (settings, storage, found), console = _opened(sweep_actions.sweep_or_file(sweep) if sweep else None), Console()
-    only = sweep_actions.failed(storage, found, trial) if only_failed else None
-    plan = sweep_actions.plan_again(found, settings)
+    (settings, storage, chosen), console = _opened(sweep_actions.sweep_or_file(sweep) if sweep else None), Console()
+    only = sweep_actions.failed(storage, chosen, trial) if only_failed else None
+    plan = sweep_actions.plan_again(chosen, settings)
     print_plan(plan, console)
     if only is not None:
         console.print(f"{len(only)} failed trials are run again", highlight=False)
@@ -94,13 +94,13 @@ def watch(
     from orchestrator.records import sweeps as catalog
     from orchestrator.workflows import control as sweep_actions
 
-    (_, storage, found), console = _opened(sweep), Console()
+    (_, storage, chosen), console = _opened(sweep), Console()
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        while sweep_actions.is_running(storage, found):
-            found = catalog.find(storage, found.id)  # a search adds trials
-            live.update(status_table(found, catalog.results(storage, found.document), console.width), refresh=True)
+        while sweep_actions.is_running(storage, chosen):
+            chosen = catalog.find(storage, chosen.id)  # a search adds trials
+            live.update(status_table(chosen, catalog.results(storage, chosen.document), console.width), refresh=True)
             time.sleep(every)
-    print_status(found, catalog.results(storage, found.document), console)
+    print_status(chosen, catalog.results(storage, chosen.document), console)
 
 
 def logs(
@@ -116,9 +116,9 @@ def logs(
     """
     from orchestrator.workflows import control as sweep_actions
 
-    _, storage, found = _opened(sweep)
-    key = sweep_actions.log_of(storage, found, trial)
-    for text in sweep_actions.follow(storage, found, key, forever=follow):
+    _, storage, chosen = _opened(sweep)
+    key = sweep_actions.log_of(storage, chosen, trial)
+    for text in sweep_actions.follow(storage, chosen, key, forever=follow):
         sys.stdout.write(text)
         sys.stdout.flush()
 
@@ -133,8 +133,8 @@ def delete(
     """
     from orchestrator.workflows import control as sweep_actions
 
-    settings, storage, found = _opened(sweep)
-    what = sweep_actions.deletion(storage, found)
+    settings, storage, chosen = _opened(sweep)
+    what = sweep_actions.deletion(storage, chosen)
     print(f"{what.sweep.id}: {len(what.trials)} trials with their events, checkpoints and pictures")
     for name in what.trials:
         print(f"  {name}")
@@ -142,7 +142,7 @@ def delete(
         print(f"kept, as another sweep has them: {', '.join(what.shared)}")
     if not yes:
         raise UsageError(f"nothing was deleted; mcc sweep delete {what.sweep.id} --yes does it, for good")
-    gone, problem = sweep_actions.delete(settings, found)
+    gone, problem = sweep_actions.delete(settings, chosen)
     if late := [name for name in gone.shared if name not in what.shared]:
         print(f"kept too, as another sweep has them since: {', '.join(late)}")
     print("deleted" + (f"; MLflow still has its runs: {problem}" if problem else ""))

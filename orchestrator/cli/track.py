@@ -21,7 +21,7 @@ def rebuild(sweep: SweepName = None) -> None:
     from orchestrator.tracking import sync as tracking
 
     settings = Settings.from_environment()
-    found = catalog.find(Storage(settings.storage), sweep)
-    for complaint in tracking.rebuild(settings, found.document):
+    chosen = catalog.find(Storage(settings.storage), sweep)
+    for complaint in tracking.rebuild(settings, chosen.document):
         print(f"not in MLflow: {complaint}")
-    print(f"{found.id}: {len(found.document['trials'])} trials written to MLflow")
+    print(f"{chosen.id}: {len(chosen.document['trials'])} trials written to MLflow")

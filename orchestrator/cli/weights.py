@@ -31,16 +31,16 @@ def import_weights(
     target = out or file.with_suffix(".mcc.pt")
     if target.exists():
         raise UsageError(f"--out {target}: is there already and is kept; give another --out or remove it")
-    found = read(file, base, method)
-    saved = found.checkpoint
+    imported = read(file, base, method)
+    saved = imported.checkpoint
     save(saved, target)
-    print(f"{file}: {found.kind}")
+    print(f"{file}: {imported.kind}")
     print(f"  method    {saved.experiment.method}")
     print(f"  backbone  {saved.experiment.model.backbone}")
     print(f"  classes   {len(saved.classes)}: {', '.join(saved.classes[:5])}, ...")
-    print(f"  used      {len(saved.model) - len(found.fresh)} tensors")
-    print(f"  not used  {_short(found.unused)}")
-    print(f"  drawn new {_short(found.fresh)}")
+    print(f"  used      {len(saved.model) - len(imported.fresh)} tensors")
+    print(f"  not used  {_short(imported.unused)}")
+    print(f"  drawn new {_short(imported.fresh)}")
     print(f"written: {target}")
 
 

@@ -106,8 +106,8 @@ def evaluate_checkpoint(
     done = len(items) - len(left)
     on_image(done, len(items))
     if left:
-        with _source(request, saved, index, left, settings, options, header) as found:
-            for number, score in enumerate(found, start=done + 1):
+        with _source(request, saved, index, left, settings, options, header) as ready:
+            for number, score in enumerate(ready, start=done + 1):
                 for name, content in score.masks.items():
                     _write_mask(result.masks(name) / f"{score.image}.png", content)
                 scores.add(score.image, score.counts)
@@ -212,12 +212,12 @@ def _write(result: Evaluation) -> None:
         | dict(result.header)
         | {
             "images": len(result.images),
-            "metrics": {name: {m.key: m.value for m in found} for name, found in result.metrics.items()},
+            "metrics": {name: {m.key: m.value for m in metrics} for name, metrics in result.metrics.items()},
         }
     )
     (result.folder / "metrics.json").write_text(json.dumps(content, indent=1))
     with (result.folder / "metrics.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["setting", "split", "stage", "protocol", "name", "value"])
-        for name, found in result.metrics.items():
-            writer.writerows([name, m.split, m.stage, m.protocol, m.name, m.value] for m in found)
+        for name, metrics in result.metrics.items():
+            writer.writerows([name, m.split, m.stage, m.protocol, m.name, m.value] for m in metrics)

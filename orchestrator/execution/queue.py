@@ -132,13 +132,13 @@ class SearchQueue(TrialQueue):
 
 def _objectives(plan: Plan, states: Sequence[TrialState]) -> list[float] | None:
     """ExecutionOptions over a point's trials of every objective; None when one of them was not measured."""
-    found = []
+    reached = []
     for metric, _ in plan.file.objectives:
         values = [s.metrics[metric] for s in states if s.metrics and metric in s.metrics]
         if not values:
             return None
-        found.append(mean(values))
-    return found
+        reached.append(mean(values))
+    return reached
 
 
 class PopulationQueue(TrialQueue):
@@ -166,7 +166,7 @@ class PopulationQueue(TrialQueue):
         except FileNotFoundError:
             return
         self.generation, self.clones = content["generation"], content["clones"]
-        self.drawn = [Drawn(**one) for one in content["drawn"]]
+        self.drawn = [Drawn(**draw) for draw in content["drawn"]]
         self._carry_out()
 
     @property
@@ -242,12 +242,12 @@ class PopulationQueue(TrialQueue):
     def _explored(self, pair: Clone) -> Drawn:
         raw = self.drawn[pair.donor].raw
         for attempt in range(20):
-            found = perturbed(
+            perturbation = perturbed(
                 self.config, self.builder.parameters, raw, self.generation, pair.member, attempt, self.builder.base
             )
             try:
-                self.builder.candidate(found.fields)
-                return found
+                self.builder.candidate(perturbation.fields)
+                return perturbation
             except UsageError:  # such as a background threshold above that of the foreground
                 continue
         return self.drawn[pair.donor]
@@ -261,14 +261,14 @@ class PopulationQueue(TrialQueue):
         """The metric of a member's last evaluation; None for one that failed."""
         if newest_iteration(self.storage, trial.identity) < self.until:
             return None
-        found = None
+        score = None
         for event in retry(lambda: history(self.storage, trial.identity)):
             if event["kind"] == "metrics" and event["iteration"] <= self.until:
-                found = event["metrics"].get(self.plan.file.metric, found)
-        return found if found == found else None
+                score = event["metrics"].get(self.plan.file.metric, score)
+        return score if score == score else None
 
     def _save(self) -> None:
-        drawn = [{"raw": one.raw, "fields": one.fields} for one in self.drawn]
+        drawn = [{"raw": draw.raw, "fields": draw.fields} for draw in self.drawn]
         content = json.dumps({"generation": self.generation, "clones": self.clones, "drawn": drawn}, indent=1).encode()
         retry(lambda: self.storage.write(population_key(self.plan.sweep), content))
 

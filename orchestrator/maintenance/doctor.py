@@ -56,24 +56,24 @@ def examine(settings: Settings, *, start_ray: bool = False, data: Path = Path("d
 def _within(ask: Callable[[], Answer], limit_s: float) -> list[tuple[Level, str, str]]:
     """The answers of one section; an error or silence is an answer too."""
     pool = ThreadPoolExecutor(1, thread_name_prefix="doctor")
-    found: list[tuple[Level, str, str]] = []
+    findings: list[tuple[Level, str, str]] = []
 
     def collect() -> None:
         for answer in ask():
-            found.append(answer)
+            findings.append(answer)
 
     future: Future[None] = pool.submit(collect)
     try:
         future.result(limit_s)
     except TooLateError:
-        found.append(("fail", f"no answer within {limit_s:g} s", "look at the network, and at what should answer"))
+        findings.append(("fail", f"no answer within {limit_s:g} s", "look at the network, and at what should answer"))
     except (MCCError, OSError) as error:
-        found.append(("fail", one_line(error), ""))
+        findings.append(("fail", one_line(error), ""))
     except Exception as error:  # a diagnosis must not end at what it is there to find
-        found.append(("fail", f"{type(error).__name__}: {one_line(error)}", "please report this"))
+        findings.append(("fail", f"{type(error).__name__}: {one_line(error)}", "please report this"))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-    return found
+    return findings
 
 
 def _packages() -> Answer:
@@ -145,10 +145,10 @@ def _precisions(major: int) -> str:
     """What a GPU of a major compute capability can compute in, the fastest first."""
     from mcc_core.precision import suggested
 
-    found = suggested(major)
-    if len(found) == 1:
+    advised = suggested(major)
+    if len(advised) == 1:
         return "no bfloat16 or TF32: keep compute.precision float32"
-    return f"compute.precision, the fastest first: {', '.join(found)}"
+    return f"compute.precision, the fastest first: {', '.join(advised)}"
 
 
 def _driver() -> str | None:
@@ -163,9 +163,9 @@ def _driver() -> str | None:
 
 def _storage(settings: Settings) -> Answer:
     yield "ok", settings.storage, ""
-    for found in storage_care.check(settings):
-        level: Level = "ok" if found.good else "warn" if found.name.startswith("free disk") else "fail"
-        yield level, f"{found.name}: {found.detail}", found.fix if not found.good else ""
+    for finding in storage_care.check(settings):
+        level: Level = "ok" if finding.good else "warn" if finding.name.startswith("free disk") else "fail"
+        yield level, f"{finding.name}: {finding.detail}", finding.fix if not finding.good else ""
     if settings.ray_address is not None and "://" not in settings.storage:
         fix = "MCC_STORAGE=s3://bucket/prefix, or a folder that every node mounts"
         yield "warn", f"{settings.storage} is a folder of this machine, and RAY_ADDRESS names a cluster", fix

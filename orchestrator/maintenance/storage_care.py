@@ -45,9 +45,9 @@ def check(settings: Settings, *, create: bool = False) -> Iterator[Finding]:
     """
     storage = Storage(settings.storage)
     if storage.bucket is not None:
-        found = _bucket(storage, create)
-        yield found
-        if not found.good:
+        findings = _bucket(storage, create)
+        yield findings
+        if not findings.good:
             return
     key = f".mcc-check-{os.getpid()}/probe"
     where = "the folder" if storage.bucket is None else "the bucket"
@@ -98,41 +98,43 @@ def garbage(
     modes = _referred(storage)
     trials, sweeps = claimed(storage)
     limit = time.time() - older_s
-    found: list[Garbage] = []
+    unused: list[Garbage] = []
     for folder, files in _by_folder(storage, layout.TRIALS).items():
-        if folder in trials or any(one.modified > limit for one in files):
+        if folder in trials or any(file.modified > limit for file in files):
             continue
         if folder not in modes:
-            found.append(_all("trial of no sweep", layout.trial(folder), files))
+            unused.append(_all("trial of no sweep", layout.trial(folder), files))
         else:
-            found += _checkpoints(storage, folder, modes[folder], keep, {one.key: one for one in files})
+            unused += _checkpoints(storage, folder, modes[folder], keep, {file.key: file for file in files})
     ids = {sweep.id for sweep in catalog.sweeps(storage)}
     for name in ("ray", "sweeps"):
         for folder, files in _by_folder(storage, name).items():
-            if folder in sweeps or (name == "sweeps" and folder in ids) or any(one.modified > limit for one in files):
+            if folder in sweeps or (name == "sweeps" and folder in ids) or any(file.modified > limit for file in files):
                 continue
             what = "Ray's own books" if name == "ray" else "sweep without a plan"
-            found.append(_all(what, f"{name}/{folder}", files))
-    parts = [one for top in _TOPS for one in storage.files(top, parts=True)]
+            unused.append(_all(what, f"{name}/{folder}", files))
+    parts = [file for top in _TOPS for file in storage.files(top, parts=True)]
     for what, ones in (("part of a killed process", parts), ("upload that never ended", storage.unfinished_uploads())):
-        found += [_one(what, one) for one in ones if one.modified <= limit and not _leased(one, trials | sweeps)]
-    return found, _unsent(home, trials)
+        unused += [_one(what, file) for file in ones if file.modified <= limit and not _leased(file, trials | sweeps)]
+    return unused, _unsent(home, trials)
 
 
-def remove(storage: Storage, found: Sequence[Garbage]) -> list[Garbage]:
+def remove(storage: Storage, unused: Sequence[Garbage]) -> list[Garbage]:
     """Delete garbage; returns what went: all but trials that a sweep has come to refer to since.
 
     Raises UsageError when one of the trials is being run.
     """
-    trials = {one.key.split("/")[1]: one for one in found if one.folder and one.key.startswith(f"{layout.TRIALS}/")}
+    trials = {
+        item.key.split("/")[1]: item for item in unused if item.folder and item.key.startswith(f"{layout.TRIALS}/")
+    }
     with deleting(storage, "", trials) as lease:
         referred = _referred(storage)
-        gone = [one for one in found if not any(one is trial and i in referred for i, trial in trials.items())]
-        for one in gone:
+        gone = [item for item in unused if not any(item is trial and i in referred for i, trial in trials.items())]
+        for item in gone:
             lease.refresh()
-            if one.folder:
-                storage.delete_folder(one.key)
-            for stored in () if one.folder else one.stored:
+            if item.folder:
+                storage.delete_folder(item.key)
+            for stored in () if item.folder else item.stored:
                 if stored.upload:
                     storage.abort_upload(stored)
                 else:
@@ -176,12 +178,12 @@ def _ray_folder() -> str:
 
 def _by_folder(storage: Storage, top: str) -> dict[str, list[Stored]]:
     """Files by the folder directly below `top`, from one listing."""
-    found: dict[str, list[Stored]] = defaultdict(list)
-    for one in storage.files(top):
-        parts = one.key.split("/")
+    files: dict[str, list[Stored]] = defaultdict(list)
+    for file in storage.files(top):
+        parts = file.key.split("/")
         if len(parts) > 2:
-            found[parts[1]].append(one)
-    return dict(sorted(found.items()))
+            files[parts[1]].append(file)
+    return dict(sorted(files.items()))
 
 
 def _checkpoints(
@@ -191,33 +193,33 @@ def _checkpoints(
     whole = {s.key(identity) for s in saved}
     wanted = {s.key(identity) for s in saved[-keep:]}
     wanted |= {best.key(identity) for mode in modes if (best := best_saved(saved, mode)) is not None}
-    for key, one in files.items():
+    for key, stored in files.items():
         _, _, kind, *rest = key.split("/")
         if kind != "checkpoints" or not rest:
             continue
         file = key.removesuffix(".json")
         other = file if key != file else f"{key}.json"
         if other not in files:
-            yield _one("half of a checkpoint", one)
+            yield _one("half of a checkpoint", stored)
         elif file not in whole:
-            yield _one("checkpoint that cannot be used", one)
+            yield _one("checkpoint that cannot be used", stored)
         elif file not in wanted:
-            yield _one("checkpoint beyond those kept", one)
+            yield _one("checkpoint beyond those kept", stored)
 
 
 def _referred(storage: Storage) -> dict[str, set[str]]:
     """What each trial that any file of a sweep names is compared by: max, min."""
-    found: dict[str, set[str]] = defaultdict(set)
+    references: dict[str, set[str]] = defaultdict(set)
     modes = {sweep.id: {sweep.mode} for sweep in catalog.sweeps(storage)}
-    for one in storage.files(layout.SWEEPS):
-        if one.key.endswith((".json", ".jsonl")):
-            for identity in _IDENTITY.findall(storage.read(one.key).decode("utf-8", "replace")):
-                found[identity] |= modes.get(one.key.split("/")[1], {"max", "min"})
-    return found
+    for file in storage.files(layout.SWEEPS):
+        if file.key.endswith((".json", ".jsonl")):
+            for identity in _IDENTITY.findall(storage.read(file.key).decode("utf-8", "replace")):
+                references[identity] |= modes.get(file.key.split("/")[1], {"max", "min"})
+    return references
 
 
-def _leased(one: Stored, names: set[str]) -> bool:
-    return any(part in names for part in one.key.split("/"))
+def _leased(file: Stored, names: set[str]) -> bool:
+    return any(part in names for part in file.key.split("/"))
 
 
 def _unsent(home: Path, trials: set[str]) -> list[str]:
@@ -234,8 +236,8 @@ def _unsent(home: Path, trials: set[str]) -> list[str]:
 
 
 def _all(what: str, key: str, files: Sequence[Stored]) -> Garbage:
-    return Garbage(what, key, sum(one.size for one in files), tuple(files), folder=True)
+    return Garbage(what, key, sum(file.size for file in files), tuple(files), folder=True)
 
 
-def _one(what: str, one: Stored) -> Garbage:
-    return Garbage(what, one.key, one.size, (one,))
+def _one(what: str, file: Stored) -> Garbage:
+    return Garbage(what, file.key, file.size, (file,))

@@ -89,24 +89,24 @@ class ConfigurationBuilder:
 
     def planned(self) -> tuple[list[Candidate], list[str]]:
         """(configurations that are known before anything runs, why drawn ones were left out)."""
-        sweep, found, left_out = self.sweep, [], []
+        sweep, candidates, left_out = self.sweep, [], []
         points = sweep.all_points(self.fixed)
         if isinstance(sweep.search, Random):
             for number in range(sweep.search.points):
                 values = spaces.random_point(self.parameters, sweep.search.seed, number, self.base)
                 try:
-                    found.append(self.candidate(values, number=number))
+                    candidates.append(self.candidate(values, number=number))
                 except UsageError as error:
                     left_out.append(str(error).splitlines()[0])
         elif isinstance(sweep.scheduler, Pbt):
             for member in range(sweep.scheduler.population):
-                found.append(self.candidate(self.member(member).fields, f"member-{member}"))
+                candidates.append(self.candidate(self.member(member).fields, f"member-{member}"))
         elif not isinstance(sweep.search, Tpe) and (sweep.parameters or not points):
             # Without parameters the grid is the base itself, which the points would stand beside.
             self._check_size(len(points))
-            found += [self.candidate(values) for values in spaces.grid(self.parameters, self.base)]
-        found += [self.candidate(point.set, point.name, base=point.base) for point in points]
-        return found, left_out
+            candidates += [self.candidate(values) for values in spaces.grid(self.parameters, self.base)]
+        candidates += [self.candidate(point.set, point.name, base=point.base) for point in points]
+        return candidates, left_out
 
     def member(self, number: int) -> Drawn:
         """What member `number` of a population begins with: the first of its draws that is valid."""
@@ -152,7 +152,7 @@ class ConfigurationSet:
     def add(self, candidate: Candidate) -> list[Trial]:
         """A configuration's trials, one for each seed; what is there already is not added again."""
         seeds = self.builder.sweep.seeds
-        found = []
+        added = []
         for seed in seeds:
             name = f"{candidate.point} s{seed}" if len(seeds) > 1 else candidate.point
             fingerprint = self._index(candidate.experiment.data).fingerprint
@@ -167,8 +167,8 @@ class ConfigurationSet:
                 self.trials[identity] = Trial(
                     identity, name, candidate.varied, candidate.experiment, seed, candidate.point, fingerprint
                 )
-            found.append(self.trials[identity])
-        return found
+            added.append(self.trials[identity])
+        return added
 
     def base_identity(self) -> str:
         """Identity of the sweep's base with its first seed."""
@@ -203,8 +203,8 @@ class OpenSearch:
         )
         self.record: list[dict[str, Any]] = []  # what the search is rebuilt from
         self.identities: dict[int, list[str]] = {}  # of each proposal; none where it was not valid
-        for one in recorded:
-            self.propose(one["params"])
+        for record in recorded:
+            self.propose(record["params"])
         while len(self.record) < min(self.config.startup, self.config.points):
             self.propose()
 

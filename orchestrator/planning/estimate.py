@@ -113,8 +113,8 @@ def _measured(experiment: Experiment, index: DataIndex, threads: float, device: 
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, round(threads)))
     try:
-        one = plain.model_copy(update={"train": train})
-        estimate = probe(one, index, torch.device(device), steps=1) * experiment.train.batch_size
+        single = plain.model_copy(update={"train": train})
+        estimate = probe(single, index, torch.device(device), steps=1) * experiment.train.batch_size
         if estimate * 4 > _LONG_PROBE_S:
             return Speed(estimate, None), f"one measured step of one image{how}"
         return Speed(probe(plain, index, torch.device(device), steps=2), None), f"2 measured steps{how}"

@@ -51,16 +51,16 @@ class CheckpointStore:
         """`saved` is what storage has; what is beyond the iteration `start` that an attempt goes on from is spoiled."""
         self.outbox, self.identity, self.mode, self.attempt = outbox, identity, mode, attempt
         self.saved = list(saved)
-        for one in [s for s in saved if s.iteration > start]:
-            self._remove(one)
+        for record in [s for s in saved if s.iteration > start]:
+            self._remove(record)
 
     def add(self, file: Path, iteration: int, score: float | None, sha256: str = "") -> str:
         """Queue a local checkpoint file, which is moved away, and its sidecar after it. Returns its key."""
-        one = CheckpointRecord.of(file, iteration, score, self.attempt, sha256)
-        key = one.key(self.identity)
+        record = CheckpointRecord.of(file, iteration, score, self.attempt, sha256)
+        key = record.key(self.identity)
         self.outbox.put_file(key, file)
-        self.outbox.put(f"{key}.json", json.dumps(asdict(one)).encode())
-        self.saved = [s for s in self.saved if s.key(self.identity) != key] + [one]
+        self.outbox.put(f"{key}.json", json.dumps(asdict(record)).encode())
+        self.saved = [s for s in self.saved if s.key(self.identity) != key] + [record]
         self._prune()
         return key
 
@@ -68,14 +68,14 @@ class CheckpointStore:
         keep = sorted(self.saved, key=_order)[-KEPT:]
         if (best := best_saved(self.saved, self.mode)) is not None:
             keep.append(best)
-        for one in [s for s in self.saved if s not in keep]:
-            self._remove(one)
+        for record in [s for s in self.saved if s not in keep]:
+            self._remove(record)
 
-    def _remove(self, one: CheckpointRecord) -> None:
-        key = one.key(self.identity)
+    def _remove(self, record: CheckpointRecord) -> None:
+        key = record.key(self.identity)
         self.outbox.put_delete(f"{key}.json")  # first, so that no sidecar promises a file that is gone
         self.outbox.put_delete(key)
-        self.saved.remove(one)
+        self.saved.remove(record)
 
 
 def best_saved(saved: Sequence[CheckpointRecord], mode: str) -> CheckpointRecord | None:
@@ -93,25 +93,25 @@ def saved_checkpoints(storage: Storage, identity: str) -> list[CheckpointRecord]
     A sidecar that cannot be read does not count, and neither does what an attempt wrote after another had begun
     before that iteration: the trial's history is the other's from there.
     """
-    found = []
+    saved = []
     for key in storage.list(layout.checkpoints(identity)):
         if key.endswith(".pt.json"):
             try:
-                found.append(CheckpointRecord(**json.loads(storage.read(key))))
+                saved.append(CheckpointRecord(**json.loads(storage.read(key))))
             except (ValueError, TypeError):
                 continue
-    known = [s.attempt for s in found if s.attempt]
+    known = [s.attempt for s in saved if s.attempt]
     begun = starts(storage, identity, after=min(known)) if known else {}
 
-    def stands(one: CheckpointRecord) -> bool:
-        later = [first for number, first in begun.items() if number > one.attempt]
-        return not one.attempt or all(one.iteration <= first for first in later)
+    def stands(record: CheckpointRecord) -> bool:
+        later = [first for number, first in begun.items() if number > record.attempt]
+        return not record.attempt or all(record.iteration <= first for first in later)
 
-    return sorted(filter(stands, found), key=_order)
+    return sorted(filter(stands, saved), key=_order)
 
 
-def _order(one: CheckpointRecord) -> tuple[int, int]:
-    return one.iteration, one.attempt
+def _order(record: CheckpointRecord) -> tuple[int, int]:
+    return record.iteration, record.attempt
 
 
 def newest_checkpoint(
@@ -125,20 +125,20 @@ def newest_checkpoint(
         only: consider this iteration's checkpoint alone.
     """
     complaints: list[str] = []
-    for one in reversed(saved_checkpoints(storage, identity)):
-        if only is not None and one.iteration != only:
+    for record in reversed(saved_checkpoints(storage, identity)):
+        if only is not None and record.iteration != only:
             continue
-        key = one.key(identity)
-        if (size := storage.size(key)) != one.size:
-            was = "is missing" if size is None else f"has {size} bytes instead of {one.size}"
+        key = record.key(identity)
+        if (size := storage.size(key)) != record.size:
+            was = "is missing" if size is None else f"has {size} bytes instead of {record.size}"
             complaints.append(f"{storage.where(key)} {was}")
             continue
         file = storage.local(key)
         if file is None:
-            file = folder / f"{one.iteration:07d}.resume.pt"
+            file = folder / f"{record.iteration:07d}.resume.pt"
             storage.download(key, file)
-        if file_digest(file) == one.sha256:
-            return one, file, complaints
+        if file_digest(file) == record.sha256:
+            return record, file, complaints
         complaints.append(f"{storage.where(key)} is not what was written")
     return None, None, complaints
 
@@ -155,14 +155,14 @@ def copy_checkpoint(storage: Storage, donor: str, iteration: int, identity: str)
     Raises MCCError when the checkpoint is not there or not what was written.
     """
     with tempfile.TemporaryDirectory() as folder:
-        one, file, complaints = newest_checkpoint(storage, donor, Path(folder), only=iteration)
-        if one is None or file is None:
+        record, file, complaints = newest_checkpoint(storage, donor, Path(folder), only=iteration)
+        if record is None or file is None:
             raise MCCError(
                 "; ".join(complaints) or f"{storage.where(layout.trial(donor))}: no checkpoint at {iteration}"
             )
         for own in saved_checkpoints(storage, identity):
             if own.iteration == iteration:
                 storage.delete(f"{own.key(identity)}.json")  # until the file is whole nothing promises it
-        copy = replace(one, attempt=newest_attempt(storage, identity))
+        copy = replace(record, attempt=newest_attempt(storage, identity))
         storage.upload(file, copy.key(identity))
         storage.write(f"{copy.key(identity)}.json", json.dumps(asdict(copy)).encode())

@@ -173,8 +173,8 @@ def trial_state(storage: Storage, identity: str) -> TrialState:
 
 def trial_states(storage: Storage, identities: Iterable[str]) -> dict[str, TrialState]:
     """States of many trials by identity."""
-    found = list(identities)
-    return dict(zip(found, storage.each(lambda identity: trial_state(storage, identity), found), strict=True))
+    wanted = list(identities)
+    return dict(zip(wanted, storage.each(lambda identity: trial_state(storage, identity), wanted), strict=True))
 
 
 def claim_attempt(storage: Storage, identity: str) -> int:
@@ -190,14 +190,14 @@ def claim_attempt(storage: Storage, identity: str) -> int:
 
 def starts(storage: Storage, identity: str, *, after: int = 0) -> dict[int, int]:
     """Where each attempt with a number above `after` began: number to finished iterations."""
-    found = {}
+    begun = {}
     for name in segments(storage, identity):
         attempt, number = segment_number(name)
         if attempt > after and number == 1:
             first = read_segment(storage, identity, name)[0]
             if first.get("kind") == "start":
-                found[attempt] = int(first["iteration"])
-    return found
+                begun[attempt] = int(first["iteration"])
+    return begun
 
 
 def newest_attempt(storage: Storage, identity: str) -> int:

@@ -42,5 +42,5 @@ def speed_record(profile: str, identity: str, speed: Speed) -> tuple[str, bytes]
 
 def past_speeds(storage: Storage, profile: str, limit: int = 20) -> list[Speed]:
     """Speeds that earlier trials of a profile left."""
-    found = [json.loads(storage.read(key)) for key in storage.list(layout.speeds(profile))[-limit:]]
-    return [Speed(**{f.name: one[f.name] for f in fields(Speed) if f.name in one}) for one in found]
+    records = [json.loads(storage.read(key)) for key in storage.list(layout.speeds(profile))[-limit:]]
+    return [Speed(**{f.name: record[f.name] for f in fields(Speed) if f.name in record}) for record in records]

@@ -46,8 +46,8 @@ def sweeps(storage: Storage, name: str | None = None) -> list[Sweep]:
     keys = storage.folders(layout.SWEEPS)
     if name is not None:  # an id is the name and a hash
         keys = [key for key in keys if key.rsplit("/", 1)[-1].rpartition("-")[0] == name]
-    found = storage.each(lambda key: _sweep(storage, key), keys)
-    return sorted((sweep for sweep in found if sweep), key=lambda sweep: sweep.created, reverse=True)
+    read = storage.each(lambda key: _sweep(storage, key), keys)
+    return sorted((sweep for sweep in read if sweep), key=lambda sweep: sweep.created, reverse=True)
 
 
 def recorded(storage: Storage, identity: str) -> Sweep:
@@ -87,8 +87,8 @@ def results(storage: Storage, document: PlanRecord) -> list[Result]:
     states = trial_states(storage, (t["identity"] for t in document["trials"] if t["identity"] not in known))
     alive = claimed(storage)[0] if any(s.status == TrialStatus.RUNNING for s in states.values()) else set()
     new = TrialState(TrialStatus.NEW)
-    found = {t["identity"]: known.get(t["identity"], new) for t in document["trials"]} | states
-    return [*storage.each(lambda t: _result(storage, t, found[t["identity"]], alive), document["trials"])]
+    by_trial = {t["identity"]: known.get(t["identity"], new) for t in document["trials"]} | states
+    return [*storage.each(lambda t: _result(storage, t, by_trial[t["identity"]], alive), document["trials"])]
 
 
 def remember(storage: Storage, sweep: str, results: Sequence[Result]) -> None:
@@ -110,8 +110,10 @@ def _remembered(storage: Storage, sweep: str) -> dict[str, TrialState]:
     try:
         kept = json.loads(storage.read(layout.results(sweep)))
         return {
-            i: TrialState(TrialStatus(one["status"]), message=one["message"], metrics=one["metrics"])
-            for i, one in kept.items()
+            i: TrialState(
+                TrialStatus(kept_state["status"]), message=kept_state["message"], metrics=kept_state["metrics"]
+            )
+            for i, kept_state in kept.items()
         }
     except (FileNotFoundError, ValueError, KeyError, TypeError):  # not there, or not ours
         return {}

@@ -34,10 +34,10 @@ def spans(segments: Iterable[tuple[str, Sequence[Event]]], workers: int) -> list
     return [Span(min(ts), max(ts), workers) for ts in times.values() if ts]
 
 
-def usage(found: Iterable[Span], since: float = 0.0) -> Usage:
+def usage(spans: Iterable[Span], since: float = 0.0) -> Usage:
     """What attempts took together, from a time on. Attempts beside each other take the wall's time once."""
     cut = sorted(
-        (Span(max(s.start, since), s.end, s.workers) for s in found if s.end > since), key=lambda s: (s.start, s.end)
+        (Span(max(s.start, since), s.end, s.workers) for s in spans if s.end > since), key=lambda s: (s.start, s.end)
     )
     wall, reached = 0.0, since
     for span in cut:

@@ -39,10 +39,10 @@ class Grid:
 
     def tone(self, cell: str) -> str:
         """`better` or `worse` for a difference with its interval, such as `+1.4 [+0.7, +2.2]`; else nothing."""
-        found = _INTERVAL.search(cell) if self.signed else None
-        if found is None or found[1] != found[2]:
+        interval = _INTERVAL.search(cell) if self.signed else None
+        if interval is None or interval[1] != interval[2]:
             return ""
-        return "better" if found[1] == "+" else "worse"
+        return "better" if interval[1] == "+" else "worse"
 
 
 @dataclass(frozen=True)

@@ -90,22 +90,22 @@ def gather(storage: Storage, sweep: catalog.Sweep) -> Evidence:
 
 def _record(storage: Storage, trial: Mapping[str, Any]) -> Record:
     identity = trial["identity"]
-    found = list(EventReader(storage, identity))
+    logged = list(EventReader(storage, identity))
     environment: Mapping[str, Any] = {}
     with suppress(FileNotFoundError, ValueError):
         environment = json.loads(storage.read(layout.environment(identity)))
     return Record(
-        settled(event for _, events in found for event in events),
-        spans(found, trial["experiment"]["train"]["workers"]),
-        sum(one.size for one in storage.files(layout.trial(identity))),
+        settled(event for _, events in logged for event in events),
+        spans(logged, trial["experiment"]["train"]["workers"]),
+        sum(stored.size for stored in storage.files(layout.trial(identity))),
         environment,
     )
 
 
 def panels(evidence: Evidence, identity: str) -> dict[str, tuple[int, str]]:
     """Name of each validation image to (iteration, key of its newest panel)."""
-    found = [e for e in evidence.records[identity].events if e["kind"] == "image" and e["key"].startswith("panel/")]
-    return {e["key"].removeprefix("panel/"): (e["iteration"], e["path"]) for e in found}
+    pictures = [e for e in evidence.records[identity].events if e["kind"] == "image" and e["key"].startswith("panel/")]
+    return {e["key"].removeprefix("panel/"): (e["iteration"], e["path"]) for e in pictures}
 
 
 def jpeg(storage: Storage, key: str) -> bytes | None:

@@ -26,7 +26,7 @@ class Side:
 
 
 def write_gallery(
-    found: ImageComparison,
+    comparison: ImageComparison,
     sides: tuple[Side, Side],
     images: Mapping[str, Path],
     masks: Mapping[str, Path],
@@ -42,15 +42,18 @@ def write_gallery(
     For each of the `classes` classes whose IoU changed worst, the `per_class` images in which it moved most: image,
     CAM, auxiliary CAM, pseudo-label, prediction and ground truth, of one network above the other.
     """
-    sections = [(name, one, other, found.by_class[name][:per_class]) for name, one, other in found.classes[:classes]]
+    sections = [
+        (name, first, other, comparison.by_class[name][:per_class])
+        for name, first, other in comparison.classes[:classes]
+    ]
     wanted = list(dict.fromkeys(image for *_, rows in sections for image, _, _ in rows))
     (out / "images").mkdir(parents=True, exist_ok=True)
-    protocol: ProtocolName = found.first.setting["protocol"]
+    protocol: ProtocolName = comparison.first.setting["protocol"]
     for number, side in enumerate(sides):
         _panels(side, wanted, images, masks, out / "images", number, protocol, device, on_image)
     page = out / "index.html"
     page.write_text(
-        render("gallery.html.j2", found=found, sections=sections, sides=sides, label=found.first.measures),
+        render("gallery.html.j2", found=comparison, sections=sections, sides=sides, label=comparison.first.measures),
         encoding="utf-8",
     )
     return page

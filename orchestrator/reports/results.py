@@ -126,33 +126,33 @@ def importance(evidence: Evidence) -> Section | None:
     if (evidence.file.get("scheduler") or {}).get("kind") == "pbt":
         told = "A population changes its parameters while it trains, so no score belongs to one value of them."
         return Section("Parameter importance", [Text(told)])
-    found, own = [], {row.point: row.score for row in evidence.rows}
+    configurations, own = [], {row.point: row.score for row in evidence.rows}
     apart = {point["name"] for point in evidence.file.get("points") or ()}
     for point, score in own.items():
         if point not in apart:
             varied = next(r.varied for r in evidence.results if r.point == point)
-            found.append(Configuration({k: varied[k] for k in keys if k in varied}, score))
-    if len(found) < 2:
+            configurations.append(Configuration({k: varied[k] for k in keys if k in varied}, score))
+    if len(configurations) < 2:
         return Section("Parameter importance", [Text("Fewer than two configurations have finished.")])
-    method, shares = importances(found, evidence.file["mode"])
+    method, shares = importances(configurations, evidence.file["mode"])
     parts: list[Part] = []
     if shares:
         lines = [["parameter", "importance"], *([k, f"{100 * v:.0f} %"] for k, v in shares.items())]
         what = "Shares of the variance" if method == "fANOVA" else "Weight for being among the best"
-        told = f"{what}, by {method} over {len(found)} configurations, each the mean of its seeds."
+        told = f"{what}, by {method} over {len(configurations)} configurations, each the mean of its seeds."
         parts += [Grid(lines), Text(told)]
-    elif len(found) >= needed(len(keys)):
+    elif len(configurations) >= needed(len(keys)):
         parts.append(
             Text("No share can be computed: the scores are equal, or too few configurations set every parameter.")
         )
     else:
         parts.append(
             Text(
-                f"Too few trials to tell: {len(found)} configurations of {len(keys)} parameters; shares of the "
-                f"variance are computed from {needed(len(keys))} on. The means below are what was measured."
+                f"Too few trials to tell: {len(configurations)} configurations of {len(keys)} parameters; shares of "
+                f"the variance are computed from {needed(len(keys))} on. The means below are what was measured."
             )
         )
-    if means := means_by_value(found):
+    if means := means_by_value(configurations):
         head = ["parameter", "value", f"mean {evidence.file['metric']}", "configurations"]
         parts.append(Grid([head, *([k, value, f"{100 * score:.1f}", str(n)] for k, value, score, n in means)]))
     return Section("Parameter importance", parts)
@@ -194,8 +194,8 @@ def gallery(evidence: Evidence) -> Section | None:
     else:
         chosen = {"best": ranked[0]} | ({"worst": ranked[-1]} if len(ranked) > 1 else {})
         heading = "CAMs of the best and the worst trial"
-    found = {name: panels(evidence, trial.identity) for name, trial in chosen.items()}
-    images = sorted(set.intersection(*(set(one) for one in found.values())))[:MOST_IMAGES]
+    pictures = {name: panels(evidence, trial.identity) for name, trial in chosen.items()}
+    images = sorted(set.intersection(*(set(names) for names in pictures.values())))[:MOST_IMAGES]
     metric = evidence.file["metric"]
     about = "; ".join(f"{name}: {r.name} ({100 * r.metrics[metric]:.1f} {metric})" for name, r in chosen.items())
     parts: list[Part] = [
@@ -203,7 +203,7 @@ def gallery(evidence: Evidence) -> Section | None:
     ]
     for image in images:
         for name, trial in chosen.items():
-            iteration, key = found[name][image]
+            iteration, key = pictures[name][image]
             if (content := jpeg(evidence.storage, key)) is not None:
                 caption = f"{image}, {name} trial {trial.name}, iteration {iteration}"
                 parts.append(Picture(f"{image.replace('/', '_')}-{name}.jpg", content, caption))
@@ -247,8 +247,8 @@ def configurations(evidence: Evidence) -> Section:
         flat = {p: flatten(experiment_of(e, p)) for p, e in evidence.experiments.items()}
     keys = [
         k
-        for k in dict.fromkeys(k for one in flat.values() for k in one)
-        if len({one.get(k) for one in flat.values()}) > 1
+        for k in dict.fromkeys(k for values in flat.values() for k in values)
+        if len({values.get(k) for values in flat.values()}) > 1
     ]
     base, order = evidence.reference, [row.point for row in evidence.rows]
     points = list(dict.fromkeys([*([base] if base else []), *order, *flat]))[:MOST_ROWS]
@@ -273,8 +273,8 @@ def configurations(evidence: Evidence) -> Section:
     return Section("Configurations", parts)
 
 
-def _difference(one: Mapping[int, float], other: Mapping[int, float]) -> str:
-    test = paired(one, other)
+def _difference(first: Mapping[int, float], other: Mapping[int, float]) -> str:
+    test = paired(first, other)
     if test is None:
         return "-"
     text = f"{100 * test.mean:+.1f}"

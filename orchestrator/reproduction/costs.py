@@ -76,8 +76,8 @@ def _here(table: PaperTable, point: str, plan: Plan, settings: Settings) -> tupl
     processors = (plan.file.resources.threads, plan.gpus_per_worker)
     storage, index = Storage(settings.storage), plan.indexes[left[0].fingerprint]
     may_probe = settings.ray_address is None
-    found = estimate_sweep([t.experiment for t in left], index, 1, *processors, storage, may_probe=may_probe)
-    return len(own) - len(left), found.worker_s / 3600 if found else None
+    estimate = estimate_sweep([t.experiment for t in left], index, 1, *processors, storage, may_probe=may_probe)
+    return len(own) - len(left), estimate.worker_s / 3600 if estimate else None
 
 
 def cost_rows(costs: Sequence[RowCost], device: str | None, here: str) -> list[list[str]]:

@@ -73,7 +73,7 @@ def seeds_of(target: Target, networks: Networks, scores: Scores) -> dict[int, fl
     stage, how = PROTOCOLS[target.protocol]
     key = Metric(target.split, stage, how, "miou", 0.0).key
     own = [(point, seed) for point, seed in networks if point == target.point]
-    return {one[1]: scores[one][key] for one in own if key in scores.get(one, {})}
+    return {trial[1]: scores[trial][key] for trial in own if key in scores.get(trial, {})}
 
 
 def aspects(line: Line, reasons: Mapping[str, str], origin: Origin) -> tuple[Aspect, ...]:
@@ -148,15 +148,15 @@ def short_rows(lines: Sequence[Line], table: PaperTable) -> list[list[str]]:
 
 def compared(lines: Sequence[Line], table: PaperTable) -> list[list[str]]:
     """Rows against the common one by its protocol, seed by seed, with 95 % intervals; only a header without others."""
-    found = [line for line in lines if line.common and line.target.split == lines[0].target.split]
-    own = next((line.common for line in found if line.target.point == table.common), None)
+    comparable = [line for line in lines if line.common and line.target.split == lines[0].target.split]
+    own = next((line.common for line in comparable if line.target.point == table.common), None)
     head = ["configuration", "mean ± std", f"less {table.common}", "seeds", "p (Holm)", ""]
     if own is None or not table.common:
         return [head]
-    tests = {line.target.point: paired(line.common or {}, own) for line in found if line.common is not own}
+    tests = {line.target.point: paired(line.common or {}, own) for line in comparable if line.common is not own}
     adjusted = dict(zip(tests, holm([t.p if t else math.nan for t in tests.values()]), strict=True))
     text = [head]
-    for line in found:
+    for line in comparable:
         point = line.target.point
         cells = [named(point, table), summed(line.common or {})]
         if line.common is own:

@@ -124,13 +124,13 @@ def _curves(table: PaperTable, plan: Plan, settings: Settings) -> bytes | None:
             label=label,
         )
         for trial in plan.trials:
-            found = [
+            curves = [
                 (event["iteration"] / trial.experiment.train.iterations, 100 * event["metrics"][curve.metric])
                 for event in events[trial.name]
                 if event["kind"] == "metrics" and curve.metric in event["metrics"]
             ]
-            if found:
-                axes.plot(*zip(*found, strict=True), marker=".", label=trial.name)
+            if curves:
+                axes.plot(*zip(*curves, strict=True), marker=".", label=trial.name)
         axes.set(title=f"{curve.metric}, percent", xlabel="share of the training")
         axes.grid(alpha=0.3)
     panels[-1].legend(loc="lower right")

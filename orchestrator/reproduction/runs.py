@@ -83,19 +83,19 @@ def missing(table: PaperTable, data: Path, changes: Mapping[str, Any], *, train:
 
 
 def _missing_weights(table: PaperTable, data: Path, changes: Mapping[str, Any], *, download: bool) -> list[str]:
-    found: dict[str, str] = {}
+    missing: dict[str, str] = {}
     for point, experiment in experiments(table_sweep(table, "paper", data, (0,), changes)):
         model = experiment.model
         key = f"{model.backbone} {model.weights}"
-        if key in found or model.weights == "random":
+        if key in missing or model.weights == "random":
             continue
-        found[key] = ""
+        missing[key] = ""
         give = "model.weights=FILE (.safetensors or .pth)"
         give = f"--set {point}{SEPARATOR}{give}" if len(table.points) > 1 else f"--set {give}"
         if isinstance(model.weights, Path) and not model.weights.exists():
-            found[key] = f"ImageNet weights of {point}: looked for {model.weights}; elsewhere: {give}"
+            missing[key] = f"ImageNet weights of {point}: looked for {model.weights}; elsewhere: {give}"
         elif not download and model.weights == "timm" and cached_backbone(model.backbone) is None:
-            found[key] = (
+            missing[key] = (
                 f"ImageNet weights of {point}: {model.backbone} is not in timm's cache: fetched at the start where "
                 f"there is a network, else {give}"
             )
@@ -103,8 +103,8 @@ def _missing_weights(table: PaperTable, data: Path, changes: Mapping[str, Any], 
             try:
                 method_of(experiment).network(experiment, 1)
             except (UsageError, DataError) as error:
-                found[key] = f"ImageNet weights of {point}: {error}"
-    return [line for line in found.values() if line]
+                missing[key] = f"ImageNet weights of {point}: {error}"
+    return [line for line in missing.values() if line]
 
 
 def plan_table(

@@ -111,8 +111,8 @@ def _column(
     tiles = []
     for done, image in enumerate(images):
         on_image(point, done, len(images))
-        (one,) = predict(network, saved.experiment, [image], torch.device(device), protocol)
-        tiles.append(_tile(colorize(one.mask), smooth=False))
+        (prediction,) = predict(network, saved.experiment, [image], torch.device(device), protocol)
+        tiles.append(_tile(colorize(prediction.mask), smooth=False))
     config = method_of(saved.experiment).evaluation(saved.experiment, len(index.classes))
     return Column(named(point, table), protocol_text(config, protocol), tiles)
 

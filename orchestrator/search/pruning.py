@@ -27,13 +27,13 @@ class Pruner:
 
     def look(self, identities: Sequence[str]) -> dict[str, str]:
         """Read what is new of these trials. Returns those that should stop, with the reason."""
-        found = {}
+        scores = {}
         for identity in identities:
             if identity not in self._watched:
                 self._watched[identity] = _Watched(self._study.ask(), EventReader(self.storage, identity))
             if reason := self._update(self._watched[identity]):
-                found[identity] = reason
-        return found
+                scores[identity] = reason
+        return scores
 
     def ended(self, identity: str, *, pruned: bool) -> None:
         """A trial is over; what it reached counts for the others."""

@@ -70,12 +70,12 @@ class Expression:
     def value(self, field: Callable[[str], Any]) -> Any:
         """The value with fields from `field`. Raises UsageError when it cannot be computed."""
         try:
-            found = self._value(self._tree, field)
+            result = self._value(self._tree, field)
         except (ArithmeticError, TypeError, ValueError) as error:
             raise UsageError(f"{self.source}: cannot be computed: {error}") from None
-        if isinstance(found, float) and not abs(found) < _LARGEST:
-            raise UsageError(f"{self.source}: is {found}, not a usable number")
-        return found
+        if isinstance(result, float) and not abs(result) < _LARGEST:
+            raise UsageError(f"{self.source}: is {result}, not a usable number")
+        return result
 
     def _names(self, node: ast.AST) -> list[str]:
         match node:
@@ -112,8 +112,8 @@ class Expression:
             case ast.UnaryOp(op=op, operand=operand):
                 return _UNARY[type(op)](self._value(operand, field))
             case ast.BoolOp(op=op, values=values):
-                found = (bool(self._value(value, field)) for value in values)
-                return all(found) if isinstance(op, ast.And) else any(found)
+                truths = (bool(self._value(value, field)) for value in values)
+                return all(truths) if isinstance(op, ast.And) else any(truths)
             case ast.Compare(left=left, ops=ops, comparators=others):
                 values = [self._value(v, field) for v in (left, *others)]
                 return all(_COMPARE[type(op)](a, b) for op, (a, b) in zip(ops, pairwise(values), strict=True))

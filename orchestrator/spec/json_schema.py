@@ -53,12 +53,12 @@ def _definitions(model: type[BaseModel]) -> Json:
     """Schemas of a model and of all models in it, by name."""
     owners = {owner.__name__: owner for owner, _, _ in _fields(model)} | {model.__name__: model}
     schema = model.model_json_schema()
-    found = schema.pop("$defs", {}) | {model.__name__: schema}
+    definitions = schema.pop("$defs", {}) | {model.__name__: schema}
     for owner, field, info in _fields(model):
         if bounds := _bounds(info):
-            found[owner.__name__]["properties"][field] |= _bounded(bounds)
-    names = {name: _definition(owners[name]) for name in found if name in owners}
-    return {names.get(name, name): _renamed(node, names) for name, node in found.items()}
+            definitions[owner.__name__]["properties"][field] |= _bounded(bounds)
+    names = {name: _definition(owners[name]) for name in definitions if name in owners}
+    return {names.get(name, name): _renamed(node, names) for name, node in definitions.items()}
 
 
 def _renamed(node: Any, names: Mapping[str, str]) -> Any:
@@ -160,14 +160,14 @@ def _bounded(bounds: Json) -> Json:
 
 def _settable(model: type[BaseModel]) -> dict[str, Json]:
     """Dotted field of a model to a reference to its value's schema."""
-    found: dict[str, Json] = {}
+    nodes: dict[str, Json] = {}
     for name in settable(model):
         owner: type[BaseModel] = model
         *sections, last = name.split(".")
         for section in sections:
             owner = owner.model_fields[section].annotation  # type: ignore[assignment]
-        found[name] = {"$ref": f"#/$defs/{_definition(owner)}/properties/{last}"}
-    return found
+        nodes[name] = {"$ref": f"#/$defs/{_definition(owner)}/properties/{last}"}
+    return nodes
 
 
 def _any_method() -> dict[str, Json]:

@@ -203,8 +203,8 @@ def differences(table: PaperTable, point: str, file: Path, data: Path | None) ->
     if experiment.train.global_batch != published.train.global_batch:
         texts.insert(0, f"{experiment.train.global_batch} images a step (published: {published.train.global_batch})")
     more = [f"and {len(texts) - _SHOWN} more fields"] if len(texts) > _SHOWN else []
-    found = {"data": ", ".join(strange), "configuration": ", ".join([*reasons, *texts[:_SHOWN], *more])}
-    return {name: text for name, text in found.items() if text}
+    aspects = {"data": ", ".join(strange), "configuration": ", ".join([*reasons, *texts[:_SHOWN], *more])}
+    return {name: text for name, text in aspects.items() if text}
 
 
 def table_experiment(table: PaperTable, point: str, scale: str = "paper") -> Experiment:

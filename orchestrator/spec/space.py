@@ -229,15 +229,15 @@ def grid(parameters: Sequence[Parameter], base: Callable[[str], Any]) -> list[di
     """Every combination, the last parameter varying fastest; those that a condition makes equal appear once."""
     spaces = [pair for parameter in parameters for pair in parameter.spaces()]
     names = [name for name, _ in spaces]
-    found: list[dict[str, Any]] = []
+    points: list[dict[str, Any]] = []
     seen: set[str] = set()
     for values in itertools.product(*(space.choice or () for _, space in spaces)):
         chosen = dict(zip(names, values, strict=True))
         point = drawn(parameters, lambda name, _, chosen=chosen: chosen[name], base)  # type: ignore[misc]
         if len(parameters) == len(point) or repr(point) not in seen:
-            found.append(point)
+            points.append(point)
         seen.add(repr(point))
-    return found
+    return points
 
 
 def grid_size(parameters: Sequence[Parameter]) -> int:

@@ -144,9 +144,9 @@ class SweepFile(Strict):
     @model_validator(mode="after")
     def _once(self) -> SweepFile:
         places = {"set": self.set, "parameters": self.parameters, "derived": self.derived}
-        for (one, first), (other, second) in itertools.combinations(places.items(), 2):
+        for (place, first), (other, second) in itertools.combinations(places.items(), 2):
             if both := [key for key in first if key in second]:
-                raise ValueError(f"{both[0]}: in {one} and in {other}; take one out")
+                raise ValueError(f"{both[0]}: in {place} and in {other}; take one out")
         return self
 
     @model_validator(mode="after")
@@ -287,7 +287,7 @@ def _mistakes_of_parameter(
     sweep: SweepFile, parameter: spaces.Parameter, fixed: Mapping[str, Any], source: str
 ) -> list[str]:
     """Lines about values of a parameter, those of a list and the ends of a range, each alone on the base."""
-    key, found = parameter.key, []
+    key, mistakes = parameter.key, []
     first = {name: space.ends()[0] for name, space in parameter.spaces()}
     for name, space in parameter.spaces():
         for i, value in enumerate(space.ends()):
@@ -299,8 +299,8 @@ def _mistakes_of_parameter(
             if space.choice is None and not _wrong_alone(fields):
                 continue  # ends that clash with other fields: each drawn point is checked whole
             where = f"{source}: parameters.{name}" + (f"[{i}]" if space.choice is not None else f": {space.kind}")
-            found += _mistakes(fields, where, {key: 0})
-    return found
+            mistakes += _mistakes(fields, where, {key: 0})
+    return mistakes
 
 
 def _wrong_alone(fields: Mapping[str, Any]) -> bool:
@@ -368,11 +368,11 @@ def _first_in(section: str, known: list[str]) -> str:
 
 
 def _keys(sweep: SweepFile) -> list[tuple[str, str]]:
-    found = [(part, key) for part in ("set", "parameters", "derived") for key in getattr(sweep, part)]
-    found += [("design.terms", key) for keys in (sweep.design.terms.values() if sweep.design else ()) for key in keys]
+    named = [(part, key) for part in ("set", "parameters", "derived") for key in getattr(sweep, part)]
+    named += [("design.terms", key) for keys in (sweep.design.terms.values() if sweep.design else ()) for key in keys]
     for i, point in enumerate(sweep.points):
-        found += [(f"points[{i}].set", key) for key in point.set]
-    return found
+        named += [(f"points[{i}].set", key) for key in point.set]
+    return named
 
 
 def _mistakes(fields: Mapping[str, Any], source: str, changed: Mapping[str, Any]) -> list[str]:

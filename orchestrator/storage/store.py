@@ -247,7 +247,7 @@ class Storage:
         if self._folder:
             return []
         start = len(self._root.partition("/")[2]) + 1 if "/" in self._root else 0
-        found = []
+        uploads = []
         pages = self._asked(
             lambda s3: list(
                 s3.get_paginator("list_multipart_uploads").paginate(
@@ -256,16 +256,16 @@ class Storage:
             )
         )
         for page in pages:
-            for one in page.get("Uploads", []):
-                begun: datetime = one["Initiated"]
-                found.append(Stored(one["Key"][start:], 0, begun.timestamp(), one["UploadId"]))
-        return found
+            for upload in page.get("Uploads", []):
+                begun: datetime = upload["Initiated"]
+                uploads.append(Stored(upload["Key"][start:], 0, begun.timestamp(), upload["UploadId"]))
+        return uploads
 
-    def abort_upload(self, one: Stored) -> None:
+    def abort_upload(self, upload: Stored) -> None:
         """Give up an unfinished upload."""
-        key = "/".join(part for part in (self._root.partition("/")[2], one.key) if part)
+        key = "/".join(part for part in (self._root.partition("/")[2], upload.key) if part)
         self._asked(
-            lambda s3: s3.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=one.upload),
+            lambda s3: s3.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload.upload),
             missing={"404", "NoSuchUpload"},
         )
 
@@ -293,8 +293,8 @@ class Storage:
     def _entries(self, prefix: str) -> Iterator[tuple[str, fs.FileType]]:
         selector = fs.FileSelector(self._path(prefix), allow_not_found=True)
         start = len(self._root) + 1
-        found = sorted((info.path[start:], info.type) for info in self._fs.get_file_info(selector))
-        return ((key, kind) for key, kind in found if not key.endswith((PART, "/")) and key != prefix)
+        entries = sorted((info.path[start:], info.type) for info in self._fs.get_file_info(selector))
+        return ((key, kind) for key, kind in entries if not key.endswith((PART, "/")) and key != prefix)
 
 
 def retry(
@@ -342,13 +342,13 @@ def _inside(key: str) -> str:
 def _endpoint() -> str | None:
     """Address of an S3 server that is not AWS. Ray and MLflow read a variable each: one is enough for all."""
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL")
-    found = next((os.environ[name] for name in names if os.environ.get(name)), None)
-    if found is not None:
-        if urlsplit(found).scheme not in {"http", "https"} or "@" in found:
+    endpoint = next((os.environ[name] for name in names if os.environ.get(name)), None)
+    if endpoint is not None:
+        if urlsplit(endpoint).scheme not in {"http", "https"} or "@" in endpoint:
             raise UsageError("AWS_ENDPOINT_URL: expected http://host:port or https://host, and nothing else in it")
         for name in names[1:]:
-            os.environ.setdefault(name, found)
-    return found
+            os.environ.setdefault(name, endpoint)
+    return endpoint
 
 
 def _s3(bucket: str) -> fs.S3FileSystem:

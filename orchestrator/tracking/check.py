@@ -42,7 +42,7 @@ def _server(settings: Settings) -> Answer:
     began = time.perf_counter()
     try:
         client = mlflow_files.client(settings)
-        found = client.get_experiment_by_name(settings.experiment_name)
+        experiment = client.get_experiment_by_name(settings.experiment_name)
     except MlflowException as error:
         text = one_line(error)
         refused = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" if "401" in text or "403" in text else ""
@@ -50,7 +50,7 @@ def _server(settings: Settings) -> Answer:
         yield "fail", f"{settings.tracking_uri}: {text}", fix
         return
     spent = 1000 * (time.perf_counter() - began)
-    there = "there" if found else "not there yet"
+    there = "there" if experiment else "not there yet"
     yield "ok", f"{settings.tracking_uri}: {spent:.0f} ms, experiment {settings.experiment_name} {there}", ""
     yield _artifacts(settings.tracking_uri)
 

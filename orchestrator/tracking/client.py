@@ -38,15 +38,15 @@ def client(settings: Settings) -> MlflowClient:
 def experiment(client: MlflowClient, settings: Settings) -> str:
     """Id of the experiment in the settings; it is made or restored where needed."""
     name = settings.experiment_name
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    known = client.get_experiment_by_name(name)
+    if known is None:
         # A server keeps artifacts where it was told to; without one they would land in the working folder.
         served = settings.tracking_uri.startswith(("http://", "https://"))
         location = None if served else settings.artifact_root.as_uri()
         return str(client.create_experiment(name, artifact_location=location))
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return str(found.experiment_id)
+    if known.lifecycle_stage == "deleted":
+        client.restore_experiment(known.experiment_id)
+    return str(known.experiment_id)
 
 
 def database(settings: Settings) -> Path | None:

@@ -47,8 +47,8 @@ def track_evaluation(settings: Settings, result: Evaluation, checkpoint: Path) -
             client.log_batch(run, params=[Param(key, str(value)) for key, value in params.items()])
         scores = [
             Metric(metric_name(m.key if name in PROTOCOLS else f"{name}/{m.key}"), m.value, now, 0)
-            for name, found in result.metrics.items()
-            for m in found
+            for name, metrics in result.metrics.items()
+            for m in metrics
         ]
         for start in range(0, len(scores), _BATCH):
             client.log_batch(run, metrics=scores[start : start + _BATCH])

@@ -51,29 +51,33 @@ def model_of(client: MlflowClient, experiment: str, run: str, sha256: str) -> Lo
 
 
 def log_model(
-    client: MlflowClient, storage: Storage, run: str, trial: Mapping[str, Any], sweep: str, one: CheckpointRecord
+    client: MlflowClient, storage: Storage, run: str, trial: Mapping[str, Any], sweep: str, record: CheckpointRecord
 ) -> str:
     """Log a trial's checkpoint as a model of its run, unless it is there; returns the model's id."""
     from mlflow.entities import LoggedModelOutput
 
     experiment = str(client.get_run(run).info.experiment_id)
-    if (known := model_of(client, experiment, run, one.sha256)) is not None:
+    if (known := model_of(client, experiment, run, record.sha256)) is not None:
         return str(known.model_id)
     identity = str(trial["identity"])
     tags = {"mcc.identity": identity, "mcc.sweep": sweep, "mcc.seed": str(trial["seed"])}
-    tags |= {"mcc.data": str(trial["fingerprint"]), "mcc.checkpoint": one.sha256, "mcc.iteration": str(one.iteration)}
+    tags |= {
+        "mcc.data": str(trial["fingerprint"]),
+        "mcc.checkpoint": record.sha256,
+        "mcc.iteration": str(record.iteration),
+    }
     name = "".join("_" if c in "/:.%\"'" else c for c in trial["name"])
     params = {"method": str(trial["experiment"].get("method", "mcc"))} | dict(trial["varied"])
     model = client.create_logged_model(experiment, name, run, tags, params, "segmentation")
     with tempfile.TemporaryDirectory() as folder:
         _describe(Path(folder), run, model.model_id, tags)
         target = _local(model.artifact_location)
-        if not _linked(storage, one.key(identity), target and target / CHECKPOINT):
-            storage.download(one.key(identity), Path(folder) / CHECKPOINT)
+        if not _linked(storage, record.key(identity), target and target / CHECKPOINT):
+            storage.download(record.key(identity), Path(folder) / CHECKPOINT)
         client.log_model_artifacts(model.model_id, folder)
     client.finalize_logged_model(model.model_id, "READY")
-    client.log_outputs(run, [LoggedModelOutput(model.model_id, one.iteration)])
-    _link_scores(client, run, str(model.model_id), trial, one.iteration)
+    client.log_outputs(run, [LoggedModelOutput(model.model_id, record.iteration)])
+    _link_scores(client, run, str(model.model_id), trial, record.iteration)
     return str(model.model_id)
 
 
@@ -141,11 +145,11 @@ def _link_scores(client: MlflowClient, run: str, model: str, trial: Mapping[str,
     data = dataset(trial)
     keys = [key for key in client.get_run(run).data.metrics if key.startswith("val/") and "/iou/" not in key]
     # The same points as those of the run, which has each only once.
-    found = [
+    metrics = [
         Metric(metric_name(key), m.value, m.timestamp, m.step, model, data.name, data.digest)
         for key in keys
         for m in client.get_metric_history(run, key)
         if m.step == iteration
     ]
-    if found:
-        client.log_batch(run, metrics=found)
+    if metrics:
+        client.log_batch(run, metrics=metrics)

@@ -20,9 +20,9 @@ def picture_name(key: str) -> str:
 def pictures(paths: Iterable[str]) -> set[tuple[str, int]]:
     """(key, step) of the pictures among a run's artifacts. MLflow puts both in the file name:
     `panel~a+step+5+timestamp+…`, with `#` for `~` and `%` for `+` in older versions."""
-    found = set()
+    keys = set()
     for path in paths:
         parts = re.split(r"[+%]", path.rsplit("/", 1)[-1])
         if len(parts) > 3 and parts[1] == "step" and path.endswith(".webp"):  # the small copy, written last
-            found.add((re.sub(r"[~#]", "/", parts[0]), int(parts[2])))
-    return found
+            keys.add((re.sub(r"[~#]", "/", parts[0]), int(parts[2])))
+    return keys

@@ -24,8 +24,8 @@ def runs(settings: Settings, sweep: str) -> dict[str, str]:
     if experiment is None:
         return {}
     query = f"tags.`mcc.sweep` = '{sweep}' and tags.`mcc.kind` = 'trial'"
-    found = client.search_runs([experiment.experiment_id], query, max_results=MOST_RUNS)
-    return {run.data.tags["mcc.identity"]: str(run.info.run_id) for run in found}
+    page = client.search_runs([experiment.experiment_id], query, max_results=MOST_RUNS)
+    return {run.data.tags["mcc.identity"]: str(run.info.run_id) for run in page}
 
 
 def was_pruned(run: Run) -> bool:

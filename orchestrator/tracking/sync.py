@@ -140,13 +140,13 @@ class Tracker:
         lines = table(rows[:20], file["metric"], all_background(results))
         note = f"{file['description'] or self.document['name']}\n\n{markdown(lines)}"
         tags = [RunTag("mlflow.note.content", note[:8000])]
-        found = {}
+        scores = {}
         if rows:
             tags.append(RunTag("mcc.best", rows[0].point))
-            found = {"best": rows[0].score} | {
+            scores = {"best": rows[0].score} | {
                 f"best {name}": rows[0].values[key] for name, key in COLUMNS.items() if key in rows[0].values
             }
-        self.client.log_batch(self.parent, metrics=[Metric(k, v, at, 0) for k, v in found.items()], tags=tags)
+        self.client.log_batch(self.parent, metrics=[Metric(k, v, at, 0) for k, v in scores.items()], tags=tags)
 
     def runs(self, kind: str) -> list[Run]:
         """The sweep's runs of a kind, `sweep` (the parent) or `trial`."""
@@ -155,11 +155,11 @@ class Tracker:
 
     def _parent(self) -> str:
         sweep, created = self.document["sweep"], int(1000 * self.document["created"])
-        found = self.runs("sweep")
-        self.before = found[0].info if found else None
-        if found:
-            self.client.update_run(found[0].info.run_id, status="RUNNING")
-            return str(found[0].info.run_id)
+        runs = self.runs("sweep")
+        self.before = runs[0].info if runs else None
+        if runs:
+            self.client.update_run(runs[0].info.run_id, status="RUNNING")
+            return str(runs[0].info.run_id)
         tags = {"mcc.sweep": sweep, "mcc.kind": "sweep"}
         run = str(self.client.create_run(self.experiment, created, tags, sweep).info.run_id)
         self.artifact(run, "plan.json", json.dumps(self.document, indent=1).encode())
@@ -306,9 +306,9 @@ class _Child:
             saved = saved_checkpoints(self.storage, self.identity)
             modes = self.tracker.document["file"]["mode"]
             chosen = {"last": saved[-1] if saved else None, "best": best_saved(saved, modes)}
-            for name, one in chosen.items():
-                if one is not None and (name == "last" or one != chosen["last"]):
-                    store_checkpoint(self.client, self.storage, self.run, one.key(self.identity), f"{name}.pt")
+            for name, item in chosen.items():
+                if item is not None and (name == "last" or item != chosen["last"]):
+                    store_checkpoint(self.client, self.storage, self.run, item.key(self.identity), f"{name}.pt")
             if (best := chosen["best"]) is not None:
                 self._model(best)
         self._finished = event["status"] == TrialStatus.FINISHED

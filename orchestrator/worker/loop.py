@@ -100,8 +100,8 @@ def _chosen(storage: Storage, task: Assignment, work: Path, rank: int, world: in
         newest = retry(lambda: newest_attempt(storage, task.identity))
         send_leftovers(storage, _outbox_folder(task), newest, DRAIN_S)
         attempt = retry(lambda: claim_attempt(storage, task.identity))
-        one, file, complaints = retry(lambda: newest_checkpoint(storage, task.identity, work))
-        choice = (attempt, one.iteration if one else 0, complaints)
+        record, file, complaints = retry(lambda: newest_checkpoint(storage, task.identity, work))
+        choice = (attempt, record.iteration if record else 0, complaints)
         if world > 1:
             broadcast_from_rank_zero(choice)
         return Resume(attempt, choice[1], file, complaints)

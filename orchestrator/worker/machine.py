@@ -35,18 +35,18 @@ class MachineWatch:
             return {}
         self._last = now
         memory, net = psutil.virtual_memory(), psutil.net_io_counters()
-        found = {
+        values = {
             "cpu_utilization_percentage": psutil.cpu_percent(),
             "system_memory_usage_megabytes": memory.used / _MB,
             "system_memory_usage_percentage": memory.percent,
         }
         if net is not None and self._net is not None:  # a container may have none
-            found["network_receive_megabytes"] = (net.bytes_recv - self._net.bytes_recv) / _MB
-            found["network_transmit_megabytes"] = (net.bytes_sent - self._net.bytes_sent) / _MB
+            values["network_receive_megabytes"] = (net.bytes_recv - self._net.bytes_recv) / _MB
+            values["network_transmit_megabytes"] = (net.bytes_sent - self._net.bytes_sent) / _MB
         if torch.cuda.is_initialized():
             free, total = torch.cuda.mem_get_info()
-            found["gpu_0_memory_usage_megabytes"] = (total - free) / _MB
-            found["gpu_0_memory_usage_percentage"] = 100 * (total - free) / total
+            values["gpu_0_memory_usage_megabytes"] = (total - free) / _MB
+            values["gpu_0_memory_usage_percentage"] = 100 * (total - free) / total
             with suppress(ModuleNotFoundError, RuntimeError):  # needs nvidia-ml-py
-                found["gpu_0_utilization_percentage"] = float(torch.cuda.utilization())
-        return {f"system/{self.node}/{name}": float(value) for name, value in found.items()}
+                values["gpu_0_utilization_percentage"] = float(torch.cuda.utilization())
+        return {f"system/{self.node}/{name}": float(value) for name, value in values.items()}

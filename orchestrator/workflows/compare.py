@@ -56,17 +56,19 @@ def compare_networks(
         if not (shared := sorted(seeds.keys() & other_seeds.keys())):
             raise UsageError(f"{first} and {second}: have no seed in common")
         pairs = [(scored(seeds[s], "FIRST")[0], scored(other_seeds[s], "SECOND")[0]) for s in shared]
-        found = over_seeds(pairs)
-        return replace(found, first=replace(found.first, label=first), second=replace(found.second, label=second)), (
+        comparison = over_seeds(pairs)
+        return replace(
+            comparison, first=replace(comparison.first, label=first), second=replace(comparison.second, label=second)
+        ), (
             None,
             None,
         )
-    (one, side), (other, other_side) = scored(first, "FIRST"), scored(second, "SECOND")
-    return compare_images(one, other), (side, other_side)
+    (first_side, side), (other, other_side) = scored(first, "FIRST"), scored(second, "SECOND")
+    return compare_images(first_side, other), (side, other_side)
 
 
 def draw_gallery(
-    found: ImageComparison,
+    comparison: ImageComparison,
     sides: tuple[Side | None, Side | None],
     settings: Settings,
     split: str,
@@ -74,12 +76,12 @@ def draw_gallery(
     on_image: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """The page of `write_gallery`. Raises UsageError where only the folder of an evaluation is known."""
-    one, other = sides
-    if one is None or other is None:
+    first_side, other = sides
+    if first_side is None or other is None:
         raise UsageError("--gallery: needs two networks: give checkpoint files or SWEEP/TRIAL")
-    data = one.saved.experiment.data
+    data = first_side.saved.experiment.data
     index = build_index(
         data if split == data.train_split else data.model_copy(update={"val_split": split}), settings.home
     )
     images = {item.name: item.image for item in (*index.train, *index.val)}
-    return write_gallery(found, (one, other), images, index.masks, out, on_image=on_image)
+    return write_gallery(comparison, (first_side, other), images, index.masks, out, on_image=on_image)

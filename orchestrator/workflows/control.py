@@ -73,13 +73,13 @@ def failed(storage: Storage, sweep: Sweep, trial: str | None = None) -> list[str
 
     Raises UsageError when there are none, or when that one did not fail.
     """
-    found = [r.identity for r in catalog.results(storage, sweep.document) if r.status == TrialStatus.FAILED]
+    identities = [r.identity for r in catalog.results(storage, sweep.document) if r.status == TrialStatus.FAILED]
     if trial is not None:
-        found = [identity for identity in found if identity == _identity(sweep, trial)]
-    if not found:
+        identities = [identity for identity in identities if identity == _identity(sweep, trial)]
+    if not identities:
         what = f"{trial} did not fail" if trial else "no trial failed"
         raise UsageError(f"{sweep.id}: {what}; mcc sweep status {sweep.id}")
-    return found
+    return identities
 
 
 def _identity(sweep: Sweep, trial: str) -> str:

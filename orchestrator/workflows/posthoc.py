@@ -127,11 +127,13 @@ def plan_posthoc(source: Path, settings: Settings) -> Posthoc:
     for values in combinations:
         varied = dict(zip(file.parameters, values, strict=True))
         fields = merge({}, file.set | varied, str(source))
-        (found,) = protocol_settings(saved.experiment, len(saved.classes), [file.protocol], fields, str(source))
+        (protocol_setting,) = protocol_settings(
+            saved.experiment, len(saved.classes), [file.protocol], fields, str(source)
+        )
         name = ",".join(f"{key.rsplit('.', 1)[-1]}={_text(value)}" for key, value in varied.items())
-        setting = Setting(name, found.protocol, found.config)
+        setting = Setting(name, protocol_setting.protocol, protocol_setting.config)
         content = [digest, saved.experiment.data.model_dump(mode="json"), file.split, file.limit]
-        content += [file.protocol, found.config.model_dump(mode="json")]
+        content += [file.protocol, protocol_setting.config.model_dump(mode="json")]
         identity = json_digest(content, 16)
         points[identity] = _Point(identity, setting, {key: _text(value) for key, value in varied.items()})
     stage, how = PROTOCOLS[file.protocol]
@@ -187,14 +189,14 @@ def _score(
     )
     key = hashlib.sha256("".join(point.identity for point in todo).encode()).hexdigest()[:16]
     means = ExecutionOptions(processes=processes, cache_bytes=int(file.cache_gb * 1e9))
-    found = evaluate_checkpoint(request, settings.home / "posthoc" / key, settings, means, on_image)
+    evaluation = evaluate_checkpoint(request, settings.home / "posthoc" / key, settings, means, on_image)
     for point in todo:
-        values = {metric.key: metric.value for metric in found.metrics[point.setting.name]}
-        write_attempt(storage, point.identity, posthoc.saved.iteration, values, began, _info(posthoc, found))
+        values = {metric.key: metric.value for metric in evaluation.metrics[point.setting.name]}
+        write_attempt(storage, point.identity, posthoc.saved.iteration, values, began, _info(posthoc, evaluation))
 
 
-def _info(posthoc: Posthoc, found: Evaluation) -> dict[str, Any]:
-    return {"of": posthoc.file.of, "checkpoint": found.header["checkpoint"], "images": len(found.images)}
+def _info(posthoc: Posthoc, evaluation: Evaluation) -> dict[str, Any]:
+    return {"of": posthoc.file.of, "checkpoint": evaluation.header["checkpoint"], "images": len(evaluation.images)}
 
 
 def _text(value: Any) -> str:

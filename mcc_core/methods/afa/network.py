@@ -60,13 +60,13 @@ class MLPDecoder(nn.Module):
 
     def forward(self, stages: Stages) -> Tensor:
         """Logits B,C+1,h,w at the resolution of the first stage, background first."""
-        one, two, three, four = stages.maps
-        size = one.shape[-2:]
+        first, two, three, four = stages.maps
+        size = first.shape[-2:]
         parts = (
             self.linear_c4(four, size),
             self.linear_c3(three, size),
             self.linear_c2(two, size),
-            self.linear_c1(one, size),
+            self.linear_c1(first, size),
         )
         return self.linear_pred(self.dropout(self.linear_fuse(torch.cat(parts, 1))))
 

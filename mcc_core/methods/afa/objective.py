@@ -175,7 +175,7 @@ class AFAObjective(Objective):
                 mode="bilinear",
                 align_corners=False,
             )
-            label[i, top:bottom, left:right] = decided(*(keys[one[0].max(0).indices] for one in best.chunk(2, dim=1)))
+            label[i, top:bottom, left:right] = decided(*(keys[half[0].max(0).indices] for half in best.chunk(2, dim=1)))
         return known.class_ids(label)
 
     def transition(self, cams: Cams) -> Tensor:

@@ -245,7 +245,7 @@ class FSRNet(Network):
             trained = [p for part in parts for p in part.parameters() if p.requires_grad]
             plain = [p.ndim == 1 or id(p) in bare for p in trained]
             for without in (True, False):
-                chosen = tuple(p for p, one in zip(trained, plain, strict=True) if one == without)
+                chosen = tuple(p for p, undecayed in zip(trained, plain, strict=True) if undecayed == without)
                 if chosen:
                     groups.append(ParameterGroup(chosen, scale, 0.0 if without else 1.0))
         return groups

@@ -52,12 +52,12 @@ def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Fields of the experiment that tensors of a published checkpoint decide: sizes of its tables and layers."""
-    found: dict[str, Any] = {}
+    sizes: dict[str, Any] = {}
     table, patch = state.get("encoder.pos_embed"), state.get("encoder.patch_embed.proj.weight")
     if table is not None and patch is not None:
-        found["model.backbone_args.img_size"] = math.isqrt(table.shape[1] - 1) * patch.shape[-1]
+        sizes["model.backbone_args.img_size"] = math.isqrt(table.shape[1] - 1) * patch.shape[-1]
     if (directions := state.get("projector.last_layer.weight_v")) is not None:
-        found["model.projector.out"] = len(directions)
+        sizes["model.projector.out"] = len(directions)
     if blocks := {name.split(".")[2] for name in state if name.startswith("encoder.cls_blocks.")}:
-        found["model.class_blocks"] = len(blocks)
-    return found
+        sizes["model.class_blocks"] = len(blocks)
+    return sizes

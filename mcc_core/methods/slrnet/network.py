@@ -113,14 +113,14 @@ class SLRNet(Network):
         groups: list[ParameterGroup] = []
         for scale, new in ((1.0, False), (optim.head_lr_scale, True)):
             for bias in (False, True):
-                found = tuple(
+                made = tuple(
                     p
                     for name, p in self.named_parameters()
                     if p.requires_grad and name.startswith("backbone.") != new and name.endswith(".bias") == bias
                 )
-                if found:
+                if made:
                     rate = scale * (optim.bias_lr_scale if bias else 1.0)
-                    groups.append(ParameterGroup(found, lr_scale=rate, decay_scale=0.0 if bias else 1.0))
+                    groups.append(ParameterGroup(made, lr_scale=rate, decay_scale=0.0 if bias else 1.0))
         return groups
 
     @torch.no_grad()

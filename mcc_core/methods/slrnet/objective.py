@@ -71,8 +71,8 @@ class SLRObjective(Objective):
         terms: dict[str, Tensor] = {}
         if weights["cls"]:
             scored = [class_score(x, self.experiment.score) for x in (views.first, views.second, views.aux)]
-            one, two, aux = (classification(score, labels, self.positive_weight) for score in scored)
-            terms["cls"] = one + two + aux_weight * aux
+            view1, two, aux = (classification(score, labels, self.positive_weight) for score in scored)
+            terms["cls"] = view1 + two + aux_weight * aux
         masks, masks2 = views.first.softmax(1), _resized(views.second.softmax(1), size)
         if weights["reg1"]:
             terms["reg1"] = mask_difference(masks, masks2, labels)
@@ -81,8 +81,8 @@ class SLRObjective(Objective):
         label = None
         if weights["seg"]:
             label = mask_label(batch["view"], (masks + masks2).detach() / 2, labels, self.experiment.pseudo_label)
-            one, two, aux = (self._segmentation(x, label, labels) for x in (views.first, second, views.aux))
-            terms["seg"] = one + two + aux_weight * aux
+            view1, two, aux = (self._segmentation(x, label, labels) for x in (views.first, second, views.aux))
+            terms["seg"] = view1 + two + aux_weight * aux
         total = sum((weights[name] * term for name, term in terms.items()), start=masks.new_zeros(()))
         if not {"cls", "seg"} & set(terms):  # what reaches every parameter
             total = total + 0 * (views.first.sum() + views.second.sum() + views.aux.sum())

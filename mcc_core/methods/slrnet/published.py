@@ -53,8 +53,8 @@ def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Fields of the experiment that tensors of a published checkpoint, or of the backbone alone, decide: sizes."""
     sizes = sizes_of({name.removeprefix("backbone."): tensor for name, tensor in state.items()})
-    found = {f"model.{name}": size for name, size in sizes.items()}
+    named = {f"model.{name}": size for name, size in sizes.items()}
     for field, head in (("channels", "aux_head.0.weight"), ("skip_channels", "fc8_skip.0.weight")):
         if (tensor := state.get(head)) is not None:
-            found[f"model.{field}"] = len(tensor)
-    return found
+            named[f"model.{field}"] = len(tensor)
+    return named
