@@ -48,7 +48,7 @@ def merge(base: Mapping[str, Any], overrides: Mapping[str, Any], source: str) ->
             node = node.setdefault(section, {})
             if not isinstance(node, dict):
                 raise UsageError(f"{source}: {key}: {section} is not a section")
-        node[last] = value
+        node[last] = copy.deepcopy(value)  # a later key may lie inside it, and the caller keeps its own
     return merged
 
 

@@ -16,7 +16,7 @@ def export(
     out: Annotated[Path | None, typer.Option("--out", help="File; default: the checkpoint's name.")] = None,
     image: Annotated[Path | None, typer.Option("--image", help="What to check it on; default: noise.")] = None,
 ) -> None:
-    """Write a trained network as ONNX, an exported PyTorch program, or safetensors.
+    """Write a network as ONNX, exported program or safetensors.
 
     For any number of images of any size in whole cells of its grid. What was written is run and compared with the
     network.

@@ -48,7 +48,7 @@ def reproduce(
     out: Annotated[Path | None, typer.Option("--out", help="Default: reproductions/TABLE-SCALE.")] = None,
     processes: Annotated[int, typer.Option("--processes", min=0, help="For label maps and CRF.")] = 0,
 ) -> None:
-    """Run a table or figure of the paper and compare with what is printed.
+    """Run a table or figure of the paper and compare the numbers.
 
     Without a table: the same as --list.
     """

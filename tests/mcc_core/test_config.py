@@ -97,7 +97,7 @@ def test_numeric_fields_of_losses_thresholds_and_masking_can_be_scheduled() -> N
     sections = {
         "loss": {"seg_start", "aff_form", "seg_form"},
         "thresholds": {"foreground_inclusive"},
-        "mask": {"drop_tokens"},
+        "mask": {"drop_tokens", "uncertain_start"},
     }
     for section, fixed in sections.items():
         for name in field_names(Experiment):

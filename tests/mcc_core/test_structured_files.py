@@ -141,3 +141,9 @@ def test_json_is_read_as_it_stands_or_refused_for_a_twin(tmp_path: Path, value: 
             read_json(file)
     else:
         assert read_json(file) == json.loads(file.read_text())
+
+
+def test_what_the_caller_gave_stays_as_it_was() -> None:
+    given = {"model.backbone_args": {"depth": 2, "patch_size": 8}, "model.backbone_args.patch_size": 16}
+    assert mcc_experiment("tiny", given).model.backbone_args["patch_size"] == 16
+    assert given["model.backbone_args"] == {"depth": 2, "patch_size": 8}

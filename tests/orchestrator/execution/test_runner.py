@@ -89,7 +89,7 @@ def test_a_trial_stops_on_request_and_goes_on_from_its_last_whole_checkpoint(
     assert f"{newest.iteration:07d}-0001.pt has" in starts[1]["info"]["skipped_checkpoints"][0]
     assert starts[0]["info"]["certificate"]["images_in_both"] == 0
     assert logged(storage, trial) == list(range(1, 151))
-    assert {e["kind"] for e in events} == {"start", "metrics", "image", "checkpoint", "end"}
+    assert {e["kind"] for e in events} == {"start", "metrics", "image", "checkpoint", "end", "machine"}
     for event in events:
         if event["kind"] == "image":
             assert storage.read(event["path"]).startswith(b"\x89PNG")

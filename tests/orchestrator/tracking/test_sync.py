@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import experiments
 import pytest
 from experiments import plan_record
 from hypothesis import given
@@ -204,7 +205,7 @@ def test_killed_tracker_leaves_nothing_out_and_nothing_twice(
     attempt(storage, tmp_path, trial, 1, 0, 60, end=True)
     script = textwrap.dedent(
         f"""
-        import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(experiments.__file__).parent)!r}]
         from pathlib import Path
         from orchestrator.settings import Settings
         from orchestrator.tracking.sync import Tracker
@@ -476,5 +477,5 @@ def test_nothing_is_written_to_the_working_folder(
     folder = tmp_path / "cwd"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    Tracker(settings, plan_record(SWEEP)).finish()
+    Tracker(settings, plan_record(SWEEP, file=document()["file"])).finish()
     assert list(folder.iterdir()) == []
