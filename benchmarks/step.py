@@ -106,7 +106,7 @@ class Case:
             **({form.views: size.views} if form.views else {}),
             "train.crop": crop,
             "train.batch_size": batch,
-            "compute": {"recompute": "nothing"} if plainly else compute or {},
+            "compute": {**(compute or {}), **({"recompute": "nothing"} if plainly else {})},
         }
         experiment = experiment_of(merge({}, fields, "benchmark"), "benchmark")
         method = method_named(size.method)
