@@ -30,6 +30,10 @@ from mcc_core.data.datasets import TrainingSet
 from mcc_core.data.index import Item
 from mcc_core.data.pixels import read_rgb
 from mcc_core.data.transforms import ThreeViews
+from mcc_core.device import moved, synchronise
+
+COLOURS = "colours in batches of 4"
+HOST = torch.device("cpu")
 
 
 def photos(folder: Path, count: int) -> list[Path]:
@@ -45,6 +49,42 @@ def photos(folder: Path, count: int) -> list[Path]:
     return files
 
 
+def rates(crop: int, images: int, rounds: int, device: torch.device = HOST) -> dict[str, float]:
+    """Seconds of the CPU per image, medians; for colours on another device than the CPU seconds of the clock."""
+    on_host = device.type == "cpu"
+    with tempfile.TemporaryDirectory() as folder:
+        files = photos(Path(folder), images)
+        augment, items = ThreeViews(AugmentConfig(), crop), [Item(f.stem, f, (0,)) for f in files]
+        whole, half = (TrainingSet(items, 20, augment, 0, finish=finish) for finish in (True, False))
+        decoded = [torch.from_numpy(read_rgb(f)).permute(2, 0, 1) for f in files]
+        generator = torch.Generator().manual_seed(0)
+        raw = [[half[(0, i)] for i in range(j, j + 4)] for j in range(0, len(files), 4)]
+        batches = [{k: v for k, v in default_collate(batch).items() if isinstance(v, torch.Tensor)} for batch in raw]
+
+        def colours() -> None:
+            for batch in batches:
+                finish_batch(batch, {name: moved(x, device) for name, x in batch.items()})
+            synchronise(device)
+
+        work: dict[str, Callable[[], object]] = {
+            "decode alone": lambda: [read_rgb(f) for f in files],
+            "cutting three views alone": lambda: [augment(d, generator) for d in decoded],
+            "the loader, augmentation: loader": lambda: [whole[(0, i)] for i in range(len(files))],
+            "the loader, augmentation: device": lambda: [half[(0, i)] for i in range(len(files))],
+            COLOURS: colours,
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in work}
+        if not on_host:
+            colours()  # what a device does once
+        for _ in range(rounds):
+            for name, run in work.items():
+                now = time.process_time if on_host or name != COLOURS else time.perf_counter
+                began = now()
+                run()
+                seconds[name].append(now() - began)
+    return {name: statistics.median(found) / images for name, found in seconds.items()}
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -53,33 +93,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        files = photos(Path(folder), arguments.images)
-        config = AugmentConfig()
-        augment, items = ThreeViews(config, arguments.crop), [Item(f.stem, f, (0,)) for f in files]
-        whole, half = (TrainingSet(items, 20, augment, 0, finish=finish) for finish in (True, False))
-        decoded = [torch.from_numpy(read_rgb(f)).permute(2, 0, 1) for f in files]
-        generator = torch.Generator().manual_seed(0)
-        raw = [[half[(0, i)] for i in range(j, j + 4)] for j in range(0, len(files), 4)]
-        batches = [{k: v for k, v in default_collate(batch).items() if isinstance(v, torch.Tensor)} for batch in raw]
-        work: dict[str, Callable[[], object]] = {
-            "decode alone": lambda: [read_rgb(f) for f in files],
-            "cutting three views alone": lambda: [augment(d, generator) for d in decoded],
-            "the loader, augmentation: loader": lambda: [whole[(0, i)] for i in range(len(files))],
-            "the loader, augmentation: device": lambda: [half[(0, i)] for i in range(len(files))],
-            "colours in batches of 4": lambda: [finish_batch(batch, batch) for batch in batches],
-        }
-        seconds: dict[str, list[float]] = {name: [] for name in work}
-        for _ in range(arguments.rounds):
-            for name, run in work.items():
-                began = time.process_time()
-                run()
-                seconds[name].append(time.process_time() - began)
+    seconds = rates(arguments.crop, arguments.images, arguments.rounds)
     table = Table("", "images/s and core", "times decoding", title=f"crop {arguments.crop}", box=None)
-    base = statistics.median(seconds["decode alone"])
     for name, found in seconds.items():
-        middle = statistics.median(found)
-        table.add_row(name, f"{arguments.images / middle:.1f}", f"{middle / base:.2f}")
+        table.add_row(name, f"{1 / found:.1f}", f"{found / seconds['decode alone']:.2f}")
     Console().print(table)
 
 

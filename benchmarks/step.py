@@ -42,7 +42,7 @@ from mcc_core.config import ComputeConfig
 from mcc_core.experiment_files import merge
 from mcc_core.losses import terms as losses
 from mcc_core.methods.registry import experiment_of, method_named, network_of
-from mcc_core.precision import cast_once
+from mcc_core.precision import arithmetic, cast_once
 from mcc_core.pseudo_labels import labels as pseudo_label
 from mcc_core.pseudo_labels import par
 from mcc_core.training.optim import build_optimizer
@@ -73,6 +73,7 @@ TIMED = {
 STAGES = ("cams", "other forward", "refinement", "energy", "backward", "optimizer", "step")
 OPTIONS: dict[str, dict[str, Any]] = {
     "precision: bfloat16": {"precision": "bfloat16"},
+    "deterministic": {"deterministic": True},
     "compile": {"compile": True},
     "recompute: nothing": {"recompute": "nothing"},
     "recompute: blocks": {"recompute": "blocks"},
@@ -106,7 +107,7 @@ class Case:
             **({form.views: size.views} if form.views else {}),
             "train.crop": crop,
             "train.batch_size": batch,
-            "compute": {"recompute": "nothing"} if plainly else compute or {},
+            "compute": {**(compute or {}), **({"recompute": "nothing"} if plainly else {})},
         }
         experiment = experiment_of(merge({}, fields, "benchmark"), "benchmark")
         method = method_named(size.method)
@@ -142,6 +143,7 @@ class Case:
             group.update(lr=0.0)
         torch.manual_seed(0)
         with ExitStack() as plainly:
+            plainly.enter_context(arithmetic(self.model.precision, self.model.deterministic))
             plainly.enter_context(cast_once(self.model.precision, self.device))
             if self.plainly:
                 plainly.enter_context(explicit_attention())

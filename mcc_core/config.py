@@ -237,6 +237,11 @@ class ComputeConfig(Strict):
         "10 bits of mantissa in products, on GPUs that have it; bfloat16: in encoder and decoder; losses, CAMs and "
         "weights stay float32",
     )
+    deterministic: bool = Field(
+        False,
+        description="the same bits whenever the trial is repeated on the same kind of machine, also on a GPU, where "
+        "it takes longer; a CPU needs only the same number of threads",
+    )
     compile: bool = Field(False, description="torch.compile the encoder's blocks (needs a C++ compiler on CPUs)")
     recompute: Literal["nothing", "elementwise", "blocks"] = Field(
         "elementwise",

@@ -1,4 +1,4 @@
-"""The precision of matrix products, as one decision for everything that a network does."""
+"""How matrix products are computed, precision and repeatability, as one decision for all that a network does."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 
 from mcc_core.config import Precision
+from mcc_core.determinism import repeatable
 
 AMPERE = 8  # major compute capability of the first GPUs with TF32 and bfloat16
 
 
 @contextmanager
-def arithmetic(precision: Precision) -> Iterator[None]:
+def arithmetic(precision: Precision, deterministic: bool = False) -> Iterator[None]:
     """Inside, float32 products and convolutions on a GPU are TF32 if `precision` is, and float32 otherwise.
 
     PyTorch's own defaults differ for products and convolutions. What they were before is set again afterwards.
-    bfloat16 is the networks' own (`autocast`): what they leave in float32 stays exact.
+    bfloat16 is the networks' own (`autocast`): what they leave in float32 stays exact. `deterministic` is `repeatable`.
     """
     products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
     before = products.allow_tf32, convolutions.allow_tf32
     products.allow_tf32 = convolutions.allow_tf32 = precision == "tf32"
     try:
-        yield
+        with repeatable() if deterministic else nullcontext():
+            yield
     finally:
         products.allow_tf32, convolutions.allow_tf32 = before
 

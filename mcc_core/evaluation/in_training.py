@@ -79,7 +79,7 @@ def evaluate(
     dataset = EvaluationSet(items[rank::world], index.masks, len(index.classes), experiment.train.crop)
     batch, threads = experiment.train.eval_batch, min(4, max(1, experiment.train.loader_workers))
     samples = ahead(dataset.__getitem__, range(len(dataset)), threads=threads, depth=2 * batch)
-    with arithmetic(model.precision):
+    with arithmetic(model.precision, model.deterministic):
         while chosen := list(islice(samples, batch)):
             scorer.add(chosen)
     if world > 1:

@@ -61,7 +61,7 @@ def predict(
     config = method_of(experiment).evaluation(experiment, model.num_classes)
     height, width = images[0].shape[:2]
     tensor = padded(moved(to_tensor(images), device), least_side(model, config.cam_scales))
-    with arithmetic(model.precision):
+    with arithmetic(model.precision, model.deterministic):
         output = model(tensor)
         class_activations = multi_scale_maps(model, tensor, config.cam_scales, output)
         maps = segmentation_maps(model, images, protocol, config, device)

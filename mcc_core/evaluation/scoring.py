@@ -164,7 +164,7 @@ class Scorer:
     def maps(self, item: Item, image: np.ndarray | None = None) -> Maps:
         """One image H,W,3 uint8 through the network; it is read where it is not given."""
         pixels = read_rgb(item.image) if image is None else image
-        with arithmetic(self.model.precision):
+        with arithmetic(self.model.precision, self.model.deterministic):
             return network_maps(self.model, pixels, item.labels, self.protocols, self.config, self.device)
 
 

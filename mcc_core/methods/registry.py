@@ -65,12 +65,13 @@ def experiment_of(fields: Mapping[str, Any], source: str) -> Experiment:
 def network_of(experiment: Experiment, num_classes: int) -> Network:
     """The network of an experiment with its initial weights. Raises UsageError when they cannot be had."""
     network = method_of(experiment).network(experiment, num_classes)
-    network.precision = experiment.compute.precision
+    network.precision, network.deterministic = experiment.compute.precision, experiment.compute.deterministic
     return network
 
 
 def random_network(experiment: Experiment, num_classes: int) -> Network:
-    """The network of an experiment with random weights, of its precision and not compiled, to load weights into."""
+    """The network of an experiment with random weights, of its arithmetic and not compiled, to load weights into."""
     model = experiment.model.model_copy(update={"weights": "random"})
-    compute = ComputeConfig(precision=experiment.compute.precision)
+    asked = experiment.compute
+    compute = ComputeConfig(precision=asked.precision, deterministic=asked.deterministic)
     return network_of(experiment.model_copy(update={"model": model, "compute": compute}), num_classes)

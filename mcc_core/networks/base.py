@@ -41,12 +41,14 @@ class Network(nn.Module):
         stride: pixels per cell of the coarsest grid, and the smallest side of an image.
         map_stages: names of the class maps that `class_maps` gives.
         precision: of the trial's matrix products, which whoever uses the network sets (`arithmetic`).
+        deterministic: whether the trial is repeatable to the bit, set likewise.
     """
 
     num_classes: int
     stride: int
     map_stages: tuple[MapStage, ...] = ("cam",)
     precision: Precision = "float32"
+    deterministic: bool = False
 
     def forward(self, images: Tensor) -> Output:
         """Logits of images B,3,H,W with the features behind them."""

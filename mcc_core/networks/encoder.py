@@ -20,6 +20,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mcc_core.determinism import bicubic
 from mcc_core.device import moved
 from mcc_core.errors import UsageError
 
@@ -214,7 +215,7 @@ class Encoder(nn.Module):
         if not torch.compiler.is_exporting() and tuple(old) == tuple(grid):  # an export is for images of any size
             return positions
         table = positions.transpose(1, 2).unflatten(2, tuple(old))
-        return F.interpolate(table, size=grid, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+        return bicubic(table, grid).flatten(2).transpose(1, 2)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,11 @@ from mcc_core.config import ProjectorConfig
 
 
 def pooled_logits(features: Tensor, classifier: nn.Conv2d) -> Tensor:
-    """Global max pooling, then the classifier: B,D,h,w to B,C."""
-    return classifier(F.adaptive_max_pool2d(features, 1)).flatten(1)
+    """Global max pooling, then the classifier: B,D,h,w to B,C.
+
+    As adaptive_max_pool2d, whose gradient has no deterministic form on GPUs: of equal values the first has all of it.
+    """
+    return classifier(features.flatten(2).max(2).values[..., None, None]).flatten(1)
 
 
 class Decoder(nn.Module):

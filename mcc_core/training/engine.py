@@ -105,7 +105,7 @@ def train(
     run = _Run(experiment, seed, index, device, workdir, callbacks or Callbacks())
     if resume is not None:
         run.restore(checkpoints.load(resume))
-    with arithmetic(experiment.compute.precision):
+    with arithmetic(experiment.compute.precision, experiment.compute.deterministic):
         return run.go(should_stop, until)
 
 
@@ -120,7 +120,7 @@ def probe(experiment: Experiment, index: DataIndex, device: torch.device, steps:
     ready = 0 if device.type == "cpu" else 2 * max(1, experiment.train.loader_workers)
     counted = max(steps, ready)
     start = 0.0
-    with arithmetic(experiment.compute.precision):
+    with arithmetic(experiment.compute.precision, experiment.compute.deterministic):
         for number, batch in enumerate(run.batches(0, 1 + ready + counted)):
             if number == 1 + ready:
                 synchronise(device)

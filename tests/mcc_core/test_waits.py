@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from last_step import PRESETS, LastStep
 from operations import operations_of
 from waits import DEVICE, counted
 
@@ -19,37 +20,12 @@ from mcc_core.methods.base import Step
 from mcc_core.methods.registry import method_of, network_of
 from mcc_core.training.running_means import RunningMeans
 
-PRESETS = ("tiny", "toco-tiny", "afa-tiny", "fsr-tiny", "slrnet-tiny")
-
-
-class Case:
-    """A method's step at the end of its preset, on a device."""
-
-    def __init__(self, preset: str, device: torch.device, images: int = 4) -> None:
-        experiment = resolve(preset)
-        method, self.last = method_of(experiment), experiment.train.iterations - 1
-        network, crop = network_of(experiment, 6), experiment.train.crop
-        generator = torch.Generator().manual_seed(0)
-        self.draws = method.draws(experiment, network, images, (crop, crop), self.last, generator)
-        self.objective = method.objective(network.to(device), experiment)
-        views = {name: torch.rand(images, 3, crop, crop, device=device) for name in ("view1", "view2", "local", "view")}
-        labels = torch.zeros(images, 6)
-        labels[1:, [1, 4]] = 1  # the first image has no class
-        self.batch = views | {"labels": labels, "box": torch.tensor([[2, crop, 0, crop - 3]] * images)}
-        self.terms = set(method.terms)
-
-    def step(self) -> Step:
-        step: Step = self.objective(self.batch, self.draws, self.last)
-        step.total.backward()
-        self.objective.after_step(self.last)
-        return step
-
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_step_waits_at_most_twice(preset: str) -> None:
-    case = Case(preset, DEVICE)
+    case = LastStep(preset, DEVICE)
     with counted() as waits:
-        step = case.step()
+        step = case.run()
     assert set(step.terms) == case.terms
     assert waits.waits.total() <= 2 and set(waits.waits) <= {"unique_consecutive"}
     assert waits.copies <= 14
@@ -59,9 +35,9 @@ def test_a_step_waits_at_most_twice(preset: str) -> None:
 def test_a_step_makes_no_tensor_of_numbers(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mcc_core.pseudo_labels.par.PIECEWISE", set())
     monkeypatch.setattr("mcc_core.pseudo_labels.labels.PIECEWISE", set())
-    case = Case(preset, torch.device("cpu"))
-    case.step()  # constants are made once
-    assert operations_of(case.step).constants == 0
+    case = LastStep(preset, torch.device("cpu"))
+    case.run()  # constants are made once
+    assert operations_of(case.run).constants == 0
     assert operations_of(lambda: torch.tensor([1.0, 2.0])).constants == 1
 
 

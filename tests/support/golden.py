@@ -29,6 +29,7 @@ from mcc_core.methods.mcc.objective import MCCObjective, MCCStep
 from mcc_core.networks.published import from_published
 from mcc_core.validation import validate
 
+HOST = torch.device("cpu")
 LOSS_TOLERANCE = 1e-4  # relative
 GRADIENT_TOLERANCE = 1e-3  # relative
 CAM_TOLERANCE = 2e-3  # absolute
@@ -146,27 +147,31 @@ def recorded_experiment(meta: dict[str, Any], width: int, overrides: dict[str, A
     return validate(Experiment, merge(fields, overrides or {}, "recording"), "recording")
 
 
-def run_recorded(path: Path, overrides: dict[str, Any] | None = None) -> tuple[dict[str, Any], MCCStep, MCCNet]:
+def run_recorded(
+    path: Path, overrides: dict[str, Any] | None = None, device: torch.device = HOST
+) -> tuple[dict[str, Any], MCCStep, MCCNet]:
     """Repeat a recording's step, backward included. Returns its arrays, our step and the network with gradients."""
     with np.load(path) as archive:
         arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
     meta = arrays["meta"] = json.loads(str(arrays["meta"]))
     width = arrays["fmap"].shape[1]
     experiment = recorded_experiment(meta, width, overrides)
-    model = MCCNet(experiment.model, meta["num_classes"] - 1)
+    model = MCCNet(experiment.model, meta["num_classes"] - 1, compute=experiment.compute)
     model.load_state_dict(from_published(recorded_weights(published_layout(width, meta["num_classes"]))))
     model.encoder.vit.pos_embed.requires_grad_(False)
+    model.to(device)
     named = {"view1": "images", "view2": "view2", "local": "local", "labels": "labels", "box": "boxes"}
     batch = {name: torch.from_numpy(arrays[recorded]) for name, recorded in named.items()}
+    batch |= {name: batch[name].to(device) for name in ("view1", "view2", "local")}
     masks = {"masks": torch.from_numpy(arrays["masks"])}
     step = MCCObjective(model, experiment)(batch, masks, meta["n_iter"], all_classes=True)
     step.total.backward()
     return arrays, step, model
 
 
-def compare_mcc(path: Path) -> list[Row]:
-    """Every recorded figure of MCC's step at `path` against ours."""
-    arrays, step, model = run_recorded(path)
+def compare_mcc(path: Path, overrides: dict[str, Any] | None = None, device: torch.device = HOST) -> list[Row]:
+    """Every recorded figure of MCC's step at `path` against ours, made on a device."""
+    arrays, step, model = run_recorded(path, overrides, device)
     return [
         *loss_rows(arrays["meta"]["terms"], step),
         *gradient_rows(arrays["meta"]["grad_norms"], model, from_published),
@@ -221,17 +226,17 @@ def _array_rows(arrays: dict[str, Any], step: MCCStep) -> Iterable[Row]:
     ):
         scale = float(np.abs(arrays[name]).max())
         yield distance(name, arrays[name] / scale, ours.detach() / scale, FEATURE_TOLERANCE)
-    flags = torch.from_numpy(arrays["flags"])
-    yield Row("flags unequal", 0.0, float((contrast.flags != flags).sum()), float((contrast.flags != flags).sum()), 0)
+    unequal = float((contrast.flags.cpu() != torch.from_numpy(arrays["flags"])).sum())
+    yield Row("flags unequal", 0.0, unequal, unequal, 0)
     for name, label in labels.items():
         assert label is not None
-        agreement = (label.numpy() == arrays[name]).mean()
+        agreement = (label.cpu().numpy() == arrays[name]).mean()
         yield Row(f"{name} agreement", 1.0, float(agreement), float(1 - agreement), 1 - LABEL_AGREEMENT)
 
 
 def distance(name: str, recorded: np.ndarray, ours: Tensor, tolerance: float) -> Row:
     """The largest absolute difference of two arrays, at the place where it is."""
-    theirs = torch.from_numpy(recorded.astype(np.float32))
+    theirs, ours = torch.from_numpy(recorded.astype(np.float32)), ours.cpu()
     gap = (ours - theirs).abs()
     worst = int(gap.argmax())
     return Row(name, float(theirs.flatten()[worst]), float(ours.flatten()[worst]), float(gap.max()), tolerance)
