@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +15,8 @@ from orchestrator.cli.options import Base, Set, SweepName, Workers, overrides, s
 
 if TYPE_CHECKING:
     from orchestrator.planning.plan import Plan
+    from orchestrator.records.results import Result
+    from orchestrator.settings import Settings
 
 app = typer.Typer(help="Plan, run and look at sweeps of trials.", no_args_is_help=True)
 
@@ -159,12 +163,14 @@ def list_(as_json: Json = False) -> None:
     from orchestrator.settings import Settings
     from orchestrator.storage.store import Storage
 
-    storage = Storage(Settings.from_environment().storage)
+    settings = Settings.from_environment()
+    storage = Storage(settings.storage)
     found = [(s, catalog.results(storage, s.document)) for s in catalog.sweeps(storage)]
     if as_json:
         print_json([sweep_record(sweep, results) for sweep, results in found])
     else:
         print_sweeps(found, Console())
+    _settle(settings, [result for _, results in found for result in results])
 
 
 @app.command()
@@ -178,13 +184,26 @@ def status(sweep: SweepName = None, as_json: Json = False) -> None:
     from orchestrator.settings import Settings
     from orchestrator.storage.store import Storage
 
-    storage = Storage(Settings.from_environment().storage)
+    settings = Settings.from_environment()
+    storage = Storage(settings.storage)
     found = catalog.find(storage, sweep)
     results = catalog.results(storage, found.document)
     if as_json:
         print_json(sweep_record(found, results) | {"trials": [trial_record(result) for result in results]})
     else:
         print_status(found, results, Console())
+    _settle(settings, results)
+
+
+def _settle(settings: Settings, results: Sequence[Result]) -> None:
+    """What was just printed as interrupted is to say so in MLflow too."""
+    from orchestrator.records.status import TrialStatus
+
+    if any(result.status == TrialStatus.INTERRUPTED for result in results):
+        from orchestrator.tracking.liveness import settle_soon
+
+        sys.stdout.flush()
+        settle_soon(settings)
 
 
 @app.command()
