@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -104,12 +105,15 @@ def submit(
     from orchestrator.workflows.control import require_submitted
     from orchestrator.workflows.posthoc import is_posthoc
     from orchestrator.workflows.run_sweep import run_and_track
+    from orchestrator.workflows.terminal import print_stage
 
     console = Console()
     if is_posthoc(file):
         _refuse(file, base, set_, workers, seeds)
         raise typer.Exit(show_posthoc(file, console, dry_run=dry_run, force=force))
+    began = time.monotonic()
     made = _plan(file, base, set_, workers, seeds, max_concurrent)
+    print_stage("data and plan", began, console)
     if resume:
         require_submitted(made.sweep)
     print_plan(made, console)

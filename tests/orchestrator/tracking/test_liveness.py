@@ -16,7 +16,7 @@ from mlflow.entities import Run
 
 from mcc_core.experiment_files import resolve
 from orchestrator.records import layout
-from orchestrator.records.events import EventLog, write_end
+from orchestrator.records.events import EventLog, write_attempt, write_end
 from orchestrator.records.leases import Lease, feeding
 from orchestrator.records.plans import PlanRecord
 from orchestrator.records.status import TrialStatus
@@ -86,6 +86,13 @@ def test_a_lease_of_another_host_is_dead_when_it_is_silent(
     assert trial.data.tags["mcc.settled"] and sweep.data.tags["mcc.settled"]
     assert trial.info.end_time is not None and trial.info.end_time < 1000 * time.time()  # its last sign, not now
     assert settle_all(settings) == 0
+    write_attempt(storage, TRIAL, 1, {}, time.time(), {})  # taken up again
+    next_driver = Tracker(settings, document("s-1"))
+    next_driver.sync()
+    next_driver.finish()
+    again, sweep = look(next_driver)
+    assert again.info.run_id == trial.info.run_id and (again.info.status, sweep.info.status) == ("FINISHED",) * 2
+    assert again.data.tags["mcc.state"] == "finished" and not again.data.tags["mcc.settled"]
 
 
 def test_what_ended_before_it_was_shown_ends_as_it_did(settings: Settings, storage: Storage, shown: Tracker) -> None:
@@ -159,5 +166,3 @@ def test_of_a_killed_driver_status_and_mlflow_tell_at_once(tmp_path: Path) -> No
     after = states()
     assert {kind: run.info.status for kind, run in after.items()} == {"trial": "KILLED", "sweep": "KILLED"}
     assert after["trial"].data.tags["mcc.state"] == "interrupted" and after["trial"].data.tags["mcc.settled"]
-    lab.finish(lab.submit())  # goes on, in the same runs
-    assert {run.info.status for run in states().values()} == {"FINISHED"}
