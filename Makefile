@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TEST_PROCESSES ?= 2
+BEGAN := $(shell date +%s)
 
 .PHONY: demo test test-slow lint docs rooms reference env clean
 
@@ -20,8 +21,11 @@ $(VENV)/.ready-dev: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
+# The command itself says how long data, trials and report took.
 demo: $(VENV)/.ready
+	@echo "install: $$(($$(date +%s) - $(BEGAN))) s"
 	$(BIN)/mcc sweep submit sweeps/mask_ablation.yaml
+	@echo "in all: $$(($$(date +%s) - $(BEGAN))) s; pictures and curves: $(BIN)/mcc ui"
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .

@@ -32,7 +32,7 @@ from orchestrator.cli import (
 app = typer.Typer(
     name="mcc",
     help="Train segmentation from image-level labels (Masked Collaborative Contrast), and sweep over it.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -75,13 +75,24 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
+_FIRST_STEPS = """Train segmentation from image-level labels, and sweep over it. Three next steps:
+
+  mcc doctor        whether this machine has what is needed, and the fix where it has not
+  mcc train tiny    a first network on generated pictures, in minutes; nothing to download
+  mcc ui            its curves and pictures in the browser
+
+All commands: mcc --help"""
+
+
 @app.callback()
 def _root(
+    context: typer.Context,
     show: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        print(_FIRST_STEPS)
 
 
 # What the parser raises for an unknown option, a missing argument, a value out of range.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,6 +47,9 @@ def reproduce(
     rate: Annotated[float | None, typer.Option("--rate", min=0.001, help="Images a second, for --plan.")] = None,
     gpu: Annotated[str | None, typer.Option("--gpu", metavar="NAME", help="What that rate is of, for --plan.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Default: reproductions/TABLE-SCALE.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", metavar="FILE.zip", help="All that stands behind it in one file, too.")
+    ] = None,
     processes: Annotated[int, typer.Option("--processes", min=0, help="For label maps and CRF.")] = 0,
 ) -> None:
     """Run a table or figure of the paper and compare the numbers.
@@ -57,7 +61,9 @@ def reproduce(
 
     from orchestrator.reports.pages import require_ours
     from orchestrator.reproduction import scores as run
+    from orchestrator.reproduction.bundle import require_free, write_bundle
     from orchestrator.reproduction.lines import short_rows
+    from orchestrator.reproduction.numbers import numbers
     from orchestrator.reproduction.report import write_reproduction
     from orchestrator.reproduction.runs import plan_table
     from orchestrator.reproduction.sheet import write_sheet
@@ -77,7 +83,7 @@ def reproduce(
         given: dict[str, object] = {"TABLE": table, "--scale": scale != "paper", "--seeds": seeds != "0"}
         given |= {"--set": set_, "--plan": plan, "--only": only is not None}
         given |= {"--data": data, "--weights": weights, "--out": out, "--rate": rate, "--gpu": gpu}
-        given |= {"--processes": processes}
+        given |= {"--processes": processes, "--bundle": bundle}
         if unused := [name for name, value in given.items() if value]:
             raise UsageError(f"{unused[0]}: does not apply where tables are only listed; give TABLE without --list")
         for name in table_names():
@@ -86,6 +92,11 @@ def reproduce(
     chosen, settings = load_table(table), Settings.from_environment()
     if only is not None:
         chosen = with_rows(chosen, only.split(","))
+    if bundle is not None:
+        if plan or chosen.sheet is not None:
+            why = "--plan runs nothing" if plan else f"{table} is a figure without numbers"
+            raise UsageError(f"--bundle: does not apply: {why}")
+        require_free(bundle)
     wanted = seed_list(seeds)
     if chosen.sheet is not None and len(wanted) > 1:
         raise UsageError(f"--seeds {seeds}: {table} shows one network of each method; give one seed")
@@ -122,8 +133,13 @@ def reproduce(
     console.print(board(short_rows(lines, chosen), f"{table}: {chosen.description}"))
     for text in run.told(chosen, found, lines):
         console.print(text, highlight=False, markup=False, soft_wrap=True)
-    for file in write_reproduction(table, chosen, lines, made, settings, target, run.common_text(chosen, found)):
+    said = numbers(lines, chosen, found.networks)
+    common = run.common_text(chosen, found)
+    for file in write_reproduction(table, chosen, lines, made, settings, target, common, said):
         console.print(str(file), highlight=False, soft_wrap=True)
+    if bundle is not None:
+        write_bundle(bundle, table, chosen, lines, said, found.networks, made, settings, target, sys.argv)
+        console.print(str(bundle), highlight=False, soft_wrap=True)
 
 
 def show_costs(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +16,8 @@ from orchestrator.cli.options import Base, Set, SweepName, Workers, overrides, s
 
 if TYPE_CHECKING:
     from orchestrator.planning.plan import Plan
+    from orchestrator.records.results import Result
+    from orchestrator.settings import Settings
 
 app = typer.Typer(help="Plan, run and look at sweeps of trials.", no_args_is_help=True)
 
@@ -100,12 +105,15 @@ def submit(
     from orchestrator.workflows.control import require_submitted
     from orchestrator.workflows.posthoc import is_posthoc
     from orchestrator.workflows.run_sweep import run_and_track
+    from orchestrator.workflows.terminal import print_stage
 
     console = Console()
     if is_posthoc(file):
         _refuse(file, base, set_, workers, seeds)
         raise typer.Exit(show_posthoc(file, console, dry_run=dry_run, force=force))
+    began = time.monotonic()
     made = _plan(file, base, set_, workers, seeds, max_concurrent)
+    print_stage("data and plan", began, console)
     if resume:
         require_submitted(made.sweep)
     print_plan(made, console)
@@ -159,12 +167,14 @@ def list_(as_json: Json = False) -> None:
     from orchestrator.settings import Settings
     from orchestrator.storage.store import Storage
 
-    storage = Storage(Settings.from_environment().storage)
+    settings = Settings.from_environment()
+    storage = Storage(settings.storage)
     sweeps = [(s, catalog.results(storage, s.document)) for s in catalog.sweeps(storage)]
     if as_json:
         print_json([sweep_record(sweep, results) for sweep, results in sweeps])
     else:
         print_sweeps(sweeps, Console())
+    _settle(settings, [result for _, results in sweeps for result in results])
 
 
 @app.command()
@@ -178,13 +188,26 @@ def status(sweep: SweepName = None, as_json: Json = False) -> None:
     from orchestrator.settings import Settings
     from orchestrator.storage.store import Storage
 
-    storage = Storage(Settings.from_environment().storage)
+    settings = Settings.from_environment()
+    storage = Storage(settings.storage)
     chosen = catalog.find(storage, sweep)
     results = catalog.results(storage, chosen.document)
     if as_json:
         print_json(sweep_record(chosen, results) | {"trials": [trial_record(result) for result in results]})
     else:
         print_status(chosen, results, Console())
+    _settle(settings, results)
+
+
+def _settle(settings: Settings, results: Sequence[Result]) -> None:
+    """What was just printed as interrupted is to say so in MLflow too."""
+    from orchestrator.records.status import TrialStatus
+
+    if any(result.status == TrialStatus.INTERRUPTED for result in results):
+        from orchestrator.tracking.liveness import settle_soon
+
+        sys.stdout.flush()
+        settle_soon(settings)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +38,7 @@ def train(
     from orchestrator.settings import Settings
     from orchestrator.spec.sweep_file import SweepFile
     from orchestrator.workflows.run_sweep import run_and_track
+    from orchestrator.workflows.terminal import print_stage
 
     load_base(experiment)
     sweep = validate(
@@ -44,7 +46,8 @@ def train(
         {"name": Path(experiment).stem if name is None else name, "base": experiment, "seeds": [seed]},
         "mcc train",
     )
-    console = Console()
+    console, began = Console(), time.monotonic()
     made = plan_sweep(sweep, experiment, None, overrides(set_), workers, Settings.from_environment())
+    print_stage("data and plan", began, console)
     print_plan(made, console)
     raise typer.Exit(run_and_track(made, console, force=force))

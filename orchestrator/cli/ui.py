@@ -19,10 +19,12 @@ def ui(
     Starts MLflow on the embedded store; with MLFLOW_TRACKING_URI set to a server, prints where that is.
     """
     from orchestrator.settings import Settings
+    from orchestrator.tracking.liveness import Watcher, settle_soon
 
     settings = Settings.from_environment()
     if settings.tracking_uri.startswith(("http://", "https://")):
-        print(f"MLflow is at {settings.tracking_uri}")
+        print(f"MLflow is at {settings.tracking_uri}", flush=True)
+        settle_soon(settings)
         return
     settings.home.mkdir(parents=True, exist_ok=True)
     print(f"MLflow: http://{host}:{port}  (Ctrl-C ends it)", flush=True)
@@ -32,7 +34,8 @@ def ui(
     command += ["--workers", "1"]
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     try:
-        code = subprocess.run(command, env=os.environ | quiet, check=False).returncode
+        with Watcher(settings):
+            code = subprocess.run(command, env=os.environ | quiet, check=False).returncode
     except KeyboardInterrupt:
         code = 0
     raise typer.Exit(code)

@@ -26,9 +26,16 @@ class Lease:
     """A claim on trials, renewed by `refresh` for as long as they run."""
 
     def __init__(
-        self, storage: Storage, launch: str, sweep: str, identities: Iterable[str], *, deletes: bool = False
+        self,
+        storage: Storage,
+        launch: str,
+        sweep: str,
+        identities: Iterable[str],
+        *,
+        deletes: bool = False,
+        feeds: bool = False,
     ) -> None:
-        """`deletes`: the trials are not to be run but deleted."""
+        """`deletes`: the trials are not to be run but deleted. `feeds`: none is run; the sweep is shown."""
         self.storage, self.key = storage, layout.lease(launch)
         self.content = {
             "launch": launch,
@@ -39,6 +46,7 @@ class Lease:
             "since": time.time(),
             "identities": list(identities),
             "deletes": deletes,
+            "feeds": feeds,
         }
         self._written = 0.0
 
@@ -95,8 +103,18 @@ def held(lease: Lease) -> Iterator[Lease]:
 
 def claimed(storage: Storage) -> tuple[set[str], set[str]]:
     """(identities of trials, ids of sweeps) that a living process runs now."""
-    living = [lease for lease in _others(storage, own="") if not lease.get("deletes")]
+    living = [o for o in _others(storage, own="") if not o.get("deletes") and not o.get("feeds")]
     return {i for lease in living for i in lease["identities"]}, {lease["sweep"] for lease in living}
+
+
+def fed(storage: Storage) -> set[str]:
+    """Ids of sweeps that a living process shows in MLflow now."""
+    return {lease["sweep"] for lease in _others(storage, own="") if lease.get("feeds")}
+
+
+def feeding(storage: Storage, sweep: str) -> Lease:
+    """A lease, not yet taken, of showing a sweep in MLflow: from before its trials run until after."""
+    return Lease(storage, f"feed-{socket.gethostname()[:20]}-{os.getpid()}-{sweep}", sweep, (), feeds=True)
 
 
 def refuse_deleted(storage: Storage, identities: Iterable[str]) -> None:

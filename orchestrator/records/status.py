@@ -18,5 +18,7 @@ class TrialStatus(StrEnum):
     INTERRUPTED = "interrupted"  # began and did not end, and no living process runs it
 
 
+CUT_OFF = "cut off; submit the sweep again to go on from its last checkpoint"  # says an interrupted trial
+
 DONE = frozenset({TrialStatus.FINISHED, TrialStatus.PRUNED})  # nothing is left to do
 ENDED = DONE | {TrialStatus.FAILED, TrialStatus.STOPPED}

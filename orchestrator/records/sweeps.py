@@ -15,7 +15,7 @@ from orchestrator.records.events import TrialState, history, trial_states
 from orchestrator.records.leases import claimed
 from orchestrator.records.plans import PlanRecord
 from orchestrator.records.results import Result
-from orchestrator.records.status import DONE, TrialStatus
+from orchestrator.records.status import CUT_OFF, DONE, TrialStatus
 from orchestrator.storage.store import Storage
 
 _RESULTS = "results.json"
@@ -126,7 +126,7 @@ def _result(storage: Storage, trial: Mapping[str, Any], state: TrialState, alive
             if event["kind"] == "metrics":
                 metrics = metrics | {k: v for k, v in event["metrics"].items() if k.startswith("val/")}
     if status == TrialStatus.RUNNING and identity not in alive:
-        status, message = TrialStatus.INTERRUPTED, "cut off; submit the sweep again to go on from its last checkpoint"
+        status, message = TrialStatus.INTERRUPTED, CUT_OFF
     log = None
     if status not in {TrialStatus.NEW, TrialStatus.FINISHED, TrialStatus.PRUNED} and (
         logs := storage.list(layout.logs(identity))

@@ -28,11 +28,13 @@ def write_reproduction(
     settings: Settings,
     out: Path,
     common: str = "",
+    numbers: Sequence[str] = (),
 ) -> list[Path]:
     """Write `out/table.html` (whole in itself) and `table.md` with, where something was trained, the curve over the
-    published log; returns the two. They go to the sweep's MLflow run too. `common`: the common protocol in words."""
+    published log; returns the two. They go to the sweep's MLflow run too. `common`: the common protocol in words;
+    `numbers`: a line beside each number."""
     require_ours(out, ("table.html", "table.md"))
-    made = _sections(name, table, lines, plan, settings, common)
+    made = _sections(name, table, lines, plan, settings, common, numbers)
     lead = "Percent mIoU. What was not measured is left empty; lines of other methods are the printed values."
     files = {
         "table.html": to_html(table.description, lead, made).encode(),
@@ -57,6 +59,7 @@ def _sections(
     plan: Plan | None,
     settings: Settings,
     common: str,
+    numbers: Sequence[str],
 ) -> list[Section]:
     short = [list(row) for row in rows(lines, table)]
     place = short[0].index("verdict")
@@ -70,6 +73,9 @@ def _sections(
                 f"all: {common}. CRF: Gaussian width/weight, bilateral pixels/grey levels/weight."
             )
         )
+    if numbers:
+        parts.append(Text("What each number is: on what, how, with which weights, over how many seeds."))
+        parts.append(Code("\n".join(numbers)))
     made = [Section("Published and measured", parts)]
     if len(unlike := compared(lines, table)) > 2:
         parts = [

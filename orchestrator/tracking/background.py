@@ -1,14 +1,18 @@
-"""Feeding MLflow in the background of a sweep, retry."""
+"""Feeding MLflow in the background of a sweep; what fails is tried again."""
 
 from __future__ import annotations
 
 import threading
 import time
 
+from orchestrator.records.leases import feeding
 from orchestrator.records.plans import PlanRecord
 from orchestrator.redaction import redact
 from orchestrator.settings import Settings
+from orchestrator.storage.store import Storage
 from orchestrator.tracking.sync import Tracker
+
+_SETTLE_S = 20.0  # between looks for runs whose process died
 
 
 class BackgroundSync:
@@ -20,6 +24,8 @@ class BackgroundSync:
         self.problem: str | None = None
         self.complaints: list[str] = []
         self._tracker: Tracker | None = None
+        self._lease = feeding(Storage(settings.storage), document["sweep"])
+        self._settled = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="tracking", daemon=True)
 
@@ -30,6 +36,7 @@ class BackgroundSync:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(timeout=15)
+        self._lease.release()
 
     def finish(self, patience_s: float = 60.0) -> bool:
         """Forward the rest and end the runs; False when MLflow did not answer in time (nothing is lost)."""
@@ -51,12 +58,15 @@ class BackgroundSync:
 
     def _attempt(self, *, last: bool) -> bool:
         try:
+            self._lease.refresh()
             if self._tracker is None:
                 self._tracker = Tracker(self.settings, self.document)
-                self._tracker.reconcile()
             self._tracker.sync()
             if last:
                 self._tracker.finish()
+            elif time.monotonic() - self._settled > _SETTLE_S:
+                self._tracker.settle()
+                self._settled = time.monotonic()
         except Exception as error:  # MLflow, its database, its network, storage: all of it only delays the view
             self.problem = redact(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
             self._tracker = None  # what it had not sent yet is read again from storage

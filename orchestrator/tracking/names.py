@@ -6,6 +6,8 @@ import posixpath
 import re
 from collections.abc import Iterable
 
+SETTLED = "mcc.settled"  # tag: why a run was ended by another process than its own
+
 
 def metric_name(key: str) -> str:
     """A metric's key: letters, digits and `_-. :`, in parts between single slashes."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from orchestrator.settings import Settings
 from orchestrator.tracking import client as mlflow_files
 from orchestrator.tracking.client import MOST_RUNS
+from orchestrator.tracking.names import SETTLED
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -28,6 +29,7 @@ def runs(settings: Settings, sweep: str) -> dict[str, str]:
     return {run.data.tags["mcc.identity"]: str(run.info.run_id) for run in page}
 
 
-def was_pruned(run: Run) -> bool:
-    """Whether a trial was ended by its sweep's scheduler and not taken up since."""
-    return run.info.status == "FINISHED" and run.data.tags.get("mcc.state") == "pruned"
+def is_whole(run: Run) -> bool:
+    """Whether a trial was trained to its end and all of it was shown."""
+    tags = run.data.tags
+    return run.info.status == "FINISHED" and tags.get("mcc.state") != "pruned" and not tags.get(SETTLED)

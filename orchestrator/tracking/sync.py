@@ -29,10 +29,10 @@ from orchestrator.records import layout
 from orchestrator.records import sweeps as catalog
 from orchestrator.records.checkpoints import CheckpointRecord, best_saved, saved_checkpoints
 from orchestrator.records.events import Event, history, read_segment, segments
-from orchestrator.records.leases import claimed
+from orchestrator.records.leases import feeding, held
 from orchestrator.records.plans import PlanRecord
 from orchestrator.records.results import Result
-from orchestrator.records.status import DONE, TrialStatus
+from orchestrator.records.status import TrialStatus
 from orchestrator.redaction import redact
 from orchestrator.settings import Settings
 from orchestrator.storage.store import Storage
@@ -40,9 +40,10 @@ from orchestrator.text import reason
 from orchestrator.tracking import client as mlflow_files
 from orchestrator.tracking.client import MOST_RUNS
 from orchestrator.tracking.cursor import Cursor
+from orchestrator.tracking.liveness import reopen, revive, run_status, settle, sweep_status, tell
 from orchestrator.tracking.models import dataset, forget_models, log_model, store_checkpoint
 from orchestrator.tracking.names import metric_name, picture_name, pictures
-from orchestrator.tracking.queries import was_pruned
+from orchestrator.tracking.queries import is_whole
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 
 _BATCH = 999  # metrics in one request: MLflow's limit of 1000, less one for the cursor
 _PARAMS = 100
-_STATES = {"finished": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}  # else KILLED
 
 
 class Tracker:
@@ -109,21 +109,12 @@ class Tracker:
         self._scores(results, int(1000 * last))
         statuses = {result.status for result in results}
         if TrialStatus.RUNNING not in statuses:
-            worst = "FAILED" if TrialStatus.FAILED in statuses else "FINISHED" if statuses <= DONE else "KILLED"
-            self.client.set_terminated(self.parent, worst, int(1000 * last))
+            self.client.set_terminated(self.parent, sweep_status(statuses), int(1000 * last))
 
-    def reconcile(self) -> None:
-        """End the runs of sweeps in this storage that say RUNNING and whose process is gone."""
-        trials, sweeps = claimed(self.storage)
-        here = {key.rsplit("/", 1)[-1] for key in self.storage.folders(layout.SWEEPS)}
-        query = "attributes.status = 'RUNNING'"
-        for run in self.client.search_runs([self.experiment], query, max_results=MOST_RUNS):
-            tags = run.data.tags
-            busy = tags.get("mcc.identity") in trials or (
-                tags.get("mcc.kind") == "sweep" and tags["mcc.sweep"] in sweeps
-            )
-            if tags.get("mcc.sweep") in here - {self.document["sweep"]} and not busy:
-                self.client.set_terminated(run.info.run_id, "KILLED")
+    def settle(self) -> None:
+        """End the runs of other sweeps whose process is gone; go on with those of this one that were taken for such."""
+        settle(self.client, self.experiment, self.storage)
+        reopen(self.client, self.experiment, self.storage, self.document["sweep"])
 
     def artifact(self, run: str, name: str, content: bytes) -> None:
         """Store content as an artifact, in place of one of the same name."""
@@ -158,7 +149,7 @@ class Tracker:
         runs = self.runs("sweep")
         self.before = runs[0].info if runs else None
         if runs:
-            self.client.update_run(runs[0].info.run_id, status="RUNNING")
+            revive(self.client, runs[0].info.run_id)
             return str(runs[0].info.run_id)
         tags = {"mcc.sweep": sweep, "mcc.kind": "sweep"}
         run = str(self.client.create_run(self.experiment, created, tags, sweep).info.run_id)
@@ -176,7 +167,7 @@ class _Child:
         self.broken = False
         self._stored = stored
         self._opened = False
-        self._finished = stored is not None and stored.info.status == "FINISHED" and not was_pruned(stored)
+        self._finished = stored is not None and is_whole(stored)
         self._cursor = Cursor(stored.data.tags.get("mcc.cursor", "") if stored else "")
         self._last_step: dict[str, int] = {}
         self._pictures: set[tuple[str, int]] = set()
@@ -294,7 +285,7 @@ class _Child:
             self._pictures.clear()
             self._create(event)
         else:
-            self.client.update_run(self.run, status="RUNNING")
+            revive(self.client, self.run)
         self._finished = False
         content = json.dumps(event, indent=1).encode()
         self.tracker.artifact(self.run, f"config/start-{event['attempt']}.json", content)
@@ -333,9 +324,8 @@ class _Child:
 
     def _terminate(self, status: str, message: str, at: int | None) -> None:
         assert self.run is not None
-        self.client.set_tag(self.run, "mcc.message", message[:8000])
-        self.client.set_tag(self.run, "mcc.state", status)
-        self.client.set_terminated(self.run, _STATES.get(status, "KILLED"), at)
+        tell(self.client, self.run, status, message)
+        self.client.set_terminated(self.run, run_status(status), at)
 
 
 def rebuild(settings: Settings, document: PlanRecord) -> list[str]:
@@ -348,10 +338,11 @@ def rebuild(settings: Settings, document: PlanRecord) -> list[str]:
     try:
         old = Tracker(settings, document | {"trials": []})
         _delete(old)
-        fresh = Tracker(settings, document)
-        fresh.sync()
-        fresh.finish()
-        fresh.reconcile()
+        with held(feeding(Storage(settings.storage), document["sweep"])):
+            fresh = Tracker(settings, document)
+            fresh.sync()
+            fresh.finish()
+            fresh.settle()
     except (MlflowException, OSError) as error:
         raise MCCError(redact(f"MLflow at {settings.tracking_uri}: {_line(error)}")) from None
     return fresh.complaints

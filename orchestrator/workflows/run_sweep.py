@@ -23,7 +23,7 @@ from orchestrator.reports.sweep import final_report, is_quick
 from orchestrator.settings import Settings
 from orchestrator.storage.store import Storage, retry
 from orchestrator.tracking.background import BackgroundSync
-from orchestrator.workflows.terminal import SweepProgress, print_summary
+from orchestrator.workflows.terminal import SweepProgress, print_stage, print_summary
 
 
 def run_and_track(plan: Plan, console: Console, *, force: bool = False, only: Collection[str] | None = None) -> int:
@@ -49,7 +49,9 @@ def run_and_track(plan: Plan, console: Console, *, force: bool = False, only: Co
                 document["trials"].append(trial_document(trial))
                 progress.add(trial)
 
-            run(plan, settings, force=force, only=only, on_tick=tick, on_trial=grown, command=sys.argv)
+            done = run(plan, settings, force=force, only=only, on_tick=tick, on_trial=grown, command=sys.argv)
+        print_stage(f"trials ({len(done)})", began, console)
+        wrote = time.monotonic()
         with console.status("writing to MLflow"):
             complete = feeder.finish()
     results = catalog.results(storage, document)
@@ -63,6 +65,7 @@ def run_and_track(plan: Plan, console: Console, *, force: bool = False, only: Co
             where, problem = final_report(settings, storage, document, track=complete)
         text = f"report: {where}" if not problem else f"no report ({problem}); mcc report {plan.sweep}"
         console.print(text, highlight=False, markup=False, soft_wrap=True)
+    print_stage("MLflow and report", wrote, console)
     for complaint in feeder.complaints:
         console.print(f"not in MLflow: {complaint}", highlight=False, markup=False, soft_wrap=True)
     if not complete:

@@ -202,6 +202,11 @@ class SweepProgress:
         return " | ".join([self._foot().replace("\n", "; "), *running[:4]])
 
 
+def print_stage(name: str, began: float, console: Console) -> None:
+    """What a stage of a command took, since a moment of `time.monotonic`."""
+    console.print(f"{name}: {duration(time.monotonic() - began)}", style="dim", highlight=False)
+
+
 def print_summary(plan: Plan, results: Sequence[Result], storage: Storage, console: Console, seconds: float) -> None:
     """One screen: leaderboard with the score of an empty prediction in it, failures, what to do next."""
     rows = leaderboard(results, plan.file.metric, plan.file.mode)

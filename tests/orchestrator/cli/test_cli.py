@@ -57,6 +57,13 @@ def test_help_is_instant(tmp_path: Path) -> None:
     assert done.stdout.strip() == "0.1.0"
 
 
+def test_without_arguments_three_next_steps() -> None:
+    shown = CliRunner().invoke(app, [])
+    steps = [line.split()[:2] for line in shown.stdout.splitlines() if line.startswith("  mcc ")]
+    assert shown.exit_code == 0 and [step[1] for step in steps] == ["doctor", "train", "ui"]
+    assert "mcc --help" in shown.stdout and "Usage" in CliRunner().invoke(app, ["--help"]).stdout
+
+
 @pytest.mark.parametrize("words", known(), ids=" ".join)
 def test_help_reads_well_at_80_columns(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")

@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import tarfile
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -231,8 +232,11 @@ def test_a_published_checkpoint_on_the_miniature_voc(tmp_path: Path) -> None:
     shapes = LAYOUT["voc_deit_tiny"].items()
     state = {f"module.{name}": 0.05 * torch.randn(shape, generator=generator) for name, shape in shapes}
     torch.save(state, tmp_path / "published.pth")
-    done = mcc(tmp_path, "voc-table1", "--weights", "published.pth", "--data", "data")
+    done = mcc(tmp_path, "voc-table1", "--weights", "published.pth", "--data", "data", "--bundle", "all.zip")
     assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(tmp_path / "all.zip") as archive:
+        names = {name.removeprefix("all/") for name in archive.namelist()}
+    assert {"README.txt", "table.md", "table.tex", "checkpoints.txt", "environment.json", "SHA256SUMS"} <= names
     reason = next(line for line in done.stdout.splitlines() if line.startswith("MCC: not comparable: "))
     assert (
         "2 images in train, officially 1464" in reason and "model.backbone=deit_tiny_patch16_224 (published: " in reason

@@ -27,7 +27,7 @@ from PIL import Image
 from mcc_core.experiment_files import resolve
 from orchestrator.records.checkpoints import CheckpointStore
 from orchestrator.records.events import EventLog, write_end
-from orchestrator.records.leases import Lease
+from orchestrator.records.leases import Lease, feeding
 from orchestrator.records.plans import PlanRecord
 from orchestrator.records.status import TrialStatus
 from orchestrator.settings import Settings
@@ -299,7 +299,7 @@ def test_a_finished_trial_that_is_run_again_replaces_its_run(
 
 def test_runs_of_trials_whose_process_is_gone_are_ended(settings: Settings, storage: Storage, tmp_path: Path) -> None:
     trial, other = "0" * 16, "0" * 15 + "1"
-    storage.write(f"sweeps/{SWEEP}/plan.json", b"{}")
+    storage.write(f"sweeps/{SWEEP}/plan.json", json.dumps(document()).encode())
     storage.write("sweeps/next/plan.json", b"{}")
     attempt(storage, tmp_path, trial, 1, 0, 3, end=False)
     attempt(storage, tmp_path, other, 1, 0, 3, end=False)
@@ -308,9 +308,13 @@ def test_runs_of_trials_whose_process_is_gone_are_ended(settings: Settings, stor
     left = Tracker(settings, document())
     left.sync()  # and then its process is killed
     later = Tracker(settings, document() | {"sweep": "next", "trials": []})
-    later.reconcile()
+    feeds = feeding(storage, "next")
+    feeds.take()
+    later.settle()
     runs = {t: left.client.get_run(str(left.children[t].run)).info.status for t in (trial, other)}
     assert runs == {trial: "KILLED", other: "RUNNING"}  # the other is being run by a process that lives
+    tags = left.client.get_run(str(left.children[trial].run)).data.tags
+    assert tags["mcc.state"] == "interrupted" and tags["mcc.settled"] and "cut off" in tags["mcc.message"]
     assert left.client.get_run(left.parent).info.status == "KILLED"
     assert left.client.get_run(later.parent).info.status == "RUNNING"
     lease.release()
