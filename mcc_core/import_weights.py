@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,8 @@ def _import_network(
     network = _network(experiment, count)
     ours = method.from_published(state)
     own = network.state_dict()
+    averages = {name: ours[source] for name, source in _averaged(network, own).items() if source in ours}
+    ours = averages | ours
     wrong = [n for n, t in ours.items() if n in own and t.shape != own[n].shape]
     missing = [n for n in own if n not in ours and not n.endswith(_COUNTER)]
     needed = [n for n in missing if not any(part in n for part in _TRAINING_ONLY)]
@@ -129,8 +131,16 @@ def _import_backbone(path: Path, state: dict[str, Tensor], base: str | None, met
     network = _network(experiment, len(classes))
     unused = method.fill_backbone(network, state, str(path))
     weights = network.state_dict()
-    fresh = tuple(name for name in weights if not name.startswith(method.backbone))
+    averaged = _averaged(network, weights)
+    weights |= {name: weights[source].clone() for name, source in averaged.items()}
+    fresh = tuple(name for name in weights if not averaged.get(name, name).startswith(method.backbone))
     return Imported(Checkpoint(experiment, classes, 0, 0, weights, None, {}), "backbone alone", unused, fresh)
+
+
+def _averaged(network: Any, names: Iterable[str]) -> dict[str, str]:
+    """Of names of tensors, those of moving averages, and what each begins as."""
+    starts = network.averages.items()
+    return {name: own + name.removeprefix(mean) for name in names for mean, own in starts if name.startswith(mean)}
 
 
 def _network(experiment: Experiment, classes: int) -> Any:
@@ -147,8 +157,12 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     return named_tensors(content, str(path))
 
 
-def cached_backbone(backbone: str) -> Path | None:
-    """The file of timm's download of a backbone in this machine's cache; asks no network."""
+def cached_backbone(backbone: str, weights: str = "timm") -> Path | None:
+    """The file of a download of a backbone, timm's or `imagenet`'s, in this machine's cache; asks no network."""
+    if weights == "imagenet":
+        from mcc_core.networks.mix_weights import cached_mix_transformer
+
+        return cached_mix_transformer(backbone)
     from huggingface_hub import try_to_load_from_cache
     from timm.models import get_pretrained_cfg
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mcc_core.config import EvaluationConfig, Experiment
-from mcc_core.schedules import value_at
+from mcc_core.schedules import always_zero, value_at
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +43,7 @@ class Method:
     title: ClassVar[str]  # as a table prints it
     experiment: ClassVar[type[Experiment]]
     terms: ClassVar[tuple[str, ...]]  # loss terms, fields of `loss`, in display order
+    optional_terms: ClassVar[tuple[str, ...]] = ()  # further ones, whose weight is 0 unless an experiment asks for them
     map_stages: ClassVar[tuple[str, ...]]  # class maps of its network
     # Of weights files of others: tensors that no other method's have; those of which one has a row for each class;
     # what names of the backbone begin with, in published networks and in ours.
@@ -50,6 +51,11 @@ class Method:
     published_heads: ClassVar[tuple[str, ...]] = ("classifier.weight",)
     published_backbone: ClassVar[str] = "encoder."
     backbone: ClassVar[str] = "encoder.vit."
+
+    def terms_of(self, experiment: Any) -> tuple[str, ...]:
+        """Loss terms of an experiment: the method's, and optional ones that count at any iteration of it."""
+        asked = (term for term in self.optional_terms if not always_zero(getattr(experiment.loss, term)))
+        return (*self.terms, *asked)
 
     def network(self, experiment: Any, num_classes: int) -> Network:
         """The network with its initial weights. Raises UsageError when they cannot be had."""

@@ -5,8 +5,9 @@ Shapes: B images, C foreground classes, K of them asked for, h,w the coarse grid
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -40,6 +41,7 @@ class Network(nn.Module):
         num_classes: foreground classes C.
         stride: pixels per cell of the coarsest grid, and the smallest side of an image.
         map_stages: names of the class maps that `class_maps` gives.
+        averages: what names of moving averages begin with, and names of what they average and begin as.
         precision: of the trial's matrix products, which whoever uses the network sets (`arithmetic`).
         deterministic: whether the trial is repeatable to the bit, set likewise.
     """
@@ -47,6 +49,7 @@ class Network(nn.Module):
     num_classes: int
     stride: int
     map_stages: tuple[MapStage, ...] = ("cam",)
+    averages: ClassVar[Mapping[str, str]] = {}
     precision: Precision = "float32"
     deterministic: bool = False
 

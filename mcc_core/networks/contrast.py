@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +45,7 @@ class ContrastNet(Network):
     """
 
     map_stages: tuple[MapStage, ...] = ("cam", "aux_cam")
+    averages: ClassVar[Mapping[str, str]] = {"momentum_projector.": "projector."}
 
     def __init__(self, config: ContrastModelConfig, num_classes: int, compute: ComputeConfig | None = None) -> None:
         super().__init__()

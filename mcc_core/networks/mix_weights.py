@@ -28,6 +28,7 @@ _REVISIONS = {
     "mit_b4": "3a3454e900a4b4f11dd60eeb59101a9a1a36b017",
     "mit_b5": "ced04d96c586b6297fd59a7a1e244fc78fdb6531",
 }
+_FILE = "model.safetensors"
 _TRANSFORMERS = "segformer.encoder."  # what names of the library transformers begin with
 _PARTS = {
     **{"layer_norm_1": "norm1", "layer_norm_2": "norm2", "attention.self.query": "attn.q"},
@@ -110,14 +111,25 @@ def _from_transformers(name: str, tensor: Tensor, tensors: Mapping[str, Tensor])
     return {f"{begin}.{_PARTS.get(part, part)}.{end}": tensor}
 
 
+def cached_mix_transformer(backbone: str) -> Path | None:
+    """The file of the ImageNet download of a backbone in this machine's cache; asks no network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    file = try_to_load_from_cache(_repository(backbone), _FILE, revision=_REVISIONS[backbone])
+    return Path(file) if isinstance(file, str) else None
+
+
+def _repository(backbone: str) -> str:
+    return f"smp-hub/{backbone}.imagenet"
+
+
 def _download(backbone: str) -> Path:
     """The file of ImageNet weights, from the cache or the net."""
     from huggingface_hub import hf_hub_download
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    repository = f"smp-hub/{backbone}.imagenet"
     try:
-        return Path(hf_hub_download(repository, filename="model.safetensors", revision=_REVISIONS[backbone]))
+        return Path(hf_hub_download(_repository(backbone), _FILE, revision=_REVISIONS[backbone]))
     except Exception as error:
         raise UsageError(
             f"model.weights: could not download {backbone} ({type(error).__name__}); give a local file "

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TooLateError
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from typing import Any
 
 import mcc_core
 from mcc_core.errors import MCCError
@@ -28,7 +29,6 @@ _EXTRAS = {
     "coco": "mcc data prepare coco",
 }
 _DATASETS = ("voc", "coco")
-_DOWNLOADS = ("voc", "coco")  # presets whose backbone timm downloads
 
 
 def examine(settings: Settings, *, start_ray: bool = False, data: Path = Path("data")) -> Iterator[Finding]:
@@ -189,12 +189,22 @@ def _data(folder: Path) -> Answer:
 
 
 def _weights() -> Answer:
-    from mcc_core.experiment_files import resolve
+    from mcc_core.experiment_files import preset_names, resolve
     from mcc_core.import_weights import cached_backbone
 
-    for backbone in dict.fromkeys(resolve(name).model.backbone for name in _DOWNLOADS):
-        if (file := cached_backbone(backbone)) is not None:
-            yield "ok", f"{backbone}: {file}", ""
+    users: dict[tuple[str, Any], list[str]] = {}  # presets by backbone and where its weights come from
+    for name in preset_names():
+        model = resolve(name).model
+        if model.weights != "random":
+            users.setdefault((model.backbone, model.weights), []).append(name)
+    for (backbone, weights), presets in users.items():
+        used = f"{backbone} of {', '.join(presets)}"
+        local = isinstance(weights, Path)
+        file = (weights if weights.exists() else None) if local else cached_backbone(backbone, weights)
+        if file is not None:
+            yield "ok", f"{used}: {file}", ""
+        elif local:
+            yield "warn", f"{used}: no {weights} here: only these recipes need it", "--set model.weights=FILE"
         else:
-            fix = "timm downloads it when a trial starts; without a network: --set model.weights=FILE"
-            yield "warn", f"{backbone}: ImageNet weights are not in the cache", fix
+            fix = "it is downloaded when a trial starts; without a network: --set model.weights=FILE"
+            yield "warn", f"{used}: ImageNet weights are not in the cache", fix

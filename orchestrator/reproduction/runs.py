@@ -94,9 +94,9 @@ def _missing_weights(table: PaperTable, data: Path, changes: Mapping[str, Any], 
         give = f"--set {point}{SEPARATOR}{give}" if len(table.points) > 1 else f"--set {give}"
         if isinstance(model.weights, Path) and not model.weights.exists():
             missing[key] = f"ImageNet weights of {point}: looked for {model.weights}; elsewhere: {give}"
-        elif not download and model.weights == "timm" and cached_backbone(model.backbone) is None:
+        elif not download and isinstance(model.weights, str) and cached_backbone(model.backbone, model.weights) is None:
             missing[key] = (
-                f"ImageNet weights of {point}: {model.backbone} is not in timm's cache: fetched at the start where "
+                f"ImageNet weights of {point}: {model.backbone} is not in the cache: fetched at the start where "
                 f"there is a network, else {give}"
             )
         elif download:

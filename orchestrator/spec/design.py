@@ -70,7 +70,7 @@ class Design(Strict):
 
 def weights(method: Method) -> tuple[str, ...]:
     """Dotted fields of a method's loss weights."""
-    return tuple(f"loss.{term}" for term in method.terms)
+    return tuple(f"loss.{term}" for term in (*method.terms, *method.optional_terms))
 
 
 def _given(fields: Mapping[str, Any], method: Method, key: str) -> Any:

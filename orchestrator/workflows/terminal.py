@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from mcc_core.methods.base import Method
+from mcc_core.config import Experiment
 from mcc_core.methods.registry import method_of
 from orchestrator.analysis.leaderboard import CAM, SEG, all_background, leaderboard, table, unscored
 from orchestrator.planning.configurations import Trial
@@ -97,7 +97,7 @@ class SweepProgress:
         self._watched = [_Watched(t, EventReader(storage, t.identity)) for t in plan.trials]
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._next = 0.0
-        self._losses = shared_terms(method_of(t.experiment) for t in plan.trials)  # beside the total
+        self._losses = shared_terms(t.experiment for t in plan.trials)  # beside the total
 
     def __enter__(self) -> SweepProgress:
         if self._live:
@@ -247,9 +247,13 @@ def board(lines: Sequence[Sequence[str]], title: str) -> Table:
     return table
 
 
-def shared_terms(methods: Iterable[Method]) -> list[str]:
-    """Loss terms of methods, those that more of them have first: the others are dropped first where room is short."""
-    counts = Counter(term for method in dict.fromkeys(methods) for term in method.terms)
+def shared_terms(experiments: Iterable[Experiment]) -> list[str]:
+    """Loss terms of experiments, those that more methods have first: the others are dropped first where room is short.
+
+    A method's terms keep its order, optional ones come after them.
+    """
+    told = dict.fromkeys((e.method, term) for e in experiments for term in method_of(e).terms_of(e))
+    counts = Counter(term for _, term in told)
     return [term for term, _ in counts.most_common()]
 
 

@@ -9,7 +9,9 @@ from typing import Any
 import golden_afa
 import numpy as np
 import pytest
+import timm
 import torch
+import yaml
 from published_slrnet import backbone_tensors, checkpoint_tensors
 from small_slrnet import SMALL_SLRNET
 from torch import Tensor
@@ -110,3 +112,54 @@ def test_what_is_of_another_method_or_does_not_fit_is_one_line(tmp_path: Path) -
         with pytest.raises(UsageError, match=message) as caught:
             import_weights(tmp_path / f"{name}.pth", **told)
         assert "\n" not in str(caught.value)
+
+
+def vit_tensors() -> dict[str, Tensor]:
+    """Of a bare backbone as FSR, MCC and ToCo use it, in timm's naming."""
+    vit = timm.create_model("deit_tiny_patch16_224", num_classes=0)
+    return {name: torch.randn(tensor.shape) for name, tensor in vit.state_dict().items()}
+
+
+def base_file(folder: Path, method: str, **fields: Any) -> str:
+    """An experiment file of a method."""
+    file = folder / f"{method}.yaml"
+    file.write_text(yaml.safe_dump({"method": method, "data": {"name": "shapes"}, **fields}))
+    return str(file)
+
+
+def test_a_teacher_of_a_backbone_alone_begins_as_its_student(tmp_path: Path) -> None:
+    torch.save(vit_tensors(), tmp_path / "vit.pth")
+    found = import_weights(tmp_path / "vit.pth", base_file(tmp_path, "fsr"))
+    model = found.checkpoint.model
+    own = [name for name in model if name.startswith(("encoder.", "projector."))]
+    assert all(torch.equal(model[f"teacher.{name}"], model[name]) for name in own)
+    assert {"encoder.mask_token", "encoder.class_blocks.0.attn.q.weight", "centers.class_center"} <= set(found.fresh)
+    assert {"teacher.encoder.mask_token", "teacher.projector.last.gain"} <= set(found.fresh)
+    assert not any(name.startswith(("encoder.vit.", "teacher.encoder.vit.")) for name in found.fresh)
+
+
+def test_a_whole_teacher_of_mcc_begins_as_its_student(tmp_path: Path) -> None:
+    """It is no part of a published checkpoint or of a backbone."""
+    vit = vit_tensors()
+    torch.save(vit, tmp_path / "vit.pth")
+    base = base_file(tmp_path, "mcc", contrast={"teacher": "network"})
+    found = import_weights(tmp_path / "vit.pth", base)
+    model = found.checkpoint.model
+    assert torch.equal(model["momentum_encoder.vit.cls_token"], vit["cls_token"])
+    assert torch.equal(model["momentum_projector.last.gain"], model["projector.last.gain"])
+    assert not any(name.startswith("momentum_encoder.") for name in found.fresh)
+    own = {n: torch.randn(t.shape) for n, t in model.items() if not n.startswith("momentum_")}
+    named = {
+        n.replace("encoder.vit.", "encoder.")
+        .replace("projector.last.direction", "proj_head.last_layer.weight_v")
+        .replace("projector.last.gain", "proj_head.last_layer.weight_g")
+        .replace("projector.", "proj_head."): t
+        for n, t in own.items()
+    }
+    torch.save(named, tmp_path / "published.pth")
+    read = import_weights(tmp_path / "published.pth", base)
+    model = read.checkpoint.model
+    assert read.fresh == ()
+    for mean, source in (("momentum_encoder.", "encoder."), ("momentum_projector.", "projector.")):
+        for name in (n for n in own if n.startswith(source)):
+            assert torch.equal(model[mean + name.removeprefix(source)], own[name])

@@ -6,9 +6,9 @@ Shapes: B images, N = h*w patches of each, D width, E outputs of the projector, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -145,6 +145,7 @@ class FSRNet(Network):
     """
 
     map_stages: tuple[MapStage, ...] = ("cam", "aux_cam")
+    averages: ClassVar[Mapping[str, str]] = {"teacher.encoder.": "encoder.", "teacher.projector.": "projector."}
 
     def __init__(self, experiment: Experiment, num_classes: int, compute: ComputeConfig | None = None) -> None:
         super().__init__()

@@ -18,7 +18,6 @@ _PREFIXES = (
     ("encoder.", "encoder.vit."),
     ("top_classifier.", "classifier."),
 )
-_TEACHER = ("encoder.", "projector.")  # what is asked of a teacher
 
 
 def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -37,17 +36,12 @@ def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of an FSRNet from a published one, which has the student alone.
-
-    The teacher begins as the student, and centres at 0.
-    """
+    """State dict of an FSRNet's student and centres, which begin at 0, from a published one, which has the student."""
     student = own_names(state)
-    teacher = {f"teacher.{name}": tensor.clone() for name, tensor in student.items() if name.startswith(_TEACHER)}
     directions = student.get("projector.last.direction")
     if directions is None:
-        return student | teacher
-    centers = {f"centers.{kind}_center": torch.zeros(len(directions)) for kind in ("class", "patch")}
-    return student | teacher | centers
+        return student
+    return student | {f"centers.{kind}_center": torch.zeros(len(directions)) for kind in ("class", "patch")}
 
 
 def fields(state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mcc_core.config import EvaluationConfig
 from mcc_core.methods.base import Augmentation, Method, cam_evaluation
-from mcc_core.methods.mcc.config import TERMS, Experiment
+from mcc_core.methods.mcc.config import OPTIONAL_TERMS, TERMS, Experiment
 from mcc_core.schedules import value_at
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ class MCC(Method):
     title = "MCC"
     experiment = Experiment
     terms = TERMS
+    optional_terms = OPTIONAL_TERMS
     map_stages = ("cam", "aux_cam")
 
     def network(self, experiment: Experiment, num_classes: int) -> MCCNet:

@@ -89,6 +89,7 @@ class CamConfig(shared.CamConfig):
 
 
 TERMS: tuple[str, ...] = ("cls", "cls_aux", "aff", "mcc", "seg", "reg")  # of Eq. 5, in display order
+OPTIONAL_TERMS: tuple[str, ...] = ("fsr_patch",)  # off by default
 
 
 class LossConfig(shared.LossConfig):

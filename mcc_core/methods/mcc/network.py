@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,8 @@ class MCCNet(ContrastNet):
         whole_teacher: the momentum copy is of the encoder too.
         hides_patches: patches can be hidden by a mask token, and what a teacher says of them has a centre.
     """
+
+    averages: ClassVar[Mapping[str, str]] = {**ContrastNet.averages, "momentum_encoder.": "encoder."}
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mcc_core.losses.distillation import distillation
-from mcc_core.methods.mcc.config import TERMS, Experiment
+from mcc_core.methods.mcc.config import OPTIONAL_TERMS, TERMS, Experiment
 from mcc_core.methods.mcc.masking import on_grid, uncertain_first, uncertain_squares
 from mcc_core.methods.mcc.network import MCCNet, MCCOutput
 from mcc_core.methods.mcc.objective import Batch, Contrast, MCCObjective, MCCStep
@@ -22,7 +22,7 @@ from mcc_core.methods.mcc.objective import Batch, Contrast, MCCObjective, MCCSte
 class ReinforcedObjective(MCCObjective):
     """Eq. 5 with what the experiment asks of FSR's."""
 
-    terms = (*TERMS, "fsr_patch")
+    terms = (*TERMS, *OPTIONAL_TERMS)
 
     def __init__(self, model: MCCNet, experiment: Experiment) -> None:
         super().__init__(model, experiment)

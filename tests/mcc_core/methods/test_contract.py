@@ -88,7 +88,7 @@ def test_it_goes_on_to_the_bit_and_is_predicted_with(name: str, index: DataIndex
     experiment = smallest(name)
     whole = trained(experiment, index, tmp_path / "whole")
     method = method_of(experiment)
-    computed = {f"loss/{term}" for term in method.terms if getattr(experiment.loss, term) != 0}
+    computed = {f"loss/{term}" for term in method.terms_of(experiment)}
     assert computed <= set(whole.losses[6]) and "loss/seg" not in whole.losses[1]
     again = trained(experiment, index, tmp_path / "again", resume=whole.files[0])
     assert again.losses == {i: whole.losses[i] for i in (4, 5, 6)}

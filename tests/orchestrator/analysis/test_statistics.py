@@ -147,6 +147,10 @@ def test_a_design_makes_its_points() -> None:
     assert list(into.points({})) == into.names() and list(out.points({})) == out.names()
     with pytest.raises(UsageError, match="makes no difference"):
         into.points({"loss": {"mcc": 0}})
+    optional = Design.model_validate({"kind": "leave-one-out", "terms": terms | {"patches": ["loss.fsr_patch"]}})
+    assert optional.points({"loss": {"fsr_patch": 0.1}})["without-patches"] == {"loss.fsr_patch": 0}
+    with pytest.raises(UsageError, match=r"loss\.fsr_patch is 0 in the base"):
+        optional.points({})
     wrong = Design.model_validate({"kind": "add-one-in", "terms": terms | {"contrast": ["loss.x"]}})
     with pytest.raises(UsageError, match=r"contrast: loss\.x: expected some of loss\.cls"):
         wrong.points({})

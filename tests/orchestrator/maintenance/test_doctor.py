@@ -13,6 +13,7 @@ import pytest
 from mlflow_server import mlflow_server
 from s3_server import free_port
 
+from mcc_core.experiment_files import preset_names, resolve
 from orchestrator.findings import Finding
 from orchestrator.maintenance.doctor import examine
 from orchestrator.settings import Settings
@@ -38,6 +39,9 @@ def test_a_machine_in_order(tmp_path: Path) -> None:
     assert done.returncode == 0 and not [one for one in found if one["level"] == "fail"], done.stdout
     assert {one["section"] for one in found} == {"packages", "device", "ray", "storage", "mlflow", "data", "weights"}
     assert all(one["fix"] for one in found if one["level"] == "warn")
+    weights = "\n".join(one["detail"] for one in found if one["section"] == "weights")
+    for name in preset_names():
+        assert resolve(name).model.weights == "random" or name in weights, name
 
 
 def test_a_missing_extra_is_named_with_what_gets_it(tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ import pytest
 from rich.console import Console
 from tiny import tiny_plan
 
+from mcc_core.experiment_files import resolve
 from orchestrator.planning.plan import Plan
 from orchestrator.records.events import EventLog
 from orchestrator.settings import Settings
 from orchestrator.storage.outbox import Outbox
 from orchestrator.storage.store import Storage
-from orchestrator.workflows.terminal import SweepProgress
+from orchestrator.workflows.terminal import SweepProgress, shared_terms
 
 
 @pytest.fixture
@@ -76,3 +77,11 @@ def test_storage_that_is_away_is_said_and_ends_nothing(
 
     monkeypatch.setattr(Storage, "list", away)
     assert "storage does not answer: connection refused" in shown(plan, storage, terminal=False)
+
+
+def test_optional_terms_have_a_column_where_a_trial_has_them() -> None:
+    mcc, fsr = resolve("tiny", {}), resolve("fsr-tiny", {})
+    assert "fsr_patch" not in shared_terms([mcc, mcc])
+    assert shared_terms([mcc, resolve("tiny", {"loss.fsr_patch": 0.1})])[-1] == "fsr_patch"
+    terms = shared_terms([mcc, resolve("tiny", {"loss.fsr_patch": 0.1}), fsr])
+    assert terms.index("fsr_patch") < terms.index("mcc") and len(terms) == len(set(terms))
