@@ -1,6 +1,9 @@
-"""Errors, durations and sizes as one line for people."""
+"""Errors, durations, sizes and where a number is from, as one line for people."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
 
 
 def reason(error: BaseException) -> str:
@@ -34,3 +37,15 @@ def size_text(size: float) -> str:
         if size >= factor:
             return f"{size / factor:.3g} {unit}"
     return f"{size:.0f} bytes"
+
+
+def seeds_text(seeds: Collection[int]) -> str:
+    """So many seeds, and which: 2 seeds (0, 1)."""
+    return f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({', '.join(map(str, seeds))})"
+
+
+def network_text(backbone: str, weights: object, iterations: int) -> str:
+    """What was trained, from which weights (an experiment's `model.weights`), for how long."""
+    known = {"random": "random weights", "timm": "timm's ImageNet weights"}
+    start = known.get(str(weights), f"the weights {Path(str(weights)).name}")
+    return f"{backbone} from {start}, {iterations} iterations"

@@ -18,9 +18,32 @@ from orchestrator.reports.document import Code, Grid, Part, Section, Text
 from orchestrator.reports.evidence import Evidence
 from orchestrator.spec.posthoc_file import PosthocFile
 from orchestrator.spec.sweep_file import SweepFile
-from orchestrator.text import duration, size_text
+from orchestrator.text import duration, network_text, seeds_text, size_text
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "ray", "mlflow", "optuna")
+
+
+def numbers(evidence: Evidence, most: int) -> list[str]:
+    """A line beside each of the best scores: on what, how, from which weights, over how many seeds."""
+    metric = evidence.file["metric"]
+    if evidence.posthoc:
+        how = f"{evidence.file['protocol']} on {evidence.file['split']} of the network {evidence.file['of']}"
+    else:
+        how = metric
+    records = {r.point: evidence.records[r.identity] for r in evidence.results}
+    lines = []
+    for row in evidence.rows[:most]:
+        parts, experiment = [how], evidence.experiments[row.point]
+        if not evidence.posthoc:
+            data, model = experiment["data"], experiment["model"]
+            starts = [e["info"] for e in records[row.point].events if e["kind"] == "start" and e.get("info")]
+            found = next((i["certificate"]["validation_images"] for i in starts if i.get("certificate")), None)
+            count = "" if found is None else f"{found} images of "
+            on = "generated shapes" if data["name"] == "shapes" else Path(str(data.get("root") or "voc")).name
+            trained = network_text(model["backbone"], model["weights"], experiment["train"]["iterations"])
+            parts += [f"{count}{on}", trained]
+        lines.append(f"{row.point} {row.text(metric)}: {'; '.join([*parts, seeds_text(row.seeds)])}")
+    return lines
 
 
 def trials(evidence: Evidence) -> Section:

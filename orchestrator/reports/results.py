@@ -17,7 +17,7 @@ from orchestrator.analysis.statistics import paired
 from orchestrator.records.status import DONE, TrialStatus
 from orchestrator.reports.document import Code, Grid, Part, Picture, Section, Text
 from orchestrator.reports.evidence import Evidence, jpeg, panels
-from orchestrator.reports.provenance import cost, environment, repeat, trials
+from orchestrator.reports.provenance import cost, environment, numbers, repeat, trials
 
 MOST_ROWS = 30  # of the leaderboard
 MOST_COMPARED = 6  # configurations in a table that has them as columns
@@ -74,6 +74,7 @@ def board(evidence: Evidence) -> Section | None:
         return None
     lines = table(rows[:MOST_ROWS], file["metric"], all_background(evidence.results))
     parts: list[Part] = [Grid(lines)]
+    parts += [Text("What each number is:"), Code("\n".join(numbers(evidence, MOST_ROWS)))]
     if len(rows) > MOST_ROWS:
         parts.append(Text(f"The best {MOST_ROWS} of {len(rows)} configurations."))
     seeds = max(len(row.seeds) for row in rows)

@@ -135,6 +135,8 @@ def test_a_partly_finished_sweep_with_a_baseline(tmp_path: Path) -> None:
     storage, one = sweep(tmp_path, statuses | {"c-1": "running", "d-0": "new"}, baseline="a",
                          parameters={"mask.ratio": [0.5, 0.6, 0.7, 0.8]})  # fmt: skip
     text = text_of(storage, one)
+    said = next(line for line in text.splitlines() if line.startswith("b 6") or line.startswith("b 5"))
+    assert "miou; generated shapes; vit_tiny_patch16_224 from random weights, 225 iterations; 2 seeds (0, 1)" in said
     assert "7 trials: 4 finished, 1 failed, 1 interrupted, 1 not begun." in text and "not complete" in text
     assert "seeds would decide" in text and "| b | +" in text  # of the leaderboard, and of the comparison
     assert "| cat | 25.2 | +4.5 [" in text and "names no baseline" not in text
