@@ -43,19 +43,21 @@ def raw_maps(
     classes: Tensor | None = None,
 ) -> dict[MapStage, list[MapPair]]:
     """Class activations at the network's resolution: by stage, for each scale those of the image and of its flip."""
-    found: dict[MapStage, list[MapPair]] = {stage: [] for stage in network.map_stages}
+    passes, cached = [], []
     for scale in scales:
-        if scale == 1.0 and known is not None:
-            straight = network.class_maps(images, known, classes)
-            flipped = network.class_maps(images.flip(-1), None, classes)
-            pairs = {stage: (straight[stage], flipped[stage]) for stage in found}
-        else:
-            target = [max(network.stride, int(scale * side)) for side in images.shape[-2:]]
-            scaled = F.interpolate(images, size=target, mode="bilinear", align_corners=False)
-            both = network.class_maps(torch.cat([scaled, scaled.flip(-1)]), None, classes)
-            pairs = {stage: (both[stage].chunk(2)[0], both[stage].chunk(2)[1]) for stage in found}
-        for stage, pair in pairs.items():
-            found[stage].append(pair)
+        cached.append(scale == 1.0 and known is not None)
+        if cached[-1]:
+            passes.append(images.flip(-1))
+            continue
+        target = [max(network.stride, int(scale * side)) for side in images.shape[-2:]]
+        scaled = F.interpolate(images, size=target, mode="bilinear", align_corners=False)
+        passes.append(torch.cat([scaled, scaled.flip(-1)]))
+    found: dict[MapStage, list[MapPair]] = {stage: [] for stage in network.map_stages}
+    for straight_known, maps in zip(cached, network.class_maps_of(passes, classes), strict=True):
+        straight = network.class_maps(images, known, classes) if straight_known else None
+        for stage, pairs in found.items():
+            one, two = maps[stage].chunk(2) if straight is None else (straight[stage], maps[stage])
+            pairs.append((one, two))
     return found
 
 
