@@ -27,7 +27,6 @@ from mcc_core.evaluation.in_training import EvaluationRecord, evaluate
 from mcc_core.experiment_files import resolve
 from mcc_core.methods.registry import network_of
 from mcc_core.precision import arithmetic
-from mcc_core.pseudo_labels import labels, par
 from mcc_core.training import engine
 
 Row = dict[str, Any]
@@ -160,7 +159,7 @@ def counts(setting: Setting) -> Iterator[Row]:
     nothing = mock.MagicMock()
     for precision in ("float32", "bfloat16"):
         case = step.Case(shape, {"precision": precision})
-        with mock.patch.object(par, "PIECEWISE", set()), mock.patch.object(labels, "PIECEWISE", set()):
+        with step.as_on_a_gpu():
             case.bare(nothing)  # constants are made once
             found = operations_of(lambda case=case: case.bare(nothing))  # type: ignore[misc]
         row: Row = {"precision": precision, "operations": found.kernels.total(), "casts": found.kernels["_to_copy"]}

@@ -42,6 +42,7 @@ from mcc_core.config import ComputeConfig
 from mcc_core.experiment_files import merge
 from mcc_core.losses import terms as losses
 from mcc_core.methods.registry import experiment_of, method_named, network_of
+from mcc_core.networks import encoder
 from mcc_core.precision import arithmetic, cast_once
 from mcc_core.pseudo_labels import labels as pseudo_label
 from mcc_core.pseudo_labels import par
@@ -286,13 +287,22 @@ def against_plain(size: Size, rounds: int, flops_only: bool, console: Console) -
     console.print(table)
 
 
+@contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Inside, a CPU computes together what it would do piece by piece."""
+    with ExitStack() as patched:
+        for module in (par, pseudo_label, encoder):
+            patched.enter_context(mock.patch.object(module, "PIECEWISE", set()))
+        yield
+
+
 def operations(size: Size, console: Console) -> None:
     """What one step asks of a GPU, in each precision: kernels, of them casts, tensors made of numbers."""
     table = Table("precision", box=None, pad_edge=False)
     for name in ("operations", "casts", "constants"):
         table.add_column(name, justify="right")
     console.print(f"{method_named(size.method).title}, {size.backbone}, crop {size.crop}, batch {size.batch}")
-    with mock.patch.object(par, "PIECEWISE", set()), mock.patch.object(pseudo_label, "PIECEWISE", set()):
+    with as_on_a_gpu():
         for precision in ("float32", "bfloat16"):
             case = Case(size, {"precision": precision})
             stage = mock.MagicMock()

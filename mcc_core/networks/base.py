@@ -5,7 +5,11 @@ Shapes: B images, C foreground classes, K of them asked for, h,w the coarse grid
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from collections.abc import Mapping
+=======
+from collections.abc import Sequence
+>>>>>>> gpu2
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -67,6 +71,10 @@ class Network(nn.Module):
             classes: K class indices; default all C. Maps of classes do not depend on each other.
         """
         raise TypeError(f"{type(self).__name__} has no class maps")
+
+    def class_maps_of(self, batches: Sequence[Tensor], classes: Tensor | None = None) -> list[dict[MapStage, Tensor]]:
+        """`class_maps` of batches of images of several sizes, which a network may compute together."""
+        return [self.class_maps(images, None, classes) for images in batches]
 
     def parameter_groups(self, optim: OptimConfig) -> list[ParameterGroup]:
         """Parameters to optimise. What is frozen gets `requires_grad` off here."""

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+<<<<<<< HEAD
 from collections.abc import Mapping
+=======
+from collections.abc import Sequence
+>>>>>>> gpu2
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -83,7 +87,13 @@ class ContrastNet(Network):
         self, images: Tensor, known: base.Output | None = None, classes: Tensor | None = None
     ) -> dict[MapStage, Tensor]:
         """Final and auxiliary class activations: B,K,h,w of images B,3,H,W."""
-        features: Features = self.encoder(images) if known is None else known.features
+        return self._maps(self.encoder(images) if known is None else known.features, classes)
+
+    def class_maps_of(self, batches: Sequence[Tensor], classes: Tensor | None = None) -> list[dict[MapStage, Tensor]]:
+        """Class activations of batches of images of several sizes, in one pass. For what needs no gradient."""
+        return [self._maps(features, classes) for features in self.encoder.features_of(batches)]
+
+    def _maps(self, features: Features, classes: Tensor | None) -> dict[MapStage, Tensor]:
         final, aux = self.classifier.weight, self.aux_classifier.weight
         if classes is not None:
             final, aux = final[classes], aux[classes]

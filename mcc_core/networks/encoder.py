@@ -6,7 +6,7 @@ T tokens of several sequences packed behind each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from mcc_core.determinism import bicubic
 from mcc_core.device import moved
 from mcc_core.errors import UsageError
 
+PIECEWISE = {"cpu"}  # devices on which batches of several sizes pass one after the other
 Recompute = Literal["nothing", "elementwise", "blocks"]
 
 
@@ -89,6 +90,31 @@ class Encoder(nn.Module):
         features = Features(tokens[:, 0], self._as_map(tokens, h, w), self._as_map(aux, h, w))
         return features, None if cls is None else cls.to(images.dtype)
 
+    def features_of(self, batches: Sequence[Tensor]) -> list[Features]:
+        """Features of batches of images, each B,3,H,W of its own size, in one pass over the tokens of all.
+
+        Only attention is computed batch by batch. For what needs no gradient. Few large kernels suit a GPU; a CPU is as
+        fast batch by batch, and needs less memory.
+        """
+        if batches[0].device.type in PIECEWISE:
+            return [self(images) for images in batches]
+        kind = batches[0].dtype
+        with self.autocast(batches[0]):
+            embedded = [self.embed(images) for images in batches]
+            layout = _Grouped(tuple((x.shape[0], x.shape[1]) for x in embedded))
+            tokens = torch.cat([x.flatten(0, 1) for x in embedded])
+            aux = tokens
+            for number, block in enumerate(self.vit.blocks, start=1):
+                tokens = self._run(block, tokens, layout)
+                if number == self.aux_block:
+                    aux = tokens
+            tokens, aux = self.vit.norm(tokens).to(kind), aux.to(kind)
+        found = []
+        for images, last, early in zip(batches, layout.parted(tokens), layout.parted(aux), strict=True):
+            h, w = self.grid(*images.shape[-2:])
+            found.append(Features(last[:, 0], self._as_map(last, h, w), self._as_map(early, h, w)))
+        return found
+
     def class_tokens(self, images: Tensor) -> Tensor:
         """Class tokens B,D of images B,3,H,W; the last block computes nothing else."""
         with self.autocast(images):
@@ -117,7 +143,7 @@ class Encoder(nn.Module):
             aux = tokens
         return self.vit.norm(tokens), aux, cls
 
-    def _run(self, block: Any, tokens: Tensor, layout: _Dense | _Packed | None = None) -> Tensor:
+    def _run(self, block: Any, tokens: Tensor, layout: _Dense | _Packed | _Grouped | None = None) -> Tensor:
         """One block, keeping for the backward pass what `recompute` says."""
         recompute = self.recompute if torch.is_grad_enabled() else "nothing"
         layout = layout or _Dense()
@@ -257,7 +283,20 @@ class _Packed:
         return tokens.flatten(0, 1)[self.slots]
 
 
-def _block(block: Any, tokens: Tensor, layout: _Dense | _Packed, lean: bool) -> Tensor:
+@dataclass(frozen=True)
+class _Grouped:
+    """Sequences of several lengths behind each other, T,D; those of one length are a batch."""
+
+    shapes: tuple[tuple[int, int], ...]  # of each batch: sequences and their length
+    class_only: bool = False
+
+    def parted(self, tokens: Tensor) -> list[Tensor]:
+        """Each batch as sequences,length,D."""
+        parts = tokens.split([sequences * length for sequences, length in self.shapes])
+        return [part.unflatten(0, shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+
+def _block(block: Any, tokens: Tensor, layout: _Dense | _Packed | _Grouped, lean: bool) -> Tensor:
     """A timm `Block` on tokens in a layout; only class tokens come out where it says so.
 
     `lean` keeps no output of a normalisation or an activation for the backward pass: each is computed again from
@@ -265,20 +304,32 @@ def _block(block: Any, tokens: Tensor, layout: _Dense | _Packed, lean: bool) -> 
     """
     attn, mlp = block.attn, block.mlp
     run = _again if lean else _call
-    if layout.class_only:
+    if isinstance(layout, _Grouped):
+        parts = layout.parted(run(_normed, block.norm1, attn.qkv, tokens))
+        seen = torch.cat(
+            [_attended(attn, *_qkv(attn, part)).transpose(1, 2).flatten(2).flatten(0, 1) for part in parts]
+        )
+    elif layout.class_only:
         q, kv = run(_class_query, block, tokens, layout)
         q = q.unflatten(1, (attn.num_heads, 1, -1))
         k, v = layout.padded(kv).unflatten(2, (2, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         tokens = layout.class_tokens(tokens)
+        seen = _attended(attn, q, k, v, layout.key_mask).transpose(1, 2).flatten(2)[:, 0]
     else:
-        qkv = layout.padded(run(_normed, block.norm1, attn.qkv, tokens))
-        q, k, v = qkv.unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-    seen = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v, attn_mask=layout.key_mask)
-    seen = seen.transpose(1, 2).flatten(2)
-    seen = seen[:, 0] if layout.class_only else layout.unpadded(seen)
+        q, k, v = _qkv(attn, layout.padded(run(_normed, block.norm1, attn.qkv, tokens)))
+        seen = layout.unpadded(_attended(attn, q, k, v, layout.key_mask).transpose(1, 2).flatten(2))
     tokens = tokens + block.drop_path1(block.ls1(attn.proj(attn.norm(seen))))
     hidden = run(_normed, block.norm2, mlp.fc1, tokens)
     return tokens + block.drop_path2(block.ls2(run(_activated, mlp, hidden)))
+
+
+def _qkv(attn: Any, joined: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys and values S,heads,T,d of S,T,3D."""
+    return joined.unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _attended(attn: Any, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    return F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v, attn_mask=key_mask)
 
 
 def _normed(norm: nn.Module, linear: nn.Module, tokens: Tensor) -> Tensor:

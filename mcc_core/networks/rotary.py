@@ -6,6 +6,7 @@ dropping masked tokens stays exact. Shapes as in `encoder`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -72,6 +73,10 @@ class RotaryEncoder(Encoder):
         h, w = self.grid(*images.shape[-2:])
         features = Features(normed[:count, 0], self._as_map(normed[:count], h, w), self._as_map(aux[:count], h, w))
         return features, None if others is None else normed[count:, 0]
+
+    def features_of(self, batches: Sequence[Tensor]) -> list[Features]:
+        """Features of batches of images, one after the other: positions differ from batch to batch."""
+        return [self(images) for images in batches]
 
     def class_tokens(self, images: Tensor) -> Tensor:
         """Class tokens B,D of images B,3,H,W."""
