@@ -5,11 +5,7 @@ Shapes: B images, C foreground classes, K of them asked for, h,w the coarse grid
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from collections.abc import Mapping
-=======
-from collections.abc import Sequence
->>>>>>> gpu2
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import copy
-<<<<<<< HEAD
-from collections.abc import Mapping
-=======
-from collections.abc import Sequence
->>>>>>> gpu2
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 

@@ -109,11 +109,11 @@ class Encoder(nn.Module):
                 if number == self.aux_block:
                     aux = tokens
             tokens, aux = self.vit.norm(tokens).to(kind), aux.to(kind)
-        found = []
+        features = []
         for images, last, early in zip(batches, layout.parted(tokens), layout.parted(aux), strict=True):
             h, w = self.grid(*images.shape[-2:])
-            found.append(Features(last[:, 0], self._as_map(last, h, w), self._as_map(early, h, w)))
-        return found
+            features.append(Features(last[:, 0], self._as_map(last, h, w), self._as_map(early, h, w)))
+        return features
 
     def class_tokens(self, images: Tensor) -> Tensor:
         """Class tokens B,D of images B,3,H,W; the last block computes nothing else."""

@@ -43,22 +43,6 @@ def raw_maps(
     classes: Tensor | None = None,
 ) -> dict[MapStage, list[MapPair]]:
     """Class activations at the network's resolution: by stage, for each scale those of the image and of its flip."""
-<<<<<<< HEAD
-    by_stage: dict[MapStage, list[MapPair]] = {stage: [] for stage in network.map_stages}
-    for scale in scales:
-        if scale == 1.0 and known is not None:
-            straight = network.class_maps(images, known, classes)
-            flipped = network.class_maps(images.flip(-1), None, classes)
-            pairs = {stage: (straight[stage], flipped[stage]) for stage in by_stage}
-        else:
-            target = [max(network.stride, int(scale * side)) for side in images.shape[-2:]]
-            scaled = F.interpolate(images, size=target, mode="bilinear", align_corners=False)
-            both = network.class_maps(torch.cat([scaled, scaled.flip(-1)]), None, classes)
-            pairs = {stage: (both[stage].chunk(2)[0], both[stage].chunk(2)[1]) for stage in by_stage}
-        for stage, pair in pairs.items():
-            by_stage[stage].append(pair)
-    return by_stage
-=======
     passes, cached = [], []
     for scale in scales:
         cached.append(scale == 1.0 and known is not None)
@@ -68,14 +52,13 @@ def raw_maps(
         target = [max(network.stride, int(scale * side)) for side in images.shape[-2:]]
         scaled = F.interpolate(images, size=target, mode="bilinear", align_corners=False)
         passes.append(torch.cat([scaled, scaled.flip(-1)]))
-    found: dict[MapStage, list[MapPair]] = {stage: [] for stage in network.map_stages}
+    by_stage: dict[MapStage, list[MapPair]] = {stage: [] for stage in network.map_stages}
     for straight_known, maps in zip(cached, network.class_maps_of(passes, classes), strict=True):
-        straight = network.class_maps(images, known, classes) if straight_known else None
-        for stage, pairs in found.items():
-            one, two = maps[stage].chunk(2) if straight is None else (straight[stage], maps[stage])
-            pairs.append((one, two))
-    return found
->>>>>>> gpu2
+        known_maps = network.class_maps(images, known, classes) if straight_known else None
+        for stage, pairs in by_stage.items():
+            straight, flipped = maps[stage].chunk(2) if known_maps is None else (known_maps[stage], maps[stage])
+            pairs.append((straight, flipped))
+    return by_stage
 
 
 def combined_maps(pairs: Sequence[MapPair], size: tuple[int, int]) -> Tensor:

@@ -108,14 +108,14 @@ def reproduce(
         return
     made = None
     if weights:
-        found = run.given(chosen, weights, source, settings)
+        networks = run.given(chosen, weights, source, settings)
     else:
         made = plan_table(chosen, table, scale, source, wanted, overrides(set_), settings)
         chosen = with_points(chosen, (trial.point for trial in made.trials))
         chosen = of_small_networks(chosen) if scale == "tiny" else chosen
         if code := run_and_track(made, console):
             raise typer.Exit(code)
-        found = run.trained(made, scale, settings)
+        networks = run.trained(made, scale, settings)
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True, console=console) as progress:
         task = progress.add_task("scoring", total=None)
@@ -124,21 +124,21 @@ def reproduce(
             progress.update(task, description=what, completed=done, total=total)
 
         if chosen.sheet is not None:
-            page = write_sheet(chosen, found, settings, target, on_image)
+            page = write_sheet(chosen, networks, settings, target, on_image)
         else:
-            lines = run.score(chosen, found, settings, target, processes, on_image)
+            lines = run.score(chosen, networks, settings, target, processes, on_image)
     if chosen.sheet is not None:
         console.print(str(page), highlight=False, soft_wrap=True)
         return
     console.print(board(short_rows(lines, chosen), f"{table}: {chosen.description}"))
-    for text in run.told(chosen, found, lines):
+    for text in run.told(chosen, networks, lines):
         console.print(text, highlight=False, markup=False, soft_wrap=True)
-    said = numbers(lines, chosen, found.networks)
-    common = run.common_text(chosen, found)
+    said = numbers(lines, chosen, networks.networks)
+    common = run.common_text(chosen, networks)
     for file in write_reproduction(table, chosen, lines, made, settings, target, common, said):
         console.print(str(file), highlight=False, soft_wrap=True)
     if bundle is not None:
-        write_bundle(bundle, table, chosen, lines, said, found.networks, made, settings, target, sys.argv)
+        write_bundle(bundle, table, chosen, lines, said, networks.networks, made, settings, target, sys.argv)
         console.print(str(bundle), highlight=False, soft_wrap=True)
 
 

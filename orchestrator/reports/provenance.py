@@ -37,8 +37,8 @@ def numbers(evidence: Evidence, most: int) -> list[str]:
         if not evidence.posthoc:
             data, model = experiment["data"], experiment["model"]
             starts = [e["info"] for e in records[row.point].events if e["kind"] == "start" and e.get("info")]
-            found = next((i["certificate"]["validation_images"] for i in starts if i.get("certificate")), None)
-            count = "" if found is None else f"{found} images of "
+            images = next((i["certificate"]["validation_images"] for i in starts if i.get("certificate")), None)
+            count = "" if images is None else f"{images} images of "
             on = "generated shapes" if data["name"] == "shapes" else Path(str(data.get("root") or "voc")).name
             trained = network_text(model["backbone"], model["weights"], experiment["train"]["iterations"])
             parts += [f"{count}{on}", trained]

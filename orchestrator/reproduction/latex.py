@@ -15,7 +15,7 @@ _SPECIAL = {
 
 def escaped(text: str) -> str:
     """A text for LaTeX."""
-    return "".join(_SPECIAL.get(one, one) for one in text)
+    return "".join(_SPECIAL.get(character, character) for character in text)
 
 
 def tabular(lines: Sequence[Line], table: PaperTable, notes: Sequence[str] = ()) -> str:

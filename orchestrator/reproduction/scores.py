@@ -122,23 +122,23 @@ def _row_of(table: PaperTable, method: str, file: Path) -> str:
 
 
 def score(
-    table: PaperTable, found: Found, settings: Settings, out: Path, processes: int, on_image: OnImage
+    table: PaperTable, networks: Found, settings: Settings, out: Path, processes: int, on_image: OnImage
 ) -> tuple[Line, ...]:
     """Score every network by its targets' protocols, with its authors' parameters and with the common ones."""
     own: dict[tuple[str, int], dict[str, float]] = {}
     shared: dict[tuple[str, int], dict[str, float]] = {}
     configs: dict[str, EvaluationConfig] = {}
-    for (point, seed), file in found.networks.items():
+    for (point, seed), file in networks.networks.items():
         saved, key = checkpoints.load(file), (point, seed)
         configs[point] = config = method_of(saved.experiment).evaluation(saved.experiment, len(saved.classes))
-        common = config.model_copy(update=_common(table, found.scale, len(saved.classes)))
+        common = config.model_copy(update=_common(table, networks.scale, len(saved.classes)))
         targets = [t for t in table.targets if t.point == point]
         folder = out / f"{point}-{seed}-{file_digest(file)[:12]}"
         own[key], shared[key] = {}, {}
         for split in dict.fromkeys(t.split for t in targets if not t.server):
             wanted = list(dict.fromkeys(t.protocol for t in targets if t.split == split))
             note = partial(on_image, f"{point} on {split}")
-            own[key] |= _scores(file, wanted, split, config, found, folder / split, settings, processes, note)
+            own[key] |= _scores(file, wanted, split, config, networks, folder / split, settings, processes, note)
             if not table.common:
                 continue
             alike = all(getattr(common, name) == getattr(config, name) for name in _SEGMENTATION)
@@ -146,33 +146,35 @@ def score(
             shared[key] |= (
                 own[key]
                 if alike
-                else _scores(file, wanted, split, common, found, folder / f"{split}-common", settings, processes, note)
+                else _scores(
+                    file, wanted, split, common, networks, folder / f"{split}-common", settings, processes, note
+                )
             )
         for target in (t for t in targets if t.server):
             archive = out / f"{point}-{seed}-{target.split}.tar.gz"
-            _submit(target, file, found.data, settings, folder / target.split, archive, processes, on_image)
-    strange = {point: differences(table, point, file, found.data) for (point, _), file in found.networks.items()}
+            _submit(target, file, networks.data, settings, folder / target.split, archive, processes, on_image)
+    strange = {point: differences(table, point, file, networks.data) for (point, _), file in networks.networks.items()}
     made = []
     for target in table.targets:
         reasons = strange.get(target.point, {})
-        line = judged(target, found.networks, own, ", ".join(reasons.values()))
+        line = judged(target, networks.networks, own, ", ".join(reasons.values()))
         config_ = configs.get(target.point)
         line = replace(
             line,
             protocol=protocol_text(config_, target.protocol) if config_ else "",
-            common=seeds_of(target, found.networks, shared) if table.common and not target.server else None,
+            common=seeds_of(target, networks.networks, shared) if table.common and not target.server else None,
         )
         if line.seeds:
-            line = replace(line, aspects=aspects(line, reasons, found.origins[target.point]))
+            line = replace(line, aspects=aspects(line, reasons, networks.origins[target.point]))
         made.append(line)
     return tuple(made)
 
 
-def told(table: PaperTable, found: Found, lines: Sequence[Line]) -> list[str]:
+def told(table: PaperTable, networks: Found, lines: Sequence[Line]) -> list[str]:
     """What stands below a table on a terminal: protocols, and reasons of verdicts."""
     own = {line.target.point: line.protocol for line in lines if line.protocol}
     text = [f"{point}: {protocol}" for point, protocol in own.items()] if table.common else []
-    text += [f"{table.common}'s protocol, for all: {common_text(table, found)}"] if text else []
+    text += [f"{table.common}'s protocol, for all: {common_text(table, networks)}"] if text else []
     return [*text, *dict.fromkeys(f"{_row(line)}{line.verdict}" for line in lines if ":" in line.verdict)]
 
 
@@ -180,12 +182,12 @@ def _row(line: Line) -> str:
     return f"{line.target.point}: " if line.seeds else ""
 
 
-def common_text(table: PaperTable, found: Found) -> str:
+def common_text(table: PaperTable, networks: Found) -> str:
     """The common protocol in words; empty where a table has none."""
     if not table.common:
         return ""
-    classes = max((len(checkpoints.load(file).classes) for file in found.networks.values()), default=0)
-    experiment = table_experiment(table, table.common, found.scale)
+    classes = max((len(checkpoints.load(file).classes) for file in networks.networks.values()), default=0)
+    experiment = table_experiment(table, table.common, networks.scale)
     config = method_of(experiment).evaluation(experiment, classes)
     return protocol_text(config, table.targets[0].protocol)
 
@@ -204,13 +206,13 @@ def _scores(
     protocols: Sequence[ProtocolName],
     split: str,
     config: EvaluationConfig,
-    found: Found,
+    networks: Found,
     folder: Path,
     settings: Settings,
     processes: int,
     note: Callable[[int, int], None],
 ) -> dict[str, float]:
-    request = evaluation_request(file, protocols, split, {}, data=str(found.data) if found.data else None)
+    request = evaluation_request(file, protocols, split, {}, data=str(networks.data) if networks.data else None)
     request = replace(request, settings=tuple(Setting(name, name, config) for name in protocols))
     result = evaluate_checkpoint(request, folder, settings, ExecutionOptions(processes=processes), note)
     return {m.key: m.value for some in result.metrics.values() for m in some}

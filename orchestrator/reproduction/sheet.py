@@ -43,7 +43,7 @@ class Column:
 
 
 def write_sheet(
-    table: PaperTable, found: Found, settings: Settings, out: Path, on_image: Callable[[str, int, int], None]
+    table: PaperTable, networks: Found, settings: Settings, out: Path, on_image: Callable[[str, int, int], None]
 ) -> Path:
     """Write `out/figure.html`, whole in itself; returns it. Each method by its authors' protocol.
 
@@ -52,11 +52,11 @@ def write_sheet(
     sheet = table.sheet
     assert sheet is not None
     require_ours(out, (PAGE,))
-    if not found.networks:
+    if not networks.networks:
         raise UsageError(f"{table.description}: no network was trained or given")
     require_crf()
-    chosen = {point: file for point in table.points for (name, _), file in found.networks.items() if name == point}
-    index, items = _images(sheet, list(chosen.values()), found, settings)
+    chosen = {point: file for point in table.points for (name, _), file in networks.networks.items() if name == point}
+    index, items = _images(sheet, list(chosen.values()), networks, settings)
     images = [read_rgb(item.image) for item in items]
     columns = [_column(table, point, file, images, index, on_image) for point, file in chosen.items()]
     truths = [read_mask(index.masks[item.name], len(index.classes)) for item in items]
@@ -74,12 +74,12 @@ def write_sheet(
     return out / PAGE
 
 
-def _images(sheet: Sheet, files: Sequence[Path], found: Found, settings: Settings) -> tuple[DataIndex, list[Item]]:
+def _images(sheet: Sheet, files: Sequence[Path], networks: Found, settings: Settings) -> tuple[DataIndex, list[Item]]:
     """The data and its images with masks: those with two classes or more first, as the paper's figure has them."""
     known: dict[str, DataIndex] = {}
     for file in files:
         request = evaluation_request(
-            file, [sheet.protocol], sheet.split, {}, data=str(found.data) if found.data else None
+            file, [sheet.protocol], sheet.split, {}, data=str(networks.data) if networks.data else None
         )
         data: DataConfig = request.data
         changes = {} if sheet.split == data.train_split else {"val_split": sheet.split}

@@ -82,7 +82,7 @@ def _version(client: MlflowClient, name: str, model: str, run: str, note: str, a
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     location = client.get_logged_model(model).artifact_location
-    known = [one for one in client.search_model_versions(f"name = '{name}'") if one.source == location]
+    known = [entry for entry in client.search_model_versions(f"name = '{name}'") if entry.source == location]
     if known:
         version = known[0].version
     else:

@@ -56,7 +56,7 @@ def _location(client: MlflowClient, name: str, source: str) -> str:
             raise UsageError(f"{source}: {name}: expected models:/NAME@ALIAS or models:/NAME/VERSION")
         if version == "latest":
             version = max(
-                (one.version for one in client.search_model_versions(f"name = '{model}'")), key=int, default="0"
+                (entry.version for entry in client.search_model_versions(f"name = '{model}'")), key=int, default="0"
             )
     return f"{client.get_model_version_download_uri(model, str(version))}/{CHECKPOINT}"
 
