@@ -15,6 +15,7 @@ import torch.multiprocessing as mp
 from published_slrnet import head_names
 from small_slrnet import SMALL_SLRNET
 from torch import Tensor, nn
+from trained import trained
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.config import EvaluationConfig
@@ -29,7 +30,6 @@ from mcc_core.methods.slrnet.network import SLRNet
 from mcc_core.methods.slrnet.objective import SLRObjective
 from mcc_core.methods.slrnet.published import from_published
 from mcc_core.pseudo_labels.pamr import mask_label
-from mcc_core.training.engine import Callbacks, StepRecord, train
 from mcc_core.training.optim import build_optimizer, learning_rate
 
 CPU = torch.device("cpu")
@@ -46,35 +46,17 @@ def network(classes: int = 3, **fields: Any) -> SLRNet:
     return SLRNet(small(**fields), classes)
 
 
-class Curve(Callbacks):
-    def __init__(self) -> None:
-        self.losses: dict[int, dict[str, float]] = {}
-        self.files: list[Path] = []
-
-    def on_step(self, record: StepRecord) -> None:
-        self.losses[record.iteration] = {k: v for k, v in record.metrics.items() if k != "images_per_second"}
-
-    def on_checkpoint(self, iteration: int, file: Path, sha256: str) -> None:
-        self.files.append(file)
-
-
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> DataIndex:
     return build_index(small().data, tmp_path_factory.mktemp("home"))
 
 
-def run(index: DataIndex, work: Path, experiment: Experiment, **options: Any) -> Curve:
-    curve = Curve()
-    train(experiment, 0, index, device=CPU, workdir=work, callbacks=curve, **options)
-    return curve
-
-
 @pytest.mark.parametrize("fields", [{}, {"model.frozen": True, "compute.recompute": "blocks"}])
 def test_it_trains_and_goes_on_to_the_bit(index: DataIndex, tmp_path: Path, fields: dict[str, Any]) -> None:
-    whole = run(index, tmp_path, small(**fields))
+    whole = trained(small(**fields), index, tmp_path)
     assert "loss/seg" not in whole.losses[2] and {"loss/seg", "loss/reg1", "loss/reg2"} <= set(whole.losses[3])
     middle, end = (checkpoints.load(file) for file in whole.files)
-    again = run(index, tmp_path, small(**fields), resume=whole.files[0])
+    again = trained(small(**fields), index, tmp_path, resume=whole.files[0])
     assert again.losses == {i: whole.losses[i] for i in (4, 5, 6)}
     resumed = checkpoints.load(again.files[-1])
     assert all(torch.equal(tensor, resumed.model[name]) for name, tensor in end.model.items())
@@ -86,7 +68,7 @@ def test_what_imagenet_left_stays_in_training(index: DataIndex, tmp_path: Path) 
     with torch.random.fork_rng():
         torch.manual_seed(0)  # the trial's seed
         before = SLRNet(experiment, len(index.classes))
-    after = checkpoints.load(run(index, tmp_path, experiment).files[-1]).model
+    after = checkpoints.load(trained(experiment, index, tmp_path).files[-1]).model
     changed = {name for name, tensor in before.state_dict().items() if not torch.equal(tensor, after[name])}
     norms = {name for name, module in before.named_modules() if isinstance(module, nn.BatchNorm2d)}
     of_norms = {name for name in changed if name.rpartition(".")[0] in norms}
@@ -229,10 +211,10 @@ def test_positive_weights_are_as_many_as_the_classes(index: DataIndex, tmp_path:
     experiment = small(**{"loss.positive_weight": [2.0] * count, "train.iterations": 2, "train.eval_every": 2})
     if count != len(index.classes):
         with pytest.raises(UsageError, match=r"loss\.positive_weight: 3 numbers, but the data has 8 classes"):
-            run(index, tmp_path, experiment)
+            trained(experiment, index, tmp_path)
         return
-    heavy = run(index, tmp_path, experiment).losses[1]["loss/cls"]
-    plain = run(index, tmp_path, small(**{"train.iterations": 2, "train.eval_every": 2})).losses[1]["loss/cls"]
+    heavy = trained(experiment, index, tmp_path).losses[1]["loss/cls"]
+    plain = trained(small(**{"train.iterations": 2, "train.eval_every": 2}), index, tmp_path).losses[1]["loss/cls"]
     assert plain < heavy < 2 * plain
 
 
@@ -263,7 +245,7 @@ def _rank(rank: int, port: int, index: DataIndex, work: Path, out: Any) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     experiment = small(**{"train.workers": 2, "train.iterations": 4, "train.eval_every": 4})
-    curve = run(index, work, experiment)
+    curve = trained(experiment, index, work)
     model = network(len(index.classes)).train()
     generator = torch.Generator().manual_seed(rank)
     model.two_views(torch.randn(2, 3, 32, 32, generator=generator))
