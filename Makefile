@@ -36,7 +36,7 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/codespell mcc_core orchestrator tests docs benchmarks sweeps docker README.md CONTRIBUTING.md CHANGELOG.md
 
 test: lint
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadscope
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder
 
 test-slow: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest --slow -m slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 
 from orchestrator.records.leases import feeding
 from orchestrator.records.plans import PlanRecord
@@ -38,14 +39,18 @@ class BackgroundSync:
         self._thread.join(timeout=15)
         self._lease.release()
 
-    def finish(self, patience_s: float = 60.0) -> bool:
-        """Forward the rest and end the runs; False when MLflow did not answer in time (nothing is lost)."""
+    def finish(self, patience_s: float = 60.0, files: Mapping[str, bytes] | None = None) -> bool:
+        """Forward the rest and end the runs; False when MLflow did not answer in time (nothing is lost).
+
+        Args:
+            files: of the whole sweep, as `summary` gives them, where they are known.
+        """
         end = time.monotonic() + patience_s
         self._stop.set()
         self._thread.join(timeout=patience_s)
         if self._thread.is_alive():
             return False
-        while not self._attempt(last=True):
+        while not self._attempt(last=True, files=files):
             if time.monotonic() > end:
                 return False
             time.sleep(self.every_s)
@@ -56,14 +61,14 @@ class BackgroundSync:
             self._attempt(last=False)
             self._stop.wait(self.every_s)
 
-    def _attempt(self, *, last: bool) -> bool:
+    def _attempt(self, *, last: bool, files: Mapping[str, bytes] | None = None) -> bool:
         try:
             self._lease.refresh()
             if self._tracker is None:
                 self._tracker = Tracker(self.settings, self.document)
             self._tracker.sync()
             if last:
-                self._tracker.finish()
+                self._tracker.finish(files)
             elif time.monotonic() - self._settled > _SETTLE_S:
                 self._tracker.settle()
                 self._settled = time.monotonic()

@@ -95,15 +95,19 @@ class Tracker:
         for trial in self.document["trials"][len(self.children) :]:
             self.children[trial["identity"]] = _Child(self, trial, self._known.get(trial["identity"]))
 
-    def finish(self) -> None:
-        """Put leaderboard, heat map and curves on the parent, and end every run that nobody works on any more."""
+    def finish(self, files: Mapping[str, bytes] | None = None) -> None:
+        """Put leaderboard, heat map and curves on the parent, and end every run that nobody works on any more.
+
+        Args:
+            files: what `summary` gives, where it is known; default: made here.
+        """
         document = self.document.copy()
         results = catalog.results(self.storage, document)
         for result in results:
             if result.status == TrialStatus.INTERRUPTED:
                 self.children[result.identity].cut_off(result.message)
         histories = {t["name"]: history(self.storage, t["identity"]) for t in document["trials"]}
-        for name, content in summary(document, results, histories).items():
+        for name, content in (summary(document, results, histories) if files is None else files).items():
             self.artifact(self.parent, name, content)
         last = max((e["t"] for events in histories.values() for e in events), default=document["created"])
         self._scores(results, int(1000 * last))

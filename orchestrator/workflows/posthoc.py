@@ -163,10 +163,11 @@ def run_posthoc(
     with BackgroundSync(settings, document) as feeder:
         if todo:
             _score(posthoc, todo, settings, storage, processes, on_image)
-        problem = "" if feeder.finish() else str(feeder.problem)
-    results = catalog.results(storage, document)
-    for name, content in summary(document, results, {}).items():
-        storage.write(f"{layout.sweep(posthoc.sweep)}/{name}", content)
+        results = catalog.results(storage, document)
+        files = summary(document, results, {})
+        for name, content in files.items():
+            storage.write(f"{layout.sweep(posthoc.sweep)}/{name}", content)
+        problem = "" if feeder.finish(files=files) else str(feeder.problem)
     return results, problem
 
 

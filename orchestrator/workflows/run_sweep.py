@@ -52,12 +52,13 @@ def run_and_track(plan: Plan, console: Console, *, force: bool = False, only: Co
             done = run(plan, settings, force=force, only=only, on_tick=tick, on_trial=grown, command=sys.argv)
         print_stage(f"trials ({len(done)})", began, console)
         wrote = time.monotonic()
+        results = catalog.results(storage, document)
+        histories = {t["name"]: history(storage, t["identity"]) for t in document["trials"]}
+        files = summary(document, results, histories)
+        for name, content in files.items():
+            retry(partial(storage.write, f"{layout.sweep(plan.sweep)}/{name}", content), 60)
         with console.status("writing to MLflow"):
-            complete = feeder.finish()
-    results = catalog.results(storage, document)
-    histories = {t["name"]: history(storage, t["identity"]) for t in document["trials"]}
-    for name, content in summary(document, results, histories).items():
-        retry(partial(storage.write, f"{layout.sweep(plan.sweep)}/{name}", content), 60)
+            complete = feeder.finish(files=files)
     retry(partial(catalog.remember, storage, plan.sweep, results), 60)
     print_summary(plan, results, storage, console, time.monotonic() - began)
     if is_quick(storage, document):

@@ -16,6 +16,7 @@ import torch
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_the_page_on_a_cpu() -> None:
     page = gpu.measured(CPU, list(gpu_parts.PARTS), small=True)
     parts = page["parts"]

@@ -6,7 +6,7 @@ import pytest
 import step
 
 
-@pytest.mark.parametrize("method", ["afa", "fsr", "slrnet"])
+@pytest.mark.parametrize("method", ["afa", "fsr", pytest.param("slrnet", marks=pytest.mark.slow)])
 def test_plain_forms_have_the_same_losses(method: str) -> None:
     form = step.METHODS[method]
     size = step.Size(method, form.backbone, 64, 1, 0, "cpu")

@@ -53,6 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, text in docs.files(page).items():
             (here / name).parent.mkdir(parents=True, exist_ok=True)
             small = name.startswith("sweeps/")
+            text = text.replace("seeds: [0, 1, 2]", "seeds: [0, 1]")
             (here / name).write_text(yaml.safe_dump(_cut_down(yaml.safe_load(text))) if small else text)
     return here
 

@@ -76,6 +76,8 @@ SLOW = (
     r"^mcc reproduce voc-table2 --scale tiny",
     r"^mcc evaluate (mask_ablation|.*cam_crf)",
     r"^mcc sweep (submit|plan) deep.yaml --set",
+    r"^mcc sweep submit sweeps/own_folder.yaml",
+    r"^mcc train (tiny|toco-tiny)",
 )
 
 

@@ -67,7 +67,7 @@ def test_it_is_swept_scored_and_predicted_with(tmp_path: Path) -> None:
     sweep = {
         "name": "toys",
         "base": "toy.yaml",
-        "parameters": {"threshold": [0.3, {"schedule": "linear", "start": 0.2, "end": 0.5}]},
+        "parameters": {"threshold": [{"schedule": "linear", "start": 0.2, "end": 0.5}]},
         "design": {"kind": "leave-one-out", "terms": {"segmentation": ["loss.seg"], "classes": ["loss.cls"]}},
         "points": [{"name": "mcc", "base": "tiny", "set": TINY}],
         "metric": "val/cam/ms/miou",

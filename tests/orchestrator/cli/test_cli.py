@@ -16,10 +16,13 @@ import numpy as np
 import pytest
 import typer
 from rich.console import Console
+from trained import smallest, trained
 from typer.testing import CliRunner
 
+from mcc_core.data.index import build_index
 from mcc_core.data.pixels import read_mask
 from mcc_core.errors import UsageError
+from mcc_core.experiment_files import resolve
 from orchestrator.cli.app import app, main
 
 ROOT = Path(__file__).parents[3]
@@ -103,9 +106,6 @@ def test_mistakes_in_a_sweep_file_are_lines_and_change_nothing(tmp_path: Path, c
 
 
 def test_corrupt_image_is_named_and_stops_or_is_left_out(tmp_path: Path) -> None:
-    from mcc_core.data.index import build_index
-    from mcc_core.experiment_files import resolve
-
     root = tmp_path / "data"
     values = {"data.root": str(root), "data.shapes_train": 8, "data.shapes_val": 4, "data.shapes_size": 48}
     index = build_index(resolve("tiny", values).data, tmp_path / "other")
@@ -177,20 +177,10 @@ def test_plan_shows_trials_schedules_and_time(tmp_path: Path) -> None:
     assert "8 training images, 4 for validation, 8 classes" in done.stdout and "about" in done.stdout
 
 
-def test_train_predict_list_and_best(tmp_path: Path) -> None:
-    """One trial by hand, from training to a predicted mask."""
-    few = ["train.iterations=4", "train.eval_every=2", "train.eval_images=2", "train.batch_size=2", "loss.seg_start=1"]
-    sets = [part for value in few for part in ("--set", value)]
-    done = mcc("train", "tiny", *SMALL, *sets, "--name", "first", home=tmp_path, COLUMNS="200")
-    assert done.returncode == 0, done.stderr + done.stdout
-    assert "(all background)" in done.stdout and "mcc ui" in done.stdout
-    again = mcc("train", "tiny", *SMALL, *sets, "--name", "first", home=tmp_path, COLUMNS="200")
-    assert again.returncode == 0 and "0 of 1 trials to run" in again.stdout
-    assert "first-" in mcc("sweep", "list", home=tmp_path, COLUMNS="200").stdout
-    best = mcc("sweep", "best", home=tmp_path, COLUMNS="400").stdout
-    checkpoint = best.split()[-1]
-    assert checkpoint.endswith(".pt") and Path(checkpoint).is_file()
-    image = next((tmp_path / "data").rglob("*.jpg"))
+def test_predict_names_what_it_leaves_out_and_what_it_cannot_read(tmp_path: Path) -> None:
+    experiment = smallest("mcc")
+    index = build_index(experiment.data, tmp_path)
+    checkpoint, image = str(trained(experiment, index, tmp_path).files[-1]), index.val[0].image
     predicted = mcc("predict", checkpoint, str(image), "--out", "out", home=tmp_path)
     assert predicted.returncode == 0, predicted.stderr
     assert (tmp_path / "out" / "masks" / f"{image.stem}.png").is_file()
@@ -206,6 +196,7 @@ def test_train_predict_list_and_best(tmp_path: Path) -> None:
     assert count == "error: 1 of 2 images are not predicted"
 
 
+@pytest.mark.slow
 def test_images_without_any_mask_train_and_give_pseudo_labels(tmp_path: Path) -> None:
     """Image-level labels alone, from a folder to label maps of the training images."""
     for i in range(16):
