@@ -74,6 +74,22 @@ class OneView:
         return {"view1": View(view), "box": torch.tensor(box)}
 
 
+@dataclass(frozen=True)
+class LongSideView:
+    """The augmentation of the ResNet-50 classifiers: random longer side, crop with padding of the mean colour, flip."""
+
+    long_side: tuple[int, int]
+    crop: int
+
+    def __call__(self, image: Tensor, generator: torch.Generator) -> dict[str, Tensor | View]:
+        """`view1` of S x S and `box` of an image 3,H,W uint8; the box follows the flip."""
+        draw, longest = Draw(generator), max(image.shape[-2:])
+        view, box = _crop(image, (self.long_side[0] / longest, self.long_side[1] / longest), self.crop, draw)
+        if draw.chance(0.5):
+            view, box = TF.horizontal_flip(view), (box[0], box[1], self.crop - box[3], self.crop - box[2])
+        return {"view1": View(view), "box": torch.tensor(box)}
+
+
 def _crop(
     image: Tensor,
     scale: tuple[float, float],

@@ -32,6 +32,7 @@ class ParameterGroup:
     parameters: tuple[nn.Parameter, ...]
     lr_scale: float = 1.0  # times the base learning rate
     decay_scale: float = 1.0  # times the weight decay
+    restart_lr_scale: float | None = None  # times the rate after `optim.restart`; default: as before it
 
 
 class Network(nn.Module):
