@@ -55,6 +55,17 @@ class DataConfig(Strict):
     shapes_seed: int = Field(0, ge=0, description="shapes: seed of the generator")
 
 
+class LabelsConfig(Strict):
+    """The label maps that a method learns from, where it learns from some."""
+
+    source: Path | None = Field(
+        None, description="a label set: its folder, its zip, or labels/<identity>, where it lies in storage"
+    )
+    supervision: Literal["weak", "full"] = Field(
+        "weak", description="full: allow maps made of masks that people drew; every table says so"
+    )
+
+
 class AugmentConfig(Strict):
     """Augmentation of the three views."""
 

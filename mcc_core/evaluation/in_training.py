@@ -120,7 +120,8 @@ class _Scorer:
         labels = moved(here, self.device)
         output = self.model(images)
         present = labels[:, :, None, None]
-        raw = multi_scale_maps(self.model, images, self.config.cam_scales, output)
+        with self.model.given(labels):
+            raw = multi_scale_maps(self.model, images, self.config.cam_scales, output)
         maps = {stage: cam * present for stage, cam in raw.items()}
         self.f1 += f1_counts(output.cls > 0, labels > 0)
         for i, sample in enumerate(samples):

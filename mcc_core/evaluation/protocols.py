@@ -136,7 +136,10 @@ def network_maps(
         maps.single = output.seg
         if wants_cam:
             classes = moved(torch.tensor(list(labels)), device)
-            for stage, pairs in raw_maps(model, square, config.cam_scales, output, classes).items():
+            present = torch.zeros_like(output.cls).index_fill(1, classes, 1)
+            with model.given(present):
+                raw = raw_maps(model, square, config.cam_scales, output, classes)
+            for stage, pairs in raw.items():
                 getattr(maps, stage).update(zip(config.cam_scales, pairs, strict=True))
     if any(name in protocols for name in _MULTI):
         source = square

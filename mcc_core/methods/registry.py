@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from mcc_core.config import ComputeConfig, Experiment
 from mcc_core.errors import UsageError
 from mcc_core.methods.afa import AFA
+from mcc_core.methods.amn import AMN
 from mcc_core.methods.base import Method
 from mcc_core.methods.fsr import FSR
+from mcc_core.methods.irn import IRN
 from mcc_core.methods.mcc import MCC
 from mcc_core.methods.recam import ReCAM
 from mcc_core.methods.slrnet import SLR
@@ -21,7 +23,7 @@ from mcc_core.validation import validate
 if TYPE_CHECKING:
     from mcc_core.networks.base import Network
 
-METHODS: dict[str, Method] = {method.name: method for method in (MCC(), ToCo(), AFA(), SLR(), FSR(), ReCAM())}
+METHODS: dict[str, Method] = {method.name: method for method in (MCC(), ToCo(), AFA(), SLR(), FSR(), ReCAM(), AMN(), IRN())}
 GROUP = "mcc.methods"  # entry points by which installed packages offer methods of their own
 DEFAULT = MCC.name
 

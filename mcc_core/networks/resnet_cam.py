@@ -41,12 +41,13 @@ class ResNetClassifier(Network):
         if compute.channels_last:
             self.to(memory_format=torch.channels_last)
 
-    def scored(self, images: Tensor) -> Scored:
-        """Logits and features of images B,3,H,W."""
+    def scored(self, images: Tensor, *, detach: bool = False) -> Scored:
+        """Logits and features of images B,3,H,W; with `detach` the features learn nothing of the classification."""
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.use_bfloat16):
             features = self.backbone(images)
         features = [x.to(images.dtype) for x in features]
-        return Scored(self.classifier(features[-1].mean((2, 3), keepdim=True)).flatten(1), features)
+        pooled = features[-1].mean((2, 3), keepdim=True)
+        return Scored(self.classifier(pooled.detach() if detach else pooled).flatten(1), features)
 
     def map_weight(self) -> Tensor:
         """What features are multiplied by to become class maps, C,D,1,1."""

@@ -135,4 +135,4 @@ def _moved(x: Tensor, offset: Offset, radius: int) -> Tensor:
 
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:
-    return (values * where).sum() / (where.sum() + _EPSILON)
+    return (values * where).sum() / (where.to(values.dtype).sum() + _EPSILON)
