@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -19,15 +20,25 @@ from torchvision.transforms.v2 import functional as TF
 from mcc_core.config import CrfConfig, ParConfig, Strict
 from mcc_core.data.colours import normalise
 from mcc_core.device import moved
+from mcc_core.errors import UsageError
+from mcc_core.files import file_digest
 from mcc_core.networks.base import MapStage, Network
 from mcc_core.pseudo_labels.labels import IGNORE, decided
 
-Kind = Literal["none", "par", "crf", "random_walk"]
+Kind = Literal["none", "par", "crf", "random_walk", "irn"]
 
 
 def _listed(kind: object) -> object:
     """`crf` and `random_walk,crf` as lists."""
     return [part.strip() for part in kind.split(",")] if isinstance(kind, str) else kind
+
+
+def content_digest(file: Path) -> str:
+    """The digest of a checkpoint's file. Raises UsageError."""
+    try:
+        return file_digest(file)
+    except OSError as error:
+        raise UsageError(f"irn.network: {file}: {error.strerror or error}") from None
 
 
 Chain = Annotated[tuple[Kind, ...], BeforeValidator(_listed, json_schema_input_type=Kind | list[Kind])]
@@ -46,10 +57,21 @@ class RandomWalkConfig(Strict):
     rescale: bool = Field(True, description="afterwards a class's highest score is what it was before")
 
 
+class IrnConfig(Strict):
+    """Random walk of scores between class boundaries."""
+
+    network: Path | None = Field(
+        None, description="checkpoint of a trial of the method irn; null: the network of the seeds, where it is one"
+    )
+    radius: int = Field(5, ge=2, description="distance below which a step leads, in cells of 4 pixels")
+    power: float = Field(10.0, gt=0, description="beta: affinities are raised to it")
+    log_steps: int = Field(8, ge=0, le=12, description="the walk has 2 to this power steps")
+
+
 class Refinement(Strict):
     """How label maps are made of seeds. Sections of kinds that are not used may not be set."""
 
-    kind: Chain = Field(("none",), description="none, par, crf or random_walk; a list is a chain, in order")
+    kind: Chain = Field(("none",), description="none, par, crf, random_walk or irn; a list is a chain, in order")
     seeds: MapStage = Field("cam", description="which class maps of a network are refined")
     threshold: float = Field(0.4, ge=0, le=1, description="background's score: what no class exceeds is background")
     foreground: float | None = Field(
@@ -61,10 +83,11 @@ class Refinement(Strict):
         0.7, gt=0, lt=1, description="of a label set without confidence: the probability of each pixel's label"
     )
     random_walk: RandomWalkConfig = RandomWalkConfig()
+    irn: IrnConfig = IrnConfig()
     par: ParConfig = ParConfig()
     crf: CrfConfig = CrfConfig()
 
-    _sections: ClassVar[tuple[Kind, ...]] = ("random_walk", "par", "crf")
+    _sections: ClassVar[tuple[Kind, ...]] = ("random_walk", "irn", "par", "crf")
 
     @property
     def chain(self) -> tuple[Kind, ...]:
@@ -72,14 +95,20 @@ class Refinement(Strict):
         return tuple(kind for kind in self.kind if kind != "none")
 
     def decisive(self) -> dict[str, Any]:
-        """The fields that decide label maps, as JSON: sections of kinds that are not used are left out."""
+        """The fields that decide label maps, as JSON: sections of kinds that are not used are left out.
+
+        Raises UsageError where a network's file cannot be read.
+        """
         unused: set[str] = {name for name in self._sections if name not in self.chain}
-        return self.model_dump(mode="json", exclude=unused) | {"kind": list(self.chain)}
+        fields = self.model_dump(mode="json", exclude=unused) | {"kind": list(self.chain)}
+        if "irn" in fields and self.irn.network is not None:
+            fields["irn"]["network"] = content_digest(self.irn.network)  # what it is, not where it lies
+        return fields
 
     @model_validator(mode="after")
     def _consistent(self) -> Refinement:
         if not self.kind or ("none" in self.kind and len(self.kind) > 1):
-            raise ValueError("kind: a chain lists one or more of par, crf and random_walk")
+            raise ValueError("kind: a chain lists one or more of par, crf, random_walk and irn")
         if self.foreground is not None and self.foreground < self.threshold:
             raise ValueError(f"foreground ({self.foreground:g}) must be at least the threshold ({self.threshold:g})")
         for name in self._sections:

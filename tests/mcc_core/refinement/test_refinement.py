@@ -162,7 +162,7 @@ def test_attention_is_that_of_the_blocks() -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"kind": "crff"}, r"kind\[0\]: 'crff': expected 'none', 'par', 'crf' or 'random_walk'"),
+        ({"kind": "crff"}, r"kind\[0\]: 'crff': expected 'none', 'par', 'crf', 'random_walk' or 'irn'"),
         ({"kind": []}, "a chain lists one or more of"),
         ({"kind": "par", "crf": {"iterations": 3}}, "crf: is set, but kind is par, which does not use it"),
         ({"threshold": 0.5, "foreground": 0.4}, r"foreground \(0.4\) must be at least the threshold \(0.5\)"),

@@ -51,7 +51,7 @@ def test_the_loss_is_the_mean_over_an_images_classes_then_over_images() -> None:
 
 
 def test_maps_are_of_the_product_of_both_classifiers_once_the_second_has_learned() -> None:
-    model = network().eval()
+    model = network(**{"cam.weights": "product"}).eval()
     images = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         output = model(images)
