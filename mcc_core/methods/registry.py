@@ -23,7 +23,9 @@ from mcc_core.validation import validate
 if TYPE_CHECKING:
     from mcc_core.networks.base import Network
 
-METHODS: dict[str, Method] = {method.name: method for method in (MCC(), ToCo(), AFA(), SLR(), FSR(), ReCAM(), AMN(), IRN())}
+METHODS: dict[str, Method] = {
+    method.name: method for method in (MCC(), ToCo(), AFA(), SLR(), FSR(), ReCAM(), AMN(), IRN())
+}
 GROUP = "mcc.methods"  # entry points by which installed packages offer methods of their own
 DEFAULT = MCC.name
 

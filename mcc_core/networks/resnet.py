@@ -110,7 +110,8 @@ def _create(config: ResNetConfig, *, pretrained: bool) -> Any:
             "(--set model.weights=FILE, .safetensors or .pth) or --set model.weights=random"
         ) from None
     if config.dilation == 1:
-        for module in resnet.layer4.modules():
+        last: Any = resnet.layer4
+        for module in last.modules():
             if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
                 module.dilation = module.padding = (1, 1)
     return resnet

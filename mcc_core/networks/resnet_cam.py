@@ -1,4 +1,4 @@
-"""The classifier of the ResNet-50 pipelines: global average pooling, and class maps that are its weights on features."""
+"""The classifier of the ResNet-50 pipelines: global average pooling, class maps that are its weights on features."""
 
 from __future__ import annotations
 

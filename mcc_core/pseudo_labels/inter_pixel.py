@@ -1,8 +1,8 @@
 """Relations of nearby pixels, and the random walk that spreads class maps along them (Ahn et al., CVPR 2019).
 
-A pair is a source pixel and a destination in one of the P directions of `directions`, so that each pair of pixels counts
-once. Over a map of h x w, sources are those all of whose destinations lie inside: h-r rows and w-2r columns, with r
-the radius minus one. B images, K maps.
+A pair is a source pixel and a destination in one of the P directions of `directions`, so that each pair of pixels
+counts once. Over a map of h x w, sources are those all of whose destinations lie inside: h-r rows and w-2r columns,
+with r the radius minus one. B images, K maps.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ _EPSILON = 1e-5
 def directions(radius: int) -> tuple[Offset, ...]:
     """Offsets closer than `radius`: to the right in the same row, or in rows below."""
     near = range(1 - radius, radius)
-    return tuple(
-        (y, x) for y in range(radius) for x in near if (y > 0 or x > 0) and y * y + x * x < radius * radius
-    )
+    return tuple((y, x) for y in range(radius) for x in near if (y > 0 or x > 0) and y * y + x * x < radius * radius)
 
 
 @lru_cache(maxsize=1024)
@@ -39,14 +37,14 @@ def path(offset: Offset) -> tuple[Offset, ...]:
 
 
 def path_affinity(boundary: Tensor, radius: int) -> Tensor:
-    """Affinity B,P,h-r,w-2r of pairs, of a boundary map B,h,w in [0, 1]: one minus the largest value on the way (Eq. 5)."""
+    """Affinity B,P,h-r,w-2r of pairs: one minus the largest value on the way, of a boundary map B,h,w in [0, 1]."""
     return torch.stack(
         [1 - torch.stack([_moved(boundary, at, radius) for at in path(to)]).amax(0) for to in directions(radius)], 1
     )
 
 
 def differences(field: Tensor, radius: int) -> Tensor:
-    """Source minus destination, B,D,P,h-r,w-2r, of a field B,D,h,w: of a displacement field, Eq. 3's difference."""
+    """Source minus destination, B,D,P,h-r,w-2r, of a field B,D,h,w."""
     source = _moved(field, (0, 0), radius)
     return torch.stack([source - _moved(field, to, radius) for to in directions(radius)], 2)
 
@@ -70,7 +68,7 @@ def relations(label: Tensor, radius: int) -> Relations:
 
 
 def affinity_losses(affinity: Tensor, pairs: Relations) -> tuple[Tensor, Tensor]:
-    """Cross entropies of affinities, of alike and of unlike pairs (Eq. 6).
+    """Cross entropies of affinities, of alike and of unlike pairs.
 
     The first is the mean of those of background and of foreground pairs. A kind of pair that does not occur adds 0.
     """
@@ -81,7 +79,7 @@ def affinity_losses(affinity: Tensor, pairs: Relations) -> tuple[Tensor, Tensor]
 def displacement_losses(field: Tensor, pairs: Relations, radius: int) -> tuple[Tensor, Tensor]:
     """Mean absolute errors of a displacement field B,2,h,w (rows, columns), of foreground and of background pairs.
 
-    Foreground pixels of a pair point at one place (Eq. 3); background ones have one displacement (Eq. 4).
+    Foreground pixels of a pair point at one place; background ones have one displacement.
     """
     found = differences(field, radius)
     wanted = torch.tensor(directions(radius), dtype=field.dtype, device=field.device).T[None, :, :, None, None]
@@ -90,7 +88,7 @@ def displacement_losses(field: Tensor, pairs: Relations, radius: int) -> tuple[T
 
 
 def transitions(boundary: Tensor, radius: int, power: float) -> Tensor:
-    """Transition probabilities N,N, sparse, from row to column, of a boundary map h,w with N = h w pixels (Eq. 9).
+    """Transition probabilities N,N, sparse, from row to column, of a boundary map h,w with N = h w pixels.
 
     Affinities to the power, 1 of a pixel with itself, with columns of sum 1.
     """
@@ -114,7 +112,7 @@ def transitions(boundary: Tensor, radius: int, power: float) -> Tensor:
 
 
 def random_walk(maps: Tensor, boundary: Tensor, *, radius: int, power: float, log_steps: int) -> Tensor:
-    """Class maps K,h,w after 2^log_steps steps of a random walk that boundaries h,w in [0, 1] hold up (Eq. 10).
+    """Class maps K,h,w after 2^log_steps steps of a random walk that boundaries h,w in [0, 1] hold up.
 
     Each step costs a product with a sparse matrix, which for K maps is cheaper than squaring it.
     """

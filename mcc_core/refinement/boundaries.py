@@ -23,7 +23,7 @@ _LEAST = 16  # pixels of a side, of which something is left at the network's str
 
 
 class Irn(Step):
-    """Scores spread by a random walk that boundaries hold up (Ahn et al. 2019, section 5; `random_walk` has the formula).
+    """Scores spread by a random walk that boundaries hold up (Ahn et al. 2019; `inter_pixel` has the formulas).
 
     The image is seen at its own size and at one scale, with its flip; scores walk at a quarter of it. Afterwards the
     highest score is 1, and a constant background score stays what it is.

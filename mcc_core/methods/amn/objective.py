@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from mcc_core.device import moved
@@ -14,7 +13,7 @@ from mcc_core.methods.amn.network import AMNet
 from mcc_core.methods.base import Step
 from mcc_core.methods.objective import Objective
 from mcc_core.networks.batch_norm import share_statistics
-from mcc_core.pseudo_labels.labels import IGNORE
+from mcc_core.pseudo_labels.labels import IGNORE, reduced
 
 
 class AMNObjective(Objective):
@@ -34,7 +33,7 @@ class AMNObjective(Objective):
         labels, network = moved(batch["labels"], images.device), self.network
         scored = network.scored(images, detach=True)
         logits = network.pixel_logits(scored.features[-1], labels)
-        label = F.interpolate(batch["label"][:, None].float(), size=logits.shape[-2:], mode="nearest-exact")[:, 0].long()
+        label = reduced(batch["label"], logits.shape[-2:])
         smoothing = self.at(self.experiment.loss.smoothing, iteration)
         terms = {
             "cls": classification(scored.cls, labels),
@@ -63,5 +62,7 @@ def balanced_cross_entropy(logits: Tensor, label: Tensor, smoothing: float) -> T
     own = logs.gather(1, label.masked_fill(~known, 0)[:, None])[:, 0]
     others = (logs.sum(1) - own) / (logits.shape[1] - 1)
     loss = -(1 - smoothing) * own - smoothing * others
-    kinds = (label == 0, known & (label > 0))
-    return sum((loss * kind).sum() / kind.sum().clamp(min=1) for kind in kinds) / 2
+    background, foreground = (
+        (loss * kind).sum() / kind.sum().clamp(min=1) for kind in (label == 0, known & (label > 0))
+    )
+    return (background + foreground) / 2

@@ -37,8 +37,8 @@ class WalkConfig(Strict):
     """The random walk that spreads class maps."""
 
     radius: int = Field(5, ge=2, description="distance below which a step leads, in cells of 4 pixels")
-    power: float = Field(10.0, gt=0, description="beta of Eq. 9: affinities are raised to it")
-    log_steps: int = Field(8, ge=0, le=12, description="t of Eq. 10: the walk has 2 to this power steps")
+    power: float = Field(10.0, gt=0, description="beta: affinities are raised to it")
+    log_steps: int = Field(8, ge=0, le=12, description="the walk has 2 to this power steps")
 
 
 class ThresholdConfig(ResNetThresholds):

@@ -63,7 +63,10 @@ class IRNet(ResNetClassifier):
         features = self.scored(images).features if known is None else known.features
         maps = self.activations(features[-1], classes)
         boundaries = self.boundary(features).sigmoid()
-        return {"cam": torch.stack([self._walked(*pair) for pair in zip(maps, boundaries, strict=True)]), "aux_cam": maps}
+        return {
+            "cam": torch.stack([self._walked(*pair) for pair in zip(maps, boundaries, strict=True)]),
+            "aux_cam": maps,
+        }
 
     def parameter_groups(self, optim: Any) -> list[ParameterGroup]:
         """Backbone, where it trains, and boundary branch at the base rate, the rest at `head_lr_scale` times it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from mcc_core.device import moved
@@ -15,11 +14,11 @@ from mcc_core.methods.irn.network import IRNet
 from mcc_core.methods.objective import Objective
 from mcc_core.networks.batch_norm import share_statistics
 from mcc_core.pseudo_labels.inter_pixel import affinity_losses, displacement_losses, path_affinity, relations
-from mcc_core.pseudo_labels.labels import IGNORE
+from mcc_core.pseudo_labels.labels import IGNORE, reduced
 
 
 class IRNObjective(Objective):
-    """Affinities across boundaries and displacements of pairs of labelled pixels (Eq. 8)."""
+    """Affinities across boundaries and displacements of pairs of labelled pixels."""
 
     terms = ("cls", "alike", "unlike", "foreground", "background")
 
@@ -46,8 +45,3 @@ class IRNObjective(Objective):
     def after_step(self, iteration: int) -> None:
         """Ranks agree on running statistics and the mean displacement."""
         share_statistics(self.network)
-
-
-def reduced(label: Tensor, size: tuple[int, ...]) -> Tensor:
-    """A label map B,H,W at another size B,h,w: of each cell the pixel nearest to its middle."""
-    return F.interpolate(label[:, None].float(), size=tuple(size), mode="nearest-exact")[:, 0].long()

@@ -55,7 +55,7 @@ class ReCAMObjective(Objective):
 
 
 def single_label(logits: Tensor, labels: Tensor) -> Tensor:
-    """Softmax cross entropy of the logits B,C,C of each class's features to that class (Eq. 4 of the paper).
+    """Softmax cross entropy of the logits B,C,C of each class's features to that class.
 
     The mean over an image's classes (labels B,C, 0/1), then over all images; one without a class adds 0.
     """

@@ -82,9 +82,7 @@ def test_affinities_are_one_minus_the_largest_boundary_on_the_way() -> None:
 def plain_pairs(label: Tensor) -> dict[str, list[tuple[int, int, int, int]]]:
     """By kind, image, direction and place of each pair."""
     kinds: dict[str, list[tuple[int, int, int, int]]] = {"background": [], "foreground": [], "different": []}
-    for image, (p, (dy, dx)), (y, x) in itertools.product(
-        range(len(label)), enumerate(directions(RADIUS)), sources()
-    ):
+    for image, (p, (dy, dx)), (y, x) in itertools.product(range(len(label)), enumerate(directions(RADIUS)), sources()):
         one, two = label[image, y, x].item(), label[image, y + dy, x + dx].item()
         if IGNORE in (one, two):
             continue

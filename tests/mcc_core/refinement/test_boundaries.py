@@ -84,7 +84,7 @@ def test_the_network_is_that_of_the_seeds_where_no_other_is_given(tmp_path: Path
     own = network("irn")
     assert boundary_network(Viewer(own, 32, CPU), None)[0] is own
     for viewer in (None, Viewer(network("recam"), 32, CPU)):
-        with pytest.raises(UsageError, match="^irn.network: is missing: the checkpoint of a trial of the method irn"):
+        with pytest.raises(UsageError, match=r"^irn\.network: is missing: the checkpoint of a trial of the method irn"):
             boundary_network(viewer, None)
     with pytest.raises(UsageError, match="of the method recam, which finds no boundaries"):
         boundary_network(None, written("recam", tmp_path / "recam.pt"))

@@ -28,7 +28,7 @@ def test_background_and_foreground_pixels_weigh_alike() -> None:
     for image in range(2):
         for y in range(3):
             for x in range(5):
-                own = label[image, y, x].item()
+                own = int(label[image, y, x])
                 if own == IGNORE:
                     continue
                 probabilities = logits[image, :, y, x].softmax(0)
