@@ -216,14 +216,13 @@ class LossConfig(Strict):
 class OptimConfig(Strict):
     """The optimiser and its learning rate, which decays after a linear warm-up."""
 
-    kind: Literal["adamw", "adam", "sgd"] = Field(
-        "adamw", description="adam: decay is part of the gradient; sgd: with Nesterov momentum"
-    )
+    kind: Literal["adamw", "adam", "sgd"] = Field("adamw", description="adam: decay is part of the gradient")
     lr: float = Field(6e-5, gt=0)
     head_lr_scale: float = Field(10.0, gt=0, description="factor for classifiers, projector and decoder")
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[float, float] = Field((0.9, 0.999), description="adamw and adam")
     momentum: float = Field(0.9, gt=0, lt=1, description="sgd")
+    nesterov: bool = Field(True, description="sgd: whether its momentum is Nesterov's")
     schedule: Literal["poly", "cosine", "constant"] = Field(
         "poly", description="poly: a power of what is left of the run; cosine: half a cosine, constant before it"
     )

@@ -36,10 +36,16 @@ SMALLEST: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "slrnet": ("slrnet-tiny", SMALL_SLRNET),
     "recam": ("recam-tiny", RESNET | {"loss.recam_start": 2, "optim.restart": 2}),
-    "amn": ("amn-tiny", RESNET),
+    "amn": ("amn-tiny", RESNET | {"model.frozen": True}),
     "irn": (
         "irn-tiny",
-        RESNET | {"relations.radius": 3, "walk.radius": 3, "walk.log_steps": 2, "model.displacement_channels": 32},
+        RESNET | {"model.frozen": True, "relations.radius": 3, "walk.radius": 3, "walk.log_steps": 2},
+    ),
+    "segmentation": (
+        "segmentation-tiny",
+        {k: v for k, v in SMALL.items() if k.startswith(("train.", "data."))}
+        | {"model.backbone_args": {"channels": [8, 8, 8, 8], "layers": [1, 1, 1, 1], "stem_width": 8}}
+        | {"model.dilations": [1, 2], "loss.seg": {"schedule": "step", "values": [0, 1], "at_iterations": [1]}},
     ),
     "fsr": ("fsr-tiny", SMALL | _PROJECTOR | {"mask.uncertain_start": 3}),
 }

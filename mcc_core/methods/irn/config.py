@@ -67,6 +67,7 @@ class OptimConfig(shared.OptimConfig):
     momentum: float = Field(
         1e-4, gt=0, lt=1, description="the published code hands its weight decay over as the momentum; 0.9 is as usual"
     )
+    nesterov: bool = False
     warmup: int = Field(0, ge=0, description="iterations")
 
 

@@ -50,6 +50,7 @@ class OptimConfig(shared.OptimConfig):
     )
     restart: int | None = Field(3305, ge=1, description="iteration at which fine-tuning begins, from restart_lr")
     restart_lr: float = Field(5e-5, gt=0)
+    nesterov: bool = False
     warmup: int = Field(0, ge=0, description="iterations")
 
 

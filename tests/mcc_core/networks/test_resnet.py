@@ -14,7 +14,7 @@ from mcc_core.errors import UsageError
 from mcc_core.networks.resnet import ResNetStages
 from mcc_core.networks.resnet_config import ResNetConfig
 
-ARGS = {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
+ARGS = {"layers": [1, 1, 1, 1], "channels": [4, 4, 4, 8]}
 
 
 def stages(**fields: Any) -> ResNetStages:
@@ -27,8 +27,8 @@ def stages(**fields: Any) -> ResNetStages:
 def test_the_last_stage_keeps_the_stride_of_the_one_before(dilation: int) -> None:
     backbone = stages(dilation=dilation, backbone_args={**ARGS, "layers": [1, 1, 1, 2]})
     shapes = [tuple(x.shape[1:]) for x in backbone(torch.randn(1, 3, 64, 48))]
-    assert shapes == [(64, 16, 12), (16, 16, 12), (16, 8, 6), (32, 4, 3), (32, 4, 3)]
-    assert backbone.widths == (64, 16, 16, 32, 32)
+    assert shapes == [(64, 16, 12), (16, 16, 12), (16, 8, 6), (16, 4, 3), (32, 4, 3)]
+    assert backbone.widths == (64, 16, 16, 16, 32)
     last: Any = backbone.layer4
     assert last[-1].conv2.dilation == (dilation, dilation)
 
@@ -90,5 +90,5 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
             stages(**fields)
         assert "\n" not in str(error.value)
     torch.save({**stages().state_dict(), "conv1.weight": torch.zeros(8, 3, 7, 7)}, tmp_path / "other.pth")
-    with pytest.raises(UsageError, match="does not fit model.backbone: conv1.weight is 8x3x7x7, not 64x3x7x7"):
+    with pytest.raises(UsageError, match=r"does not fit model\.backbone: conv1.weight is 8x3x7x7, not 64x3x7x7"):
         stages(weights=tmp_path / "other.pth")
