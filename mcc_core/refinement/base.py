@@ -65,7 +65,12 @@ class IrnConfig(Strict):
     )
     radius: int = Field(5, ge=2, description="distance below which a step leads, in cells of 4 pixels")
     power: float = Field(10.0, gt=0, description="beta: affinities are raised to it")
-    log_steps: int = Field(8, ge=0, le=12, description="the walk has 2 to this power steps")
+    log_steps: int = Field(
+        8, ge=0, le=12, description="the walk has 2 to this power steps; small images and small objects need fewer"
+    )
+    normalise: Literal["image", "class"] = Field(
+        "image", description="what is divided by its highest score afterwards: all classes together, or each by itself"
+    )
 
 
 class Refinement(Strict):

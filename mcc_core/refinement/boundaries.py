@@ -26,7 +26,7 @@ class Irn(Step):
     """Scores spread by a random walk that boundaries hold up (Ahn et al. 2019; `inter_pixel` has the formulas).
 
     The image is seen at its own size and at one scale, with its flip; scores walk at a quarter of it. Afterwards the
-    highest score is 1, and a constant background score stays what it is.
+    highest score is 1, and a constant background score stays what it is; where the background is a map, it walks too.
     """
 
     kind: ClassVar[Kind] = "irn"
@@ -45,8 +45,10 @@ class Irn(Step):
         small = F.interpolate(walking[None], size=tuple(boundary.shape), mode="bilinear", align_corners=False)[0]
         found = random_walk(small, boundary, radius=asked.radius, power=asked.power, log_steps=asked.log_steps)
         found = F.interpolate(found[None], size=scores.shape[-2:], mode="bilinear", align_corners=False)[0]
-        found = found / found.amax().clamp(min=torch.finfo(found.dtype).tiny)
-        return found if picture.has_background else torch.cat([scores[:1], found])
+        if picture.has_background:
+            return found
+        highest = found.amax((1, 2), keepdim=True) if asked.normalise == "class" else found.amax()
+        return torch.cat([scores[:1], found / highest.clamp(min=torch.finfo(found.dtype).tiny)])
 
 
 def boundary_network(viewer: Viewer | None, file: Path | None) -> tuple[Network, torch.device]:

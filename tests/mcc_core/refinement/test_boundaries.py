@@ -50,6 +50,8 @@ def test_scores_walk_at_a_quarter_and_the_background_stays() -> None:
     walked = random_walk(small, boundary, radius=3, power=10.0, log_steps=3)
     walked = F.interpolate(walked[None], size=(22, 31), mode="bilinear", align_corners=False)[0]
     torch.testing.assert_close(found[1:], walked / walked.max())
+    each = Irn().apply(scores, seen, of(irn={"radius": 3, "log_steps": 3, "normalise": "class"}))
+    torch.testing.assert_close(each[1:], walked / walked.amax((1, 2), keepdim=True))
     assert torch.equal(found[0], scores[0])
     label, _ = refined(seen, of(threshold=0.3), STEPS)
     strongest = torch.tensor([0, 1, 3])[found.argmax(0)]
