@@ -20,7 +20,7 @@ def refine(
     seeds: Annotated[str, typer.Argument(help="Checkpoint, SWEEP/TRIAL, or a label set's folder or zip.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the label set; may not be there yet.")],
     kind: Annotated[
-        str, typer.Option("--kind", help="none, par, crf or random_walk; a chain with commas: random_walk,crf.")
+        str, typer.Option("--kind", help="none, par, crf, random_walk or irn; a chain with commas: irn,crf.")
     ] = "none",
     set_: Set = None,
     data: Annotated[
@@ -33,8 +33,8 @@ def refine(
 ) -> None:
     """Make a label set: class maps refined and thresholded.
 
-    --set takes the refinement's fields, such as threshold=0.3 or crf.iterations=5. Prints how seeds and refined labels
-    agree with masks, where there are any. Exit code 1 where images could not be read.
+    --set takes the refinement's fields, such as threshold=0.3 or irn.network=SWEEP/TRIAL. Prints how seeds and refined
+    labels agree with masks, where there are any. Exit code 1 where images could not be read.
     """
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -26,6 +26,7 @@ from orchestrator.workflows.networks import find_network
 
 _CACHE = 4 * 10**9  # bytes of disk for what networks said, as `mcc sweep` of evaluation parameters keeps
 _DATA = "data."
+_BOUNDARIES = "irn.network"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def prepared(
     Args:
         source: a network by any name of it, or the folder or zip of a label set.
         kind: `crf`, or a chain such as `random_walk,crf`.
-        changes: dotted fields of the refinement, and of the experiment's `data` section.
+        changes: dotted fields of the refinement, in which a network has any name of it, and of the experiment's
+            `data` section.
         data: a preset or a dataset's folder; default: what the network was trained on.
 
     Raises UsageError, one line per mistake; DataError for broken data.
@@ -59,6 +61,8 @@ def prepared(
     fields = {key: value for key, value in changes.items() if not key.startswith(_DATA)}
     if "kind" in fields:
         raise UsageError("--set kind: --kind says it")
+    if isinstance(named := fields.get(_BOUNDARIES), str):
+        fields[_BOUNDARIES] = str(find_network(named, settings, _BOUNDARIES))
     refinement = validate(Refinement, merge({}, {**fields, "kind": kind}, "--set"), "--set")
     if (labels := label_set_at(source)) is not None:
         return Prepared(LabelSeeds(labels, refinement), refinement, index_of(None, data, changes, settings))

@@ -14,7 +14,7 @@ from mcc_core.errors import UsageError
 from mcc_core.networks.resnet import ResNetStages
 from mcc_core.networks.resnet_config import ResNetConfig
 
-ARGS = {"layers": [1, 1, 1, 1], "channels": [4, 4, 4, 8]}
+ARGS: dict[str, Any] = {"layers": [1, 1, 1, 1], "channels": [4, 4, 4, 8]}
 
 
 def stages(**fields: Any) -> ResNetStages:
@@ -35,7 +35,7 @@ def test_the_last_stage_keeps_the_stride_of_the_one_before(dilation: int) -> Non
 
 def test_without_its_dilation_it_is_timms_network_with_the_last_stride_taken_out() -> None:
     backbone = stages(frozen=True).eval()
-    resnet = timm.create_model("resnet50", num_classes=0, **ARGS)
+    resnet: Any = timm.create_model("resnet50", num_classes=0, **ARGS)
     own = backbone.state_dict()
     resnet.load_state_dict({name: own[name] for name in resnet.state_dict()})
     for module in resnet.layer4.modules():
