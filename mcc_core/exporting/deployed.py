@@ -32,7 +32,7 @@ class Deployed(nn.Module):
         found = segmentation, output.cls.sigmoid()
         if "cam" not in self.network.map_stages:
             return found
-        return *found, F.relu(self.network.class_maps(images, output)["cam"])
+        return *found, F.relu(self.network.exported_maps(images, output))
 
 
 def description(saved: Checkpoint, stride: int, more: dict[str, Any]) -> dict[str, Any]:

@@ -83,6 +83,10 @@ class Network(nn.Module):
         """`class_maps` of batches of images of several sizes, which a network may compute together."""
         return [self.class_maps(images, None, classes) for images in batches]
 
+    def exported_maps(self, images: Tensor, known: Output) -> Tensor:
+        """The class maps B,C,h,w of an exported network, of its one forward pass; default: `cam`."""
+        return self.class_maps(images, known)["cam"]
+
     def boundaries(self, images: Tensor) -> Tensor:
         """Class boundaries B,h,w in [0, 1] at a quarter of the size of images B,3,H,W, where `has_boundaries`."""
         raise TypeError(f"{type(self).__name__} has no class boundaries")

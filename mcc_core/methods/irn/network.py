@@ -68,6 +68,10 @@ class IRNet(ResNetClassifier):
             "aux_cam": maps,
         }
 
+    def exported_maps(self, images: Tensor, known: base.Output) -> Tensor:
+        """Those before the walk, which no format of other programs can express."""
+        return self.activations(known.features[-1])
+
     def parameter_groups(self, optim: Any) -> list[ParameterGroup]:
         """Backbone, where it trains, and boundary branch at the base rate, the rest at `head_lr_scale` times it."""
         assert isinstance(optim, OptimConfig)

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from small import SMALL
 from small_slrnet import SMALL_SLRNET
+from trained import RESNET
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
@@ -29,6 +30,9 @@ FIELDS: dict[str, dict[str, Any]] = {
     "toco-tiny": SMALL | {"crops.size": 16},
     "afa-tiny": WITHOUT_MODEL,
     "slrnet-tiny": SMALL_SLRNET,
+    "recam-tiny": RESNET,
+    "amn-tiny": RESNET,
+    "irn-tiny": RESNET | {"relations.radius": 3},
     "fsr-tiny": SMALL | PROJECTOR | {"model.decoder_channels": 8},
 }
 IMAGE = np.random.default_rng(3).integers(0, 256, (37, 70, 3), dtype=np.uint8)
