@@ -183,7 +183,7 @@ def test_the_longer_side_is_drawn_and_the_box_follows_the_flip() -> None:
     image = torch.full((3, 30, 60), 200, dtype=torch.uint8)
     for seed in range(30):
         found = augment(image, torch.Generator().manual_seed(seed))
-        view, (top, bottom, left, right) = found["view1"], found["box"].tolist()
+        view, (top, bottom, left, right) = found["view1"], cast(Tensor, found["box"]).tolist()
         assert isinstance(view, View) and right - left == pytest.approx(2 * (bottom - top), abs=1)
         inside = torch.zeros(48, 48, dtype=torch.bool)
         inside[top:bottom, left:right] = True
@@ -199,7 +199,7 @@ def test_a_label_map_is_cut_with_its_image_and_is_open_outside() -> None:
     augment, flips = LabelledView((0.5, 1.5), 48), set()
     for seed in range(20):
         found = augment(image, torch.Generator().manual_seed(seed), label=label)
-        view, cut, (top, bottom, left, right) = found["view1"], found["label"], found["box"].tolist()
+        view, cut, (top, bottom, left, right) = found["view1"], found["label"], cast(Tensor, found["box"]).tolist()
         assert isinstance(view, View) and isinstance(cut, torch.Tensor) and cut.shape == (48, 48)
         outside = torch.ones(48, 48, dtype=torch.bool)
         outside[top:bottom, left:right] = False
@@ -207,5 +207,5 @@ def test_a_label_map_is_cut_with_its_image_and_is_open_outside() -> None:
         near = (view.pixels[0].float() / 100 - cut.float()).abs()[~outside]
         assert (near < 0.5).float().mean() > 0.9  # all but the borders, which are smooth in the image
         flips.add(bool((left, right) != (0, 48)))
-    same = [augment(image, torch.Generator().manual_seed(3), label=label)["label"] for _ in range(2)]
-    assert torch.equal(*same)
+    one, two = (augment(image, torch.Generator().manual_seed(3), label=label)["label"] for _ in range(2))
+    assert torch.equal(cast(Tensor, one), cast(Tensor, two))
