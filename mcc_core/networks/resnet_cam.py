@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +37,7 @@ class ResNetClassifier(Network):
     def __init__(self, config: ResNetConfig, num_classes: int, compute: ComputeConfig) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self._given: Tensor | None = None
         self.use_bfloat16 = compute.precision == "bfloat16"
         self.backbone = ResNetStages(config, recompute=compute.recompute == "blocks")
         self.classifier = nn.Conv2d(self.backbone.widths[-1], num_classes, 1, bias=False)
@@ -48,6 +51,21 @@ class ResNetClassifier(Network):
         features = [x.to(images.dtype) for x in features]
         pooled = features[-1].mean((2, 3), keepdim=True)
         return Scored(self.classifier(pooled.detach() if detach else pooled).flatten(1), features)
+
+    @contextmanager
+    def given(self, labels: Tensor) -> Iterator[None]:
+        """Within it `labels_of` are those of images that have the labels B,C."""
+        self._given = labels
+        try:
+            yield
+        finally:
+            self._given = None
+
+    def labels_of(self, cls: Tensor) -> Tensor:
+        """Labels B,C, 0/1: those `given`, which may be of a batch that comes more than once, or what the logits say."""
+        if self._given is None:
+            return (cls > 0).to(cls.dtype)
+        return self._given.to(cls.dtype).repeat(len(cls) // len(self._given), 1)
 
     def map_weight(self) -> Tensor:
         """What features are multiplied by to become class maps, C,D,1,1."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
@@ -34,13 +31,12 @@ class AMNet(ResNetClassifier):
             assert isinstance(conv, nn.Conv2d) and conv.bias is not None
             nn.init.normal_(conv.weight, std=0.01)
             nn.init.zeros_(conv.bias)
-        self._given: Tensor | None = None
 
     def forward(self, images: Tensor) -> Output:
         """Logits with the features behind them."""
         scored = self.scored(images, detach=True)
-        features = scored.features[-1]
-        return Output(scored.cls, self.pixel_logits(features, (scored.cls > 0).to(features.dtype)), scored.features)
+        said = (scored.cls > 0).to(scored.cls.dtype)
+        return Output(scored.cls, self.pixel_logits(scored.features[-1], said), scored.features)
 
     def pixel_logits(self, features: Tensor, labels: Tensor) -> Tensor:
         """Logits B,C+1,h,w, background first, of features B,D,h,w of images with labels B,C."""
@@ -49,23 +45,12 @@ class AMNet(ResNetClassifier):
         features = self.dropout(features)
         return torch.stack([conv(features) for conv in self.pixels]).sum(0)
 
-    @contextmanager
-    def given(self, labels: Tensor) -> Iterator[None]:
-        """Class maps within it are of images that have the labels B,C."""
-        self._given = labels
-        try:
-            yield
-        finally:
-            self._given = None
-
     def class_maps(
         self, images: Tensor, known: base.Output | None = None, classes: Tensor | None = None
     ) -> dict[MapStage, Tensor]:
         """Probabilities B,K,h,w of the foreground classes."""
         scored = self.scored(images, detach=True) if known is None else known
-        labels = scored.cls > 0 if self._given is None else self._given.repeat(len(images) // len(self._given), 1)
-        features = scored.features[-1]
-        maps = self.pixel_logits(features, labels.to(features.dtype)).softmax(1)[:, 1:]
+        maps = self.pixel_logits(scored.features[-1], self.labels_of(scored.cls)).softmax(1)[:, 1:]
         return {"cam": maps if classes is None else maps[:, classes]}
 
     def parameter_groups(self, optim: OptimConfig) -> list[ParameterGroup]:

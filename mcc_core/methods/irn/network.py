@@ -59,14 +59,17 @@ class IRNet(ResNetClassifier):
     def class_maps(
         self, images: Tensor, known: base.Output | None = None, classes: Tensor | None = None
     ) -> dict[MapStage, Tensor]:
-        """Class activations B,K,h,w at stride 16, and at stride 4 after the random walk."""
-        features = self.scored(images).features if known is None else known.features
-        maps = self.activations(features[-1], classes)
-        boundaries = self.boundary(features).sigmoid()
-        return {
-            "cam": torch.stack([self._walked(*pair) for pair in zip(maps, boundaries, strict=True)]),
-            "aux_cam": maps,
-        }
+        """Class activations B,K,h,w at stride 16, and at stride 4 after the random walk.
+
+        Walked maps are 0 of classes that an image has not, by the labels that are given or by the logits.
+        """
+        scored = self.scored(images) if known is None else known
+        maps = self.activations(scored.features[-1], classes)
+        labels = self.labels_of(scored.cls)
+        labels = labels if classes is None else labels[:, classes]
+        boundaries = self.boundary(scored.features).sigmoid()
+        walked = [self._walked(*each) for each in zip(maps, labels > 0, boundaries, strict=True)]
+        return {"cam": torch.stack(walked), "aux_cam": maps}
 
     def exported_maps(self, images: Tensor, known: base.Output) -> Tensor:
         """Those before the walk, which no format of other programs can express."""
@@ -83,11 +86,16 @@ class IRNet(ResNetClassifier):
             ParameterGroup(rest, lr_scale=optim.head_lr_scale),
         ]
 
-    def _walked(self, maps: Tensor, boundary: Tensor) -> Tensor:
-        size = tuple(boundary.shape)
-        fine = F.interpolate(F.relu(maps)[None], size=size, mode="bilinear", align_corners=False)[0]
-        walk = self.walk
-        return random_walk(fine, boundary, radius=walk.radius, power=walk.power, log_steps=walk.log_steps)
+    def _walked(self, maps: Tensor, present: Tensor, boundary: Tensor) -> Tensor:
+        """Maps K,h,w of one image at stride 4, of those K that are present."""
+        fine = maps.new_zeros(len(maps), *boundary.shape)
+        if present.any():
+            chosen = F.interpolate(F.relu(maps[present])[None], size=tuple(boundary.shape), mode="bilinear")[0]
+            walk = self.walk
+            fine[present] = random_walk(
+                chosen, boundary, radius=walk.radius, power=walk.power, log_steps=walk.log_steps
+            )
+        return fine
 
 
 class BoundaryBranch(nn.Module):
