@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,22 @@ from mcc_core import checkpoint as checkpoints
 from mcc_core.config import DataConfig
 from mcc_core.data.index import DataIndex, build_index
 from mcc_core.data.label_maps import LABELS, LabelSet, read_label_set
+from mcc_core.data.label_source import local_zip, stored_identity
 from mcc_core.device import chosen_device
-from mcc_core.errors import UsageError
+from mcc_core.errors import MCCError, UsageError
 from mcc_core.experiment_files import merge
-from mcc_core.files import file_digest
+from mcc_core.files import file_digest, whole
 from mcc_core.refinement.base import Refinement
 from mcc_core.refinement.make import Refined, Split, refine
 from mcc_core.refinement.seeds import LabelSeeds, NetworkSeeds, Seeds
 from mcc_core.validation import validate
 from orchestrator.evaluation.map_cache import MapCache
 from orchestrator.evaluation.request import data_fields
+from orchestrator.records import layout
+from orchestrator.records.lookup import trial_of
 from orchestrator.settings import Settings
+from orchestrator.storage.store import Storage
+from orchestrator.text import reason
 from orchestrator.workflows.networks import find_network
 
 _CACHE = 4 * 10**9  # bytes of disk for what networks said, as `mcc sweep` of evaluation parameters keeps
@@ -60,7 +66,7 @@ def prepared(
     if "kind" in fields:
         raise UsageError("--set kind: --kind says it")
     refinement = validate(Refinement, merge({}, {**fields, "kind": kind}, "--set"), "--set")
-    if (labels := label_set_at(source)) is not None:
+    if (labels := find_labels(source, settings)) is not None:
         return Prepared(LabelSeeds(labels, refinement), refinement, index_of(None, data, changes, settings))
     file = find_network(source, settings)
     saved = checkpoints.load(file)
@@ -93,10 +99,31 @@ def make(
     )
 
 
-def label_set_at(source: str) -> LabelSet | None:
-    """The label set of a folder or zip; None where a path is none. Raises DataError for a broken one."""
+def find_labels(source: str, settings: Settings) -> LabelSet | None:
+    """A label set by its folder or zip, its key `labels/IDENTITY` in storage, or the trial SWEEP/TRIAL that made it.
+
+    None where the name is none's. Raises DataError for a broken one, MCCError where storage does not answer.
+    """
     path = Path(source)
-    return read_label_set(path) if (path / LABELS).is_file() or path.suffix == ".zip" else None
+    if (path / LABELS).is_file() or (path.suffix == ".zip" and path.is_file()):
+        return read_label_set(path)
+    identity = stored_identity(path)
+    if identity is None and not path.exists() and "/" in source:
+        with suppress(UsageError):  # then it is no trial, and `find_network` says what it is not
+            identity = trial_of(source, settings)
+    if identity is None:
+        return None
+    storage, key = Storage(settings.storage), layout.label_set(identity)
+    try:
+        if not storage.exists(key):
+            return None
+        file = local_zip(identity, settings.home)
+        if not file.is_file():
+            with whole(file) as partial:
+                storage.download(key, partial)
+    except OSError as error:
+        raise MCCError(f"{source}: {reason(error)}; mcc storage check says more") from None
+    return read_label_set(file)
 
 
 def index_of(trained: DataConfig | None, data: str | None, changes: Mapping[str, Any], settings: Settings) -> DataIndex:
