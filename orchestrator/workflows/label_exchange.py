@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from mcc_core.data.index import build_index
 from mcc_core.data.label_maps import LabelSet, Supervision
 from mcc_core.errors import DataError, UsageError
 from mcc_core.exporting.label_formats.exchange import Corrected, Written, corrected_labels, write_labels
 from mcc_core.exporting.label_formats.formats import label_format
 from orchestrator.settings import Settings
-from orchestrator.workflows.refinement import find_labels, index_of, make, prepared
+from orchestrator.workflows.refinement import dataset_of, find_labels, labels_dataset, make, prepared
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def export_labels(
     else:
         if wrong := [key for key in changes if not key.startswith("data.")] or (["kind"] if kind != "none" else []):
             raise UsageError(f"{wrong[0]}: is of a network's label maps; {source} is a label set, whose maps are made")
-        index = index_of(None, data, changes, settings)
+        index = build_index(dataset_of(labels_dataset(labels), data, changes), settings.home)
         if index.classes != labels.classes:
             raise DataError(
                 f"{labels.path}: classes: {', '.join(labels.classes)}; the data has {', '.join(index.classes)}"
@@ -87,17 +88,21 @@ def import_labels(
         raise UsageError(f"--supervision {supervision}: expected weak or full")
     if of is None and data is None:
         raise UsageError("--of: is missing: the label set that was corrected, or --data: whose images these are")
-    if changes and data is None:
-        raise UsageError(f"--set {next(iter(changes))}: changes the data of --data, which is missing")
     if wrong := [key for key in changes if not key.startswith("data.")]:
         raise UsageError(f"--set {wrong[0]}: data.* alone can be set here")
     base = None if of is None else find_labels(of, settings)
     if of is not None and base is None:
         raise UsageError(f"--of {of}: no label set: expected its folder, its zip, labels/IDENTITY or SWEEP/TRIAL")
-    index = None if data is None else index_of(None, data, changes, settings)
+    before = None if base is None else labels_dataset(base)
+    dataset = dataset_of(before, data, changes) if data is not None or before is not None else None
+    if changes and dataset is None:
+        raise UsageError(f"--set {next(iter(changes))}: changes the data of --data, which is missing")
+    index = None if dataset is None else build_index(dataset, settings.home)
     classes = base.classes if base is not None else index.classes if index is not None else ()
     if index is not None and index.classes != classes:
-        raise DataError(f"--data {data}: classes: {', '.join(index.classes)}; the label set has {', '.join(classes)}")
+        raise DataError(
+            f"--data {data or ''}: classes: {', '.join(index.classes)}; the label set has {', '.join(classes)}"
+        )
     default: Supervision = "full" if base is None else base.supervision
     return corrected_labels(
         source,
@@ -107,5 +112,6 @@ def import_labels(
         base=base,
         items=None if index is None else (*index.train, *index.val),
         supervision=cast("Supervision", supervision) if supervision else default,
+        dataset=None if dataset is None else dataset.model_dump(mode="json"),
         skip_broken=skip_broken,
     )

@@ -32,6 +32,7 @@ from orchestrator.workflows.networks import find_network
 
 _CACHE = 4 * 10**9  # bytes of disk for what networks said, as `mcc sweep` of evaluation parameters keeps
 _DATA = "data."
+DATASET = "dataset"  # in the origin of a label set
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ def prepared(
 ) -> Prepared:
     """Check what is asked for.
 
+    The label set will say in its origin which dataset it is of.
+
     Args:
         source: a network by any name of it, or the folder or zip of a label set.
         kind: `crf`, or a chain such as `random_walk,crf`.
@@ -67,14 +70,19 @@ def prepared(
         raise UsageError("--set kind: --kind says it")
     refinement = validate(Refinement, merge({}, {**fields, "kind": kind}, "--set"), "--set")
     if (labels := find_labels(source, settings)) is not None:
-        return Prepared(LabelSeeds(labels, refinement), refinement, index_of(None, data, changes, settings))
+        dataset = dataset_of(labels_dataset(labels), data, changes)
+        seeds: Seeds = LabelSeeds(labels, refinement)
+        seeds.origin = {**seeds.origin, DATASET: dataset.model_dump(mode="json")}
+        return Prepared(seeds, refinement, build_index(dataset, settings.home))
     file = find_network(source, settings)
     saved = checkpoints.load(file)
-    index = index_of(saved.experiment.data, data, changes, settings)
+    dataset = dataset_of(saved.experiment.data, data, changes)
+    index = build_index(dataset, settings.home)
     digest = file_digest(file)
-    seeds = NetworkSeeds(saved, refinement, chosen_device(device), name=source, digest=digest)
-    seeds.maps_of = MapCache(settings.home / "maps", _CACHE, seeds.scorer, digest, index.fingerprint).maps
-    return Prepared(seeds, refinement, index)
+    maps = NetworkSeeds(saved, refinement, chosen_device(device), name=source, digest=digest)
+    maps.maps_of = MapCache(settings.home / "maps", _CACHE, maps.scorer, digest, index.fingerprint).maps
+    maps.origin = {**maps.origin, DATASET: dataset.model_dump(mode="json")}
+    return Prepared(maps, refinement, index)
 
 
 def make(
@@ -126,14 +134,20 @@ def find_labels(source: str, settings: Settings) -> LabelSet | None:
     return read_label_set(file)
 
 
-def index_of(trained: DataConfig | None, data: str | None, changes: Mapping[str, Any], settings: Settings) -> DataIndex:
-    """The dataset of `--data`, or of what was trained on. Raises UsageError, DataError."""
-    if trained is None and data is None:
-        raise UsageError("--data: is missing: a label set does not say where its images are; a preset or a folder")
-    before = {} if trained is None else trained.model_dump(mode="json")
+def labels_dataset(labels: LabelSet) -> DataConfig | None:
+    """The dataset that a label set says it is of; None where it says nothing."""
+    fields = labels.origin.get(DATASET)
+    return None if fields is None else validate(DataConfig, fields, f"{labels.path}: origin.{DATASET}")
+
+
+def dataset_of(before: DataConfig | None, data: str | None, changes: Mapping[str, Any]) -> DataConfig:
+    """The dataset of `--data`, else the one before, with `data.*` fields changed. Raises UsageError."""
+    if before is None and data is None:
+        raise UsageError("--data: is missing: the label set does not say where its images are; a preset or a folder")
     fields = {key: value for key, value in changes.items() if key.startswith(_DATA)}
-    section = merge({"data": data_fields(before, data)}, fields, "--set")["data"]
-    return build_index(validate(DataConfig, section, "--set data"), settings.home)
+    section = {} if before is None else before.model_dump(mode="json")
+    merged = merge({"data": data_fields(section, data)}, fields, "--set")["data"]
+    return validate(DataConfig, merged, "--set data")
 
 
 def split_names(text: str) -> list[Split]:

@@ -55,6 +55,7 @@ SMALLER = {
     "mcc train deep.yaml": (*(s for s in SMALLEST if not s.startswith("model.")), *SHAPES),
     "mcc train voc_like": SMALLEST,
     "mcc reproduce voc-table2": (*SMALLEST, *SHAPES),
+    "mcc train segmentation-tiny": (*(s for s in SMALLEST if s.startswith(("train.", "model.decoder"))), *SHAPES),
 }
 
 # Commands that no test runs, and why. Their words and options are checked against the command line all the same.
@@ -189,6 +190,8 @@ def check_words(text: str, *, whole: bool) -> str | None:
     words = shlex.split(text)[1:]
     command: Any = typer.main.get_command(app)
     while words and hasattr(command, "commands"):
+        if words[0] not in command.commands and hasattr(command, "default"):
+            words.insert(0, command.default)
         if words[0].startswith("-"):
             break
         name = words.pop(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,7 @@ def corrected_labels(
     base: LabelSet | None = None,
     items: Sequence[Item] | None = None,
     supervision: Supervision = "weak",
+    dataset: Mapping[str, Any] | None = None,
     skip_broken: bool = False,
     on_image: Callable[[int], None] = lambda done: None,
 ) -> Corrected:
@@ -85,6 +86,7 @@ def corrected_labels(
         base: the set that was corrected: images that are not in the source keep its maps, and pixels that are as they
             were keep its confidence; what was changed has confidence 1.
         items: the images; default: those of `base`.
+        dataset: the data section of these images, for the record.
         skip_broken: leave out what cannot be read, and go on; its images keep the maps of `base`.
 
     Raises DataError with a line for each mistake: an unknown class, an image that is not there, another size, an empty
@@ -97,6 +99,7 @@ def corrected_labels(
     reading, changed, counts = Reading(), dict[str, int](), {"same": 0, "new": 0}
     before = set(base.names) if base is not None else set()
     origin: dict[str, Any] = {"corrected": form.name, "of": base.identity if base is not None else None}
+    origin |= {} if dataset is None else {"dataset": dict(dataset)}
     done: set[str] = set()
     with LabelSetWriter(out, classes, supervision=supervision, origin=origin) as writer:
         for picture, label in form.read(source, Pictures(_pictures(base, items)), classes, reading):

@@ -55,9 +55,14 @@ def test_a_network_then_its_labels(work: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "scored on the masks of 8 of train, 4 of val" in out and "train refined" in out
     assert first.origin["refine"]["kind"] == ["random_walk", "crf"]
     pack_label_set(first, work / "first.zip")
-    more = ("--kind", "par", "--data", "tiny", *SHAPES, "--limit", "3", "--out", "second")
+    more = ("--kind", "par", "--limit", "3", "--out", "second")
     out = run(work, "refine", "first.zip", *more, monkeypatch=monkeypatch)
-    assert "3 label maps in second" in out and read_label_set(work / "second").origin["labels"] == first.identity
+    again = run(work, "refine", "first", *more[:-1], "third", "--data", "tiny", *SHAPES, monkeypatch=monkeypatch)
+    assert (
+        "3 label maps in second" in out
+        and "3 label maps in third" in again
+        and read_label_set(work / "second").origin["labels"] == first.identity
+    )
 
 
 @pytest.mark.parametrize(
