@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from orchestrator.cli.options import Set, overrides
+from orchestrator.cli.options import Refine, overrides
 
 
 class _Exports(TyperGroup):
@@ -81,7 +81,7 @@ def labels(
     ] = None,
     split: Annotated[str, typer.Option("--split", help="train or val.")] = "train",
     kind: Annotated[str, typer.Option("--kind", help="Of a network's label maps, as mcc refine has it.")] = "none",
-    set_: Set = None,
+    set_: Refine = None,
 ) -> None:
     """Write label maps for annotation tools: VOC, COCO, LabelMe, CVAT.
 

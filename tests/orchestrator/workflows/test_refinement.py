@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,20 @@ import numpy as np
 import pytest
 import torch
 import typer
-from trained import smallest
+from trained import smallest, trained
 from typer.testing import CliRunner
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
+from mcc_core.data.index import build_index
 from mcc_core.data.label_maps import LabelSetWriter, pack_label_set, read_label_set
+from mcc_core.data.label_source import with_labels
 from mcc_core.data.shapes import CLASSES
 from mcc_core.data.voc import palette_png
 from mcc_core.errors import UsageError
-from mcc_core.methods.registry import network_of
+from mcc_core.methods.registry import method_of, network_of
 from orchestrator.cli.app import app
+from orchestrator.planning.identity import trial_identity
 from orchestrator.records import layout
 from orchestrator.settings import Settings
 from orchestrator.storage.store import Storage
@@ -104,6 +108,23 @@ def test_labels_go_to_a_tool_and_come_back(work: Path, monkeypatch: pytest.Monke
     after = read_label_set(work / "new")
     assert (after.label(name) == changed).all() and "train with --set labels.source=new\n" in out
     assert all((after.label(other) == before.label(other)).all() for other in before.names[1:])
+
+
+def test_what_was_corrected_changes_what_is_trained(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(work, "export", "labels", "net.pt", "--format", "labelme", "--out", "shapes", monkeypatch=monkeypatch)
+    for file in (work / "shapes").glob("*.json"):
+        file.write_text(re.sub(r'"label": "(?!_)\w+"', '"label": "star"', file.read_text()))
+    back = ("data", "corrected", "shapes", "--format", "labelme", "--of", "shapes-labels", "--out", "stars")
+    run(work, *back, monkeypatch=monkeypatch)
+    losses, identities = {}, set()
+    for name in ("shapes-labels", "stars"):
+        experiment = smallest("segmentation", **{"labels.source": work / name, "train.iterations": 3})
+        index = with_labels(
+            build_index(experiment.data, work / "home"), method_of(experiment).labels(experiment), work / "home"
+        )
+        identities.add(trial_identity(experiment, 0, index.fingerprint))
+        losses[name] = trained(experiment, index, work / f"trained-{name}").losses
+    assert len(identities) == 2 and losses["shapes-labels"][2] != losses["stars"][2]
 
 
 def test_a_label_set_of_storage_is_found(work: Path, tmp_path: Path) -> None:
