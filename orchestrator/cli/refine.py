@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mcc_core.errors import MCCError
-from orchestrator.cli.options import Set, overrides
+from orchestrator.cli.options import Refine, overrides
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,7 +22,7 @@ def refine(
     kind: Annotated[
         str, typer.Option("--kind", help="none, par, crf, random_walk or irn; a chain with commas: irn,crf.")
     ] = "none",
-    set_: Set = None,
+    set_: Refine = None,
     data: Annotated[
         str | None, typer.Option("--data", help="A preset's data or a folder; default: the trained one.")
     ] = None,
