@@ -74,6 +74,81 @@ class OneView:
         return {"view1": View(view), "box": torch.tensor(box)}
 
 
+@dataclass(frozen=True)
+class Window:
+    """A random rescaling and then a window of crop x crop; where the image is smaller it lies at random inside."""
+
+    size: tuple[int, int]  # of the rescaled image
+    crop: int
+    top: int  # of the window in the image, or of the image in the window
+    left: int
+
+    @classmethod
+    def drawn(cls, size: tuple[int, int], scale: tuple[float, float], crop: int, draw: Draw) -> Window:
+        """A window of an image of `size` H,W."""
+        factor = draw.uniform(*scale)
+        height, width = (max(1, round(side * factor)) for side in size)
+        return cls((height, width), crop, draw.integer(abs(height - crop)), draw.integer(abs(width - crop)))
+
+    def cut(
+        self,
+        image: Tensor,
+        padding: tuple[float, ...],
+        interpolation: TF.InterpolationMode = TF.InterpolationMode.BILINEAR,
+    ) -> tuple[Tensor, Box]:
+        """Bytes D,crop,crop of D,H,W and the box that is image; `padding` fills the rest, of 1."""
+        (height, width), crop = self.size, self.crop
+        # torch fails on bytes of a strip one pixel wide with antialiasing.
+        smooth = interpolation == TF.InterpolationMode.BILINEAR and min(image.shape[-2:]) > 1
+        image = TF.resize(image, [height, width], interpolation, antialias=smooth)
+        # Interleaved, as decoded images are and torch resizes them fastest.
+        canvas = torch.tensor(padding).mul(255).round().to(torch.uint8).repeat(crop, crop, 1).permute(2, 0, 1)
+        rows, columns = min(height, crop), min(width, crop)
+        y, x = (self.top, 0) if height >= crop else (0, self.top), (self.left, 0) if width >= crop else (0, self.left)
+        canvas[:, y[1] : y[1] + rows, x[1] : x[1] + columns] = image[:, y[0] : y[0] + rows, x[0] : x[0] + columns]
+        return canvas, (y[1], y[1] + rows, x[1], x[1] + columns)
+
+
+@dataclass(frozen=True)
+class LongSideView:
+    """The augmentation of the ResNet-50 classifiers: random longer side, crop with padding of the mean colour, flip."""
+
+    long_side: tuple[int, int]
+    crop: int
+
+    def __call__(self, image: Tensor, generator: torch.Generator) -> dict[str, Tensor | View]:
+        """`view1` of S x S and `box` of an image 3,H,W uint8; the box follows the flip."""
+        draw, longest = Draw(generator), max(image.shape[-2:])
+        view, box = _crop(image, (self.long_side[0] / longest, self.long_side[1] / longest), self.crop, draw)
+        if draw.chance(0.5):
+            view, box = TF.horizontal_flip(view), (box[0], box[1], self.crop - box[3], self.crop - box[2])
+        return {"view1": View(view), "box": torch.tensor(box)}
+
+
+@dataclass(frozen=True)
+class LabelledView:
+    """The augmentation of an image and its label map: random scale, crop with padding that is open, flip."""
+
+    scale: tuple[float, float]
+    crop: int
+
+    def __call__(
+        self, image: Tensor, generator: torch.Generator, label: Tensor, confidence: Tensor | None = None
+    ) -> dict[str, Tensor | View]:
+        """`view1` and `label` of S x S and `box` of an image 3,H,W and a label map H,W, uint8; 255 outside.
+
+        Confidence is of no use here: who wants unsure pixels ignored makes the label set so.
+        """
+        draw = Draw(generator)
+        window = Window.drawn((image.shape[-2], image.shape[-1]), self.scale, self.crop, draw)
+        view, box = window.cut(image, IMAGENET_MEAN)
+        label, _ = window.cut(label[None], (1.0,), TF.InterpolationMode.NEAREST_EXACT)
+        if draw.chance(0.5):
+            view, label = TF.horizontal_flip(view), TF.horizontal_flip(label)
+            box = (box[0], box[1], self.crop - box[3], self.crop - box[2])
+        return {"view1": View(view), "label": label[0].contiguous(), "box": torch.tensor(box)}
+
+
 def _crop(
     image: Tensor,
     scale: tuple[float, float],
@@ -82,17 +157,7 @@ def _crop(
     padding: tuple[float, float, float] = IMAGENET_MEAN,
 ) -> tuple[Tensor, Box]:
     """The image rescaled at random, then a random window of crop x crop; where it is smaller it lies at random."""
-    factor = draw.uniform(*scale)
-    height, width = (max(1, round(side * factor)) for side in image.shape[-2:])
-    # torch fails on bytes of a strip one pixel wide with antialiasing.
-    image = TF.resize(image, [height, width], antialias=min(image.shape[-2:]) > 1)
-    top, left = draw.integer(abs(height - crop)), draw.integer(abs(width - crop))
-    # Interleaved, as decoded images are and torch resizes them fastest.
-    canvas = torch.tensor(padding).mul(255).round().to(torch.uint8).repeat(crop, crop, 1).permute(2, 0, 1)
-    rows, columns = min(height, crop), min(width, crop)
-    y, x = (top, 0) if height >= crop else (0, top), (left, 0) if width >= crop else (0, left)
-    canvas[:, y[1] : y[1] + rows, x[1] : x[1] + columns] = image[:, y[0] : y[0] + rows, x[0] : x[0] + columns]
-    return canvas, (y[1], y[1] + rows, x[1], x[1] + columns)
+    return Window.drawn((image.shape[-2], image.shape[-1]), scale, crop, draw).cut(image, padding)
 
 
 def resized_crop(

@@ -136,7 +136,10 @@ def network_maps(
         maps.single = output.seg
         if wants_cam:
             classes = moved(torch.tensor(list(labels)), device)
-            for stage, pairs in raw_maps(model, square, config.cam_scales, output, classes).items():
+            present = torch.zeros_like(output.cls).index_fill(1, classes, 1)
+            with model.given(present):
+                raw = raw_maps(model, square, config.cam_scales, output, classes)
+            for stage, pairs in raw.items():
                 getattr(maps, stage).update(zip(config.cam_scales, pairs, strict=True))
     if any(name in protocols for name in _MULTI):
         source = square
@@ -315,7 +318,9 @@ def squashed_cam(maps: Maps, which: str, config: EvaluationConfig) -> Tensor:
 
 def supported(map_stages: Sequence[str]) -> tuple[ProtocolName, ...]:
     """The protocols that a network with these class maps can be scored by."""
-    return tuple(name for name, (stage, _) in PROTOCOLS.items() if stage != "aux_cam" or stage in map_stages)
+    return tuple(
+        name for name in PROTOCOLS if name in SEGMENTATION or ("aux_cam" if name == "aux_cam" else "cam") in map_stages
+    )
 
 
 def needs_crf(protocol: ProtocolName) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from mcc_core.checkpoint import Checkpoint
 from mcc_core.data.colours import normalise
 from mcc_core.errors import MCCError, UsageError
-from mcc_core.exporting.deployed import LEAST_CELLS, OUTPUTS, Deployed, description
+from mcc_core.exporting.deployed import LEAST_CELLS, Deployed, description
 from mcc_core.exporting.formats import SUFFIXES, Format, Run, write
 from mcc_core.files import whole
 
@@ -85,12 +85,26 @@ def _inputs(image: np.ndarray | None, stride: int) -> list[Tensor]:
     return [padded, torch.cat([two, two.flip(-1)])]
 
 
+def _answered(run: Run, images: Tensor) -> tuple[Tensor, ...]:
+    """What was written says of images. Raises MCCError where it does not take their size."""
+    try:
+        return run(images)
+    except (RuntimeError, ValueError, TypeError, OSError):
+        raise
+    except Exception:  # onnxruntime's own
+        size = "x".join(map(str, images.shape[-2:]))
+        raise MCCError(
+            f"what was written does not run on {size} pixels: the format has no layer of the network for any size; "
+            "nothing is written; --format torch-export may have"
+        ) from None
+
+
 @torch.no_grad()
 def _compared(network: Deployed, run: Run, inputs: list[Tensor]) -> tuple[dict[str, float], int, int]:
-    gaps, pixels, other = dict.fromkeys(OUTPUTS, 0.0), 0, 0
+    gaps, pixels, other = dict.fromkeys(network.outputs, 0.0), 0, 0
     for images in inputs:
-        wanted, answered = network(images), run(images)
-        for name, first, two in zip(OUTPUTS, wanted, answered, strict=True):
+        wanted, answered = network(images), _answered(run, images)
+        for name, first, two in zip(network.outputs, wanted, answered, strict=True):
             gap = float((first - two).abs().max())
             gaps[name] = max(gaps[name], gap)
             if not gap <= _TOLERANCE * max(1.0, float(first.abs().max())):

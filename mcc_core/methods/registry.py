@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 from mcc_core.config import ComputeConfig, Experiment
 from mcc_core.errors import UsageError
 from mcc_core.methods.afa import AFA
+from mcc_core.methods.amn import AMN
 from mcc_core.methods.base import Method
 from mcc_core.methods.fsr import FSR
+from mcc_core.methods.irn import IRN
 from mcc_core.methods.mcc import MCC
+from mcc_core.methods.recam import ReCAM
+from mcc_core.methods.segmentation import Segmentation
 from mcc_core.methods.slrnet import SLR
 from mcc_core.methods.toco import ToCo
 from mcc_core.validation import validate
@@ -20,7 +24,9 @@ from mcc_core.validation import validate
 if TYPE_CHECKING:
     from mcc_core.networks.base import Network
 
-METHODS: dict[str, Method] = {method.name: method for method in (MCC(), ToCo(), AFA(), SLR(), FSR())}
+METHODS: dict[str, Method] = {
+    method.name: method for method in (MCC(), ToCo(), AFA(), SLR(), FSR(), ReCAM(), AMN(), IRN(), Segmentation())
+}
 GROUP = "mcc.methods"  # entry points by which installed packages offer methods of their own
 DEFAULT = MCC.name
 
@@ -60,6 +66,12 @@ def method_of_fields(fields: Mapping[str, Any], source: str = "method") -> Metho
 def experiment_of(fields: Mapping[str, Any], source: str) -> Experiment:
     """Raw fields as an experiment of their method. Raises UsageError, one line per mistake."""
     return validate(method_of_fields(fields, source).experiment, fields, source)
+
+
+def supervision_of(experiment: Experiment) -> str:
+    """`full` of an experiment that learns from masks that people drew, else `weak`."""
+    labels = method_of(experiment).labels(experiment)
+    return "weak" if labels is None else labels.supervision
 
 
 def network_of(experiment: Experiment, num_classes: int) -> Network:

@@ -6,6 +6,7 @@ Shapes: B images, C foreground classes, K of them asked for, h,w the coarse grid
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -32,16 +33,18 @@ class ParameterGroup:
     parameters: tuple[nn.Parameter, ...]
     lr_scale: float = 1.0  # times the base learning rate
     decay_scale: float = 1.0  # times the weight decay
+    restart_lr_scale: float | None = None  # times the rate after `optim.restart`; default: as before it
 
 
 class Network(nn.Module):
-    """A network that classifies images, segments them, and says where it sees a class.
+    """A network that classifies images, segments them, and, where it has class maps, says where it sees a class.
 
     Attributes:
         num_classes: foreground classes C.
         stride: pixels per cell of the coarsest grid, and the smallest side of an image.
-        map_stages: names of the class maps that `class_maps` gives.
+        map_stages: names of the class maps that `class_maps` gives; empty where it has none.
         averages: what names of moving averages begin with, and names of what they average and begin as.
+        has_boundaries: whether `boundaries` finds where classes end.
         precision: of the trial's matrix products, which whoever uses the network sets (`arithmetic`).
         deterministic: whether the trial is repeatable to the bit, set likewise.
     """
@@ -50,6 +53,7 @@ class Network(nn.Module):
     stride: int
     map_stages: tuple[MapStage, ...] = ("cam",)
     averages: ClassVar[Mapping[str, str]] = {}
+    has_boundaries: ClassVar[bool] = False
     precision: Precision = "float32"
     deterministic: bool = False
 
@@ -68,9 +72,24 @@ class Network(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} has no class maps")
 
+    def given(self, labels: Tensor) -> AbstractContextManager[None]:
+        """Within it class maps are of images that have the labels B,C, 0/1, or of such a batch more than once.
+
+        A network that does not ask for labels has no use for it.
+        """
+        return nullcontext()
+
     def class_maps_of(self, batches: Sequence[Tensor], classes: Tensor | None = None) -> list[dict[MapStage, Tensor]]:
         """`class_maps` of batches of images of several sizes, which a network may compute together."""
         return [self.class_maps(images, None, classes) for images in batches]
+
+    def exported_maps(self, images: Tensor, known: Output) -> Tensor:
+        """The class maps B,C,h,w of an exported network, of its one forward pass; default: `cam`."""
+        return self.class_maps(images, known)["cam"]
+
+    def boundaries(self, images: Tensor) -> Tensor:
+        """Class boundaries B,h,w in [0, 1] at a quarter of the size of images B,3,H,W, where `has_boundaries`."""
+        raise TypeError(f"{type(self).__name__} has no class boundaries")
 
     def parameter_groups(self, optim: OptimConfig) -> list[ParameterGroup]:
         """Parameters to optimise. What is frozen gets `requires_grad` off here."""

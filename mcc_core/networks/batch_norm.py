@@ -34,6 +34,21 @@ class SyncedBatchNorm(nn.BatchNorm2d):
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
+@torch.no_grad()
+def share_statistics(module: nn.Module) -> None:
+    """Running statistics of batch norms that train as the mean over ranks, so that all ranks evaluate one network."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    kept = [t for n in norms for t in (n.running_mean, n.running_var) if t is not None]
+    if not kept:
+        return
+    flat = torch.cat(kept)
+    dist.all_reduce(flat)
+    for own, mean in zip(kept, (flat / dist.get_world_size()).split([len(t) for t in kept]), strict=True):
+        own.copy_(mean)
+
+
 class _Summed(torch.autograd.Function):
     """The sum over ranks. What any rank's loss says of it reaches every rank's part."""
 
@@ -52,3 +67,10 @@ class _Summed(torch.autograd.Function):
 
 def _summed(x: Tensor) -> Tensor:
     return _Summed.apply(x)
+
+
+def synchronised(module: nn.Module) -> None:
+    """Turn every plain batch norm in a module, such as a library's, into a SyncedBatchNorm; it has the same tensors."""
+    for norm in module.modules():
+        if type(norm) is nn.BatchNorm2d:
+            norm.__class__ = SyncedBatchNorm

@@ -43,6 +43,8 @@ def raw_maps(
     classes: Tensor | None = None,
 ) -> dict[MapStage, list[MapPair]]:
     """Class activations at the network's resolution: by stage, for each scale those of the image and of its flip."""
+    if not network.map_stages:
+        return {}
     passes, cached = [], []
     for scale in scales:
         cached.append(scale == 1.0 and known is not None)
@@ -76,3 +78,14 @@ def normalise(cam: Tensor) -> Tensor:
     """Min-max per image and class over the pixels, with 1e-5 in the denominator."""
     cam = cam - cam.amin((2, 3), keepdim=True)
     return cam / (cam.amax((2, 3), keepdim=True) + 1e-5)
+
+
+def map_logits(maps: Tensor, cls: Tensor, background: float) -> Tensor:
+    """The segmentation of a network without a decoder: its class maps, thresholded. B,C+1,h,w, background first.
+
+    Maps B,C,h,w are rectified and normalised; those of classes that the class logits B,C deny are 0. Logits are
+    logarithms, so that their softmax has the proportions of maps and `background`, a threshold above 0.
+    """
+    scores = normalise(F.relu(maps)) * (cls > 0)[:, :, None, None]
+    scores = torch.cat([torch.full_like(scores[:, :1], background), scores], 1)
+    return scores.clamp(min=1e-5).log()

@@ -96,6 +96,11 @@ def refined_label(
     return inside_boxes(refined, moved(boxes, images.device))
 
 
+def reduced(label: Tensor, size: tuple[int, ...]) -> Tensor:
+    """A label map B,H,W at another size B,h,w: of each cell the pixel nearest to its middle."""
+    return F.interpolate(label[:, None].float(), size=tuple(size), mode="nearest-exact")[:, 0].long()
+
+
 def class_ids(label: Tensor, classes: Tensor) -> Tensor:
     """Labels that count 1..K within `classes` (K indices on the host) as labels 1..C; 0 and IGNORE stay."""
     return moved(class_numbers(classes), label.device)[label]

@@ -12,6 +12,11 @@ from mcc_core.networks.base import Network
 
 def learning_rate(config: OptimConfig, iteration: int, total: int) -> float:
     """Base learning rate at a 0-based iteration of `total`."""
+    if config.restart is not None:
+        if iteration >= config.restart:
+            again = {"lr": config.restart_lr, "restart": None, "warmup": 0, "decay_start": 0}
+            return learning_rate(config.model_copy(update=again), iteration - config.restart, total - config.restart)
+        total = min(total, config.restart)
     if iteration < config.warmup:
         start = config.warmup_start if config.warmup_start_is == "ratio" else config.warmup_start / config.lr
         return config.lr * (1 - (1 - iteration / config.warmup) * (1 - start))
@@ -19,6 +24,8 @@ def learning_rate(config: OptimConfig, iteration: int, total: int) -> float:
         length = config.decay_iterations or max(1, total - config.decay_start)
         done = min(1.0, max(0, iteration - config.decay_start) / length)
         return config.lr * 0.5 * (1 + math.cos(math.pi * done))
+    if config.schedule == "constant":
+        return config.lr
     return config.lr * (1 - iteration / total) ** config.power
 
 
@@ -28,20 +35,25 @@ def build_optimizer(network: Network, config: OptimConfig) -> torch.optim.Optimi
         {
             "params": list(group.parameters),
             "lr_scale": group.lr_scale,
+            "restart_lr_scale": group.restart_lr_scale,
             "weight_decay": config.weight_decay * group.decay_scale,
         }
         for group in network.parameter_groups(config)
     ]
     if config.kind == "sgd":
         return torch.optim.SGD(
-            groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=True
+            groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=config.nesterov
         )
+    if config.kind == "adam":
+        return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, fused=True)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimConfig, iteration: int, total: int) -> float:
     """Set every group's rate for a 0-based iteration; returns the base rate."""
     rate = learning_rate(config, iteration, total)
+    again = config.restart is not None and iteration >= config.restart
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_scale"]
+        scale = group.get("restart_lr_scale") if again else None
+        group["lr"] = rate * (group["lr_scale"] if scale is None else scale)
     return rate

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 from mcc_core.errors import UsageError
+from orchestrator.cli import completion
+from orchestrator.cli.options import Set, overrides
 
 if TYPE_CHECKING:
     from mcc_core.data.prepare import Prepared, Progress
@@ -75,6 +77,111 @@ def folder(
     with _bar() as progress:
         made = finish(draft, out, skip_broken=skip_broken, progress=progress)
     _print(made)
+
+
+@app.command()
+def labels(
+    experiment: Annotated[
+        str,
+        typer.Argument(
+            metavar="PRESET|FILE", help="Whose images (its data section).", autocompletion=completion.experiments
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the label set.")],
+    maps: Annotated[
+        Path | None,
+        typer.Option("--maps", metavar="FOLDER", help="Label maps, IMAGE.png; default: the dataset's own masks."),
+    ] = None,
+    confidence: Annotated[
+        Path | None, typer.Option("--confidence", metavar="FOLDER", help="Grey IMAGE.png, 255 for certain.")
+    ] = None,
+    supervision: Annotated[
+        str, typer.Option("--supervision", help="full: the maps are masks that people drew; weak.")
+    ] = "weak",
+    set_: Set = None,
+) -> None:
+    """Make a label set of label maps, to train a segmentation network on.
+
+    `mcc train segmentation --set labels.source=OUT` does.
+    """
+    from mcc_core.data.index import build_index
+    from mcc_core.data.make_labels import label_set_of_folder, label_set_of_masks
+    from mcc_core.experiment_files import resolve
+    from orchestrator.settings import Settings
+
+    if supervision not in ("weak", "full"):
+        raise UsageError(f"--supervision {supervision}: expected weak or full")
+    if maps is None and supervision != "full":
+        raise UsageError("--supervision full: the dataset's own masks are that; say so, or give --maps FOLDER")
+    if maps is None and confidence is not None:
+        raise UsageError(f"--confidence {confidence}: goes with --maps FOLDER")
+    kind = cast("Literal['weak', 'full']", supervision)
+    index = build_index(resolve(experiment, overrides(set_), source="--set").data, Settings.from_environment().home)
+    with _bar() as progress:
+        if maps is None:
+            made, without = label_set_of_masks(index, out, progress=progress)
+        else:
+            made, without = label_set_of_folder(
+                index, maps, out, confidence=confidence, supervision=kind, progress=progress
+            )
+    if without:
+        print(f"without a map: {len(without)} of {len(index.train)} training images, such as {without[0]}")
+    print(f"{out}: {len(made.names)} label maps, {made.supervision} supervision, {made.identity}")
+    full = " --set labels.supervision=full" if made.supervision == "full" else ""
+    print(f"train with --set labels.source={out}{full}")
+
+
+@app.command()
+def corrected(
+    source: Annotated[Path, typer.Argument(help="Folder or file that an annotation tool wrote.")],
+    format: Annotated[str, typer.Option("--format", help="voc, coco, labelme or cvat.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the label set; may not be there yet.")],
+    of: Annotated[
+        str | None, typer.Option("--of", metavar="LABELSET", help="What was corrected: folder, zip, key or trial.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="A preset's data or a folder: images by their files, sizes, classes.")
+    ] = None,
+    supervision: Annotated[
+        str | None, typer.Option("--supervision", help="weak or full; default: that of --of, full without it.")
+    ] = None,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Leave broken images as they were instead of stopping.")
+    ] = False,
+    set_: Set = None,
+) -> None:
+    """Make a label set of label maps that people corrected.
+
+    Images that are not in SOURCE keep the maps of --of.
+    """
+    from orchestrator.settings import Settings
+    from orchestrator.workflows.label_exchange import import_labels
+
+    settings = Settings.from_environment()
+    made = import_labels(
+        source,
+        format,
+        out,
+        settings,
+        of=of,
+        data=data,
+        changes=overrides(set_),
+        supervision=supervision,
+        skip_broken=skip_broken,
+    )
+    for problem in made.problems:
+        print(f"left as it was: {problem}")
+    for note in made.notes:
+        print(f"note: {note}")
+    some = f", such as {next(iter(made.changed))}" if made.changed else ""
+    print(
+        f"{len(made.changed)} label maps changed ({sum(made.changed.values())} pixels{some}), {made.same} the same, "
+        f"{made.kept} not in {source} and kept, {made.new} new"
+    )
+    labels = made.labels
+    print(f"{out}: {len(labels.names)} label maps, {labels.supervision} supervision, {labels.identity}")
+    full = " --set labels.supervision=full" if labels.supervision == "full" else ""
+    print(f"train with --set labels.source={out}{full}")
 
 
 @app.command()

@@ -19,6 +19,12 @@ Set = Annotated[
         autocompletion=fields,
     ),
 ]
+Refine = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Replace a field: of the refinement, such as threshold=0.3, or data.root."
+    ),
+]
 Base = Annotated[
     str | None,
     typer.Option("--base", help="Another base: a preset or an experiment file.", autocompletion=experiments),

@@ -21,6 +21,10 @@ _PROJECTOR: dict[str, Any] = {
     "model.decoder_channels": 8,
     "par.iterations": 1,
 }
+RESNET: dict[str, Any] = {k: v for k, v in SMALL.items() if not k.startswith(("model.", "loss."))} | {
+    "model.backbone_args": {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]},
+    "par.iterations": 1,
+}
 # Preset and fields of each method: six iterations, evaluated and saved after three, every term in the second half.
 SMALLEST: dict[str, tuple[str, dict[str, Any]]] = {
     "mcc": ("tiny", SMALL | _PROJECTOR),
@@ -31,6 +35,18 @@ SMALLEST: dict[str, tuple[str, dict[str, Any]]] = {
         | {"loss.propagation_start": 3, "model.dropout": 0.1, "model.drop_path": 0.1},
     ),
     "slrnet": ("slrnet-tiny", SMALL_SLRNET),
+    "recam": ("recam-tiny", RESNET | {"loss.recam_start": 2, "optim.restart": 2}),
+    "amn": ("amn-tiny", RESNET | {"model.frozen": True}),
+    "irn": (
+        "irn-tiny",
+        RESNET | {"model.frozen": True, "relations.radius": 3, "walk.radius": 3, "walk.log_steps": 2},
+    ),
+    "segmentation": (
+        "segmentation-tiny",
+        {k: v for k, v in SMALL.items() if k.startswith(("train.", "data."))}
+        | {"model.backbone_args": {"channels": [8, 8, 8, 8], "layers": [1, 1, 1, 1], "stem_width": 8}}
+        | {"model.dilations": [1, 2], "loss.seg": {"schedule": "step", "values": [0, 1], "at_iterations": [1]}},
+    ),
     "fsr": ("fsr-tiny", SMALL | _PROJECTOR | {"mask.uncertain_start": 3}),
 }
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -122,17 +121,6 @@ class SLRNet(Network):
                     rate = scale * (optim.bias_lr_scale if bias else 1.0)
                     groups.append(ParameterGroup(made, lr_scale=rate, decay_scale=0.0 if bias else 1.0))
         return groups
-
-    @torch.no_grad()
-    def share_statistics(self) -> None:
-        """Running statistics of batch norms as the mean over ranks, so that all ranks evaluate the same network."""
-        if not dist.is_initialized() or dist.get_world_size() == 1:
-            return
-        kept = [t for n in _norms(self) if n.training for t in (n.running_mean, n.running_var) if t is not None]
-        flat = torch.cat(kept)
-        dist.all_reduce(flat)
-        for own, mean in zip(kept, (flat / dist.get_world_size()).split([len(t) for t in kept]), strict=True):
-            own.copy_(mean)
 
     def _trunk(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features B,D,h,w at stride 4, and the backbone's shallow ones B,S,h,w."""

@@ -22,6 +22,7 @@ from mcc_core.methods.slrnet.losses import (
     mask_difference,
 )
 from mcc_core.methods.slrnet.network import SLRNet, Views
+from mcc_core.networks.batch_norm import share_statistics
 from mcc_core.pseudo_labels.labels import IGNORE
 from mcc_core.pseudo_labels.pamr import mask_label
 
@@ -93,7 +94,7 @@ class SLRObjective(Objective):
 
     def after_step(self, iteration: int) -> None:
         """Ranks agree on the batch norms' running statistics."""
-        self.network.share_statistics()
+        share_statistics(self.network)
 
     def _segmentation(self, logits: Tensor, label: Tensor, labels: Tensor) -> Tensor:
         return settled(lambda x: balanced_cross_entropy(_resized(x, label.shape[-2:]), label, labels), logits)

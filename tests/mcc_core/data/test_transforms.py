@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from mcc_core.config import IMAGENET_MEAN as MEAN
 from mcc_core.config import IMAGENET_STD as STD
 from mcc_core.config import AugmentConfig
 from mcc_core.data.colours import View, normalise
-from mcc_core.data.transforms import ThreeViews
+from mcc_core.data.transforms import LabelledView, LongSideView, ThreeViews
 
 CROP = 48
 REACH = 7  # pixels the blur can carry a colour
@@ -175,3 +176,36 @@ def test_normalise_maps_the_mean_colour_to_zero() -> None:
     assert normalise(mean).abs().max() < 0.01
     white = normalise(torch.full((3, 1, 1), 255, dtype=torch.uint8)).flatten()
     torch.testing.assert_close(white, (1 - torch.tensor(MEAN)) / torch.tensor(STD))
+
+
+def test_the_longer_side_is_drawn_and_the_box_follows_the_flip() -> None:
+    augment, sides = LongSideView((20, 40), 48), set()
+    image = torch.full((3, 30, 60), 200, dtype=torch.uint8)
+    for seed in range(30):
+        found = augment(image, torch.Generator().manual_seed(seed))
+        view, (top, bottom, left, right) = found["view1"], cast(Tensor, found["box"]).tolist()
+        assert isinstance(view, View) and right - left == pytest.approx(2 * (bottom - top), abs=1)
+        inside = torch.zeros(48, 48, dtype=torch.bool)
+        inside[top:bottom, left:right] = True
+        assert torch.equal((view.pixels == 200).all(0), inside)
+        sides.add(right - left)
+    assert min(sides) >= 20 and max(sides) <= 40 and len(sides) > 10
+
+
+def test_a_label_map_is_cut_with_its_image_and_is_open_outside() -> None:
+    label = torch.zeros(40, 60, dtype=torch.uint8)
+    label[10:30, 5:25], label[:8, 40:] = 1, 2
+    image = torch.stack([label * 100] * 3)
+    augment, flips = LabelledView((0.5, 1.5), 48), set()
+    for seed in range(20):
+        found = augment(image, torch.Generator().manual_seed(seed), label=label)
+        view, cut, (top, bottom, left, right) = found["view1"], found["label"], cast(Tensor, found["box"]).tolist()
+        assert isinstance(view, View) and isinstance(cut, torch.Tensor) and cut.shape == (48, 48)
+        outside = torch.ones(48, 48, dtype=torch.bool)
+        outside[top:bottom, left:right] = False
+        assert torch.equal(cut == 255, outside)
+        near = (view.pixels[0].float() / 100 - cut.float()).abs()[~outside]
+        assert (near < 0.5).float().mean() > 0.9  # all but the borders, which are smooth in the image
+        flips.add(bool((left, right) != (0, 48)))
+    one, two = (augment(image, torch.Generator().manual_seed(3), label=label)["label"] for _ in range(2))
+    assert torch.equal(cast(Tensor, one), cast(Tensor, two))

@@ -29,6 +29,7 @@ from mcc_core.methods.slrnet.config import Experiment
 from mcc_core.methods.slrnet.network import SLRNet
 from mcc_core.methods.slrnet.objective import SLRObjective
 from mcc_core.methods.slrnet.published import from_published
+from mcc_core.networks.batch_norm import share_statistics
 from mcc_core.pseudo_labels.pamr import mask_label
 from mcc_core.training.optim import build_optimizer, learning_rate
 
@@ -251,7 +252,7 @@ def _rank(rank: int, port: int, index: DataIndex, work: Path, out: Any) -> None:
     model.two_views(torch.randn(2, 3, 32, 32, generator=generator))
     running_mean = model.get_buffer("skip.1.running_mean")
     own = running_mean.clone()
-    model.share_statistics()
+    share_statistics(model)
     out.put((rank, curve.losses, own.tolist(), model.get_buffer("skip.1.running_mean").tolist()))
     dist.destroy_process_group()
 
