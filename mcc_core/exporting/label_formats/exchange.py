@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from mcc_core.data.label_maps import LabelSet, LabelSetWriter, Supervision
 from mcc_core.data.pixels import stored_size
 from mcc_core.errors import DataError, UsageError
 from mcc_core.exporting.label_formats.base import LabelFormat, Picture, Pictures, Reading
+from mcc_core.files import PART
 
 _SHOWN = 20  # problems
 
@@ -50,7 +53,7 @@ def write_labels(
     split: str = "train",
     on_image: Callable[[int, int], None] = lambda done, total: None,
 ) -> Written:
-    """Write the label maps of images in a tool's format, into a folder that is not there yet or empty.
+    """Write the label maps of images in a tool's format, into a folder that is not there yet or empty: whole, or not.
 
     Raises UsageError for such a folder, or where a library is missing; DataError where no image has a map, or a class
     is called as tools call pixels of no class.
@@ -61,9 +64,18 @@ def write_labels(
     chosen = [item for item in items if item.name in mapped]
     if not chosen:
         raise DataError(f"{labels.path}: no map of an image of {split}; it has {labels.names[0]}")
-    out.mkdir(parents=True, exist_ok=True)
-    notes = form.write(out, _written(labels, chosen, on_image), labels.classes, split)
-    return Written(len(chosen), tuple(notes), tuple(item.name for item in items if item.name not in mapped))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Beside its place, so that it is there whole or not at all; relative paths from within are the same.
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=PART, dir=out.parent))
+    try:
+        notes = form.write(partial, _written(labels, chosen, on_image), labels.classes, split)
+        partial.chmod(0o755)
+        partial.rename(out)  # over an empty folder too
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    said = tuple(note.replace(str(partial), str(out)) for note in notes)
+    return Written(len(chosen), said, tuple(item.name for item in items if item.name not in mapped))
 
 
 def corrected_labels(

@@ -70,10 +70,10 @@ class Voc(LabelFormat):
         for name in listed:
             if name not in files:
                 reading.problems.append(f"{folder / name}.png: no such file; ImageSets lists it")
-        spare = [name for name in files if listed and name not in set(listed)]
-        reading.note(spare, "files left out, which no list of ImageSets/Segmentation has")
+        spare = set(files) - set(listed) if listed else set[str]()
+        reading.note(sorted(spare), "files left out, which no list of ImageSets/Segmentation has")
         for name, file in files.items():
-            if listed and name in spare:
+            if name in spare:
                 continue
             picture = pictures.find(name)
             if picture is None:

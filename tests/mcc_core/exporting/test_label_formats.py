@@ -273,3 +273,8 @@ def test_a_folder_that_is_in_use_and_a_class_called_as_none_is_are_refused(
         writer.add("a0", ring().clip(max=1))
     with pytest.raises(DataError, match="class '__ignore__': has the name that tools give"):
         write_labels(read_label_set(tmp_path / "odd"), items, label_format("cvat"), tmp_path / "tool")
+    assert not (tmp_path / "tool").exists() and not list(tmp_path.glob(".tool*"))
+    notes = write_labels(labels, items, label_format("labelme"), tmp_path / "tool").notes
+    assert f"labelme {tmp_path / 'tool'} --labels" in notes[1]
+    content = json.loads((tmp_path / "tool" / "a1.json").read_text())
+    assert (tmp_path / "tool" / content["imagePath"]).resolve() == items[1].image
