@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from mcc_core.config import CrfConfig, ParConfig, Strict
 from mcc_core.data.colours import normalise
+from mcc_core.data.label_maps import Supervision
 from mcc_core.device import moved
 from mcc_core.errors import UsageError
 from mcc_core.files import file_digest
@@ -163,6 +164,10 @@ class Step:
         Raises UsageError where nothing could answer, or what the step needs is not installed.
         """
         return None
+
+    def supervision(self, config: Refinement) -> Supervision:
+        """Of what a network that the step brings along was trained on: `full` where it saw masks."""
+        return "weak"
 
     def apply(self, scores: Tensor, picture: Picture, config: Refinement) -> Tensor:
         """Scores 1+K,H,W, background first, of scores alike."""

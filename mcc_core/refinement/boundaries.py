@@ -12,8 +12,10 @@ from torch import Tensor
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.data.colours import normalise
+from mcc_core.data.label_maps import Supervision
 from mcc_core.device import fetched, moved
 from mcc_core.errors import UsageError
+from mcc_core.methods.registry import method_of
 from mcc_core.networks.base import Network
 from mcc_core.precision import arithmetic
 from mcc_core.pseudo_labels.inter_pixel import random_walk
@@ -38,6 +40,13 @@ class Irn(Step):
             return boundaries(network, image, device)
 
         return answer
+
+    def supervision(self, config: Refinement) -> Supervision:
+        if config.irn.network is None:  # that of the seeds, which say it themselves
+            return "weak"
+        experiment = checkpoints.load(config.irn.network).experiment
+        learned = method_of(experiment).labels(experiment)
+        return "weak" if learned is None else learned.supervision
 
     def apply(self, scores: Tensor, picture: Picture, config: Refinement) -> Tensor:
         boundary, asked = picture.answers[self.kind].to(scores.dtype), config.irn

@@ -18,7 +18,7 @@ from mcc_core.evaluation.protocols import Maps, ProtocolName, squashed_cam
 from mcc_core.evaluation.scoring import Scorer, protocol_settings
 from mcc_core.methods.registry import method_of
 from mcc_core.pseudo_labels.labels import IGNORE
-from mcc_core.refinement.base import Picture, Refinement, Viewer
+from mcc_core.refinement.base import Asked, Kind, Picture, Refinement, Viewer
 from mcc_core.refinement.kinds import STEPS
 
 MapsOf = Callable[[Item, np.ndarray | None], Maps]
@@ -66,10 +66,9 @@ class NetworkSeeds(Seeds):
         self.scorer = Scorer(network, settings, {}, device)
         self.maps_of: MapsOf = self.scorer.maps
         viewer = Viewer(network, self.scorer.config.crop, device)
-        asked = {kind: STEPS[kind].asks(viewer, refinement) for kind in refinement.chain}
-        self._asked = {kind: ask for kind, ask in asked.items() if ask is not None}
+        self._asked = _asked(viewer, refinement)
         learned = method_of(experiment).labels(experiment)
-        self.supervision = "weak" if learned is None else learned.supervision
+        self.supervision = _supervision("weak" if learned is None else learned.supervision, refinement)
         self.origin = {"network": name, "checkpoint": digest, "method": experiment.method}
 
     def picture(self, item: Item, image: np.ndarray) -> Picture:
@@ -92,13 +91,12 @@ class LabelSeeds(Seeds):
     protocol = "refined"
 
     def __init__(self, labels: LabelSet, refinement: Refinement) -> None:
-        for kind in refinement.chain:
-            STEPS[kind].asks(None, refinement)
+        self._asked = _asked(None, refinement)
         if wrong := sorted({"threshold", "foreground", "seeds"} & refinement.model_fields_set):
             raise UsageError(f"{wrong[0]}: is of class maps; a label set has its background decided already")
         self._names = set(labels.names)
         self.labels, self.certainty = labels, refinement.certainty
-        self.classes, self.supervision = tuple(labels.classes), labels.supervision
+        self.classes, self.supervision = tuple(labels.classes), _supervision(labels.supervision, refinement)
         self.origin = {"labels": labels.identity}
 
     def picture(self, item: Item, image: np.ndarray) -> Picture:
@@ -110,7 +108,20 @@ class LabelSeeds(Seeds):
         there = {int(number) - 1 for number in np.unique(label) if number not in (0, IGNORE)}
         classes = tuple(sorted(there | set(item.labels)))
         scores = _probabilities(label, sure, classes, self.certainty)
-        return Picture(item.name, image, classes, scores, has_background=True)
+        answers = {kind: ask(image) for kind, ask in self._asked.items()}
+        return Picture(item.name, image, classes, scores, has_background=True, answers=answers)
+
+
+def _asked(viewer: Viewer | None, refinement: Refinement) -> dict[Kind, Asked]:
+    """What the steps of a chain ask of each image."""
+    asked = {kind: STEPS[kind].asks(viewer, refinement) for kind in refinement.chain}
+    return {kind: ask for kind, ask in asked.items() if ask is not None}
+
+
+def _supervision(own: Supervision, refinement: Refinement) -> Supervision:
+    """Full where the seeds are, or a network that a step brings along is."""
+    brought = (STEPS[kind].supervision(refinement) for kind in refinement.chain)
+    return "full" if "full" in (own, *brought) else "weak"
 
 
 def _probabilities(label: np.ndarray, sure: np.ndarray | None, classes: tuple[int, ...], certainty: float) -> Tensor:

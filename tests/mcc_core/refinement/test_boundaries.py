@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from trained import smallest
 
 from mcc_core.checkpoint import Checkpoint, save
+from mcc_core.data.index import Item
+from mcc_core.data.label_maps import LabelSetWriter, read_label_set
 from mcc_core.errors import UsageError
 from mcc_core.methods.registry import random_network
 from mcc_core.networks.base import Network
@@ -19,6 +22,7 @@ from mcc_core.pseudo_labels.inter_pixel import random_walk
 from mcc_core.refinement.base import Picture, Refinement, Viewer, refined
 from mcc_core.refinement.boundaries import Irn, boundaries, boundary_network
 from mcc_core.refinement.kinds import STEPS
+from mcc_core.refinement.seeds import LabelSeeds
 from mcc_core.validation import validate
 
 CPU = torch.device("cpu")
@@ -33,8 +37,8 @@ def network(method: str) -> Network:
     return random_network(smallest(method), 3).eval()
 
 
-def written(method: str, path: Path) -> Path:
-    saved = Checkpoint(smallest(method), ("a", "b", "c"), 6, 0, dict(network(method).state_dict()), None, {})
+def written(method: str, path: Path, **fields: Any) -> Path:
+    saved = Checkpoint(smallest(method, **fields), ("a", "b", "c"), 6, 0, dict(network(method).state_dict()), None, {})
     save(saved, path)
     return path
 
@@ -90,6 +94,23 @@ def test_the_network_is_that_of_the_seeds_where_no_other_is_given(tmp_path: Path
             boundary_network(viewer, None)
     with pytest.raises(UsageError, match="of the method recam, which finds no boundaries"):
         boundary_network(None, written("recam", tmp_path / "recam.pt"))
+
+
+def test_labels_walk_too_and_a_network_that_saw_masks_makes_them_full(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    with LabelSetWriter(tmp_path / "labels", ("a", "b", "c")) as writer:
+        label = np.zeros((24, 32), np.uint8)
+        label[4:20, 8:20] = 2
+        writer.add("a", label)
+    item, labels = Item("a", tmp_path / "a.png", (1,)), read_label_set(tmp_path / "labels")
+    for supervision in ("weak", "full"):
+        file = written("irn", tmp_path / f"{supervision}.pt", **{"labels.supervision": supervision})
+        seeds = LabelSeeds(labels, of(irn={"network": file, "radius": 3, "log_steps": 3}))
+        assert seeds.supervision == supervision
+    seen = seeds.picture(item, image)
+    found, _ = refined(seen, of(irn={"network": file, "radius": 3, "log_steps": 3}), STEPS)
+    assert set(np.unique(found)) <= {0, 2} and (found[8:16, 12:16] == 2).all()
 
 
 def test_an_identity_has_the_networks_content_not_its_place(tmp_path: Path) -> None:
