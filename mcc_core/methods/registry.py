@@ -13,6 +13,7 @@ from mcc_core.methods.afa import AFA
 from mcc_core.methods.base import Method
 from mcc_core.methods.fsr import FSR
 from mcc_core.methods.mcc import MCC
+from mcc_core.methods.mctformer import MCTformer
 from mcc_core.methods.slrnet import SLR
 from mcc_core.methods.toco import ToCo
 from mcc_core.validation import validate
@@ -20,7 +21,7 @@ from mcc_core.validation import validate
 if TYPE_CHECKING:
     from mcc_core.networks.base import Network
 
-METHODS: dict[str, Method] = {method.name: method for method in (MCC(), ToCo(), AFA(), SLR(), FSR())}
+METHODS: dict[str, Method] = {method.name: method for method in (MCC(), ToCo(), AFA(), SLR(), FSR(), MCTformer())}
 GROUP = "mcc.methods"  # entry points by which installed packages offer methods of their own
 DEFAULT = MCC.name
 

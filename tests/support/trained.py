@@ -32,6 +32,11 @@ SMALLEST: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "slrnet": ("slrnet-tiny", SMALL_SLRNET),
     "fsr": ("fsr-tiny", SMALL | _PROJECTOR | {"mask.uncertain_start": 3}),
+    "mctformer": (
+        "mctformer-tiny",
+        {k: v for k, v in SMALL.items() if k not in ("model.aux_block", "loss.seg_start")}
+        | {"augment.resize": 40, "model.stochastic_depth": 0.1, "maps.affinity": True},
+    ),
 }
 
 

@@ -30,6 +30,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "afa-tiny": WITHOUT_MODEL,
     "slrnet-tiny": SMALL_SLRNET,
     "fsr-tiny": SMALL | PROJECTOR | {"model.decoder_channels": 8},
+    "mctformer-tiny": {k: v for k, v in SMALL.items() if k not in ("model.aux_block", "loss.seg_start")},
 }
 IMAGE = np.random.default_rng(3).integers(0, 256, (37, 70, 3), dtype=np.uint8)
 
