@@ -53,7 +53,7 @@ def main() -> None:
                     start = time.perf_counter()
                     maps = scorer.maps(item)
                     middle = time.perf_counter()
-                    score_image(Task(item, None, (setting,), 20, keep_masks=False), maps)
+                    score_image(Task(item, None, (setting,), 20, keep_masks=False, maps=maps))
                     network.append(middle - start)
                     rest.append(time.perf_counter() - middle)
             both = statistics.median(network) + statistics.median(rest)

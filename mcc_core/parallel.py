@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import TypeVar
 
@@ -53,3 +54,39 @@ def ahead(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor | None]:
+    """So many other processes of one thread each, for `behind`; None for 0. What is not begun at the end is dropped."""
+    if not processes:
+        yield None
+        return
+    # Spawned, not forked: this process may hold threads and a GPU.
+    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_one_thread)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def behind(
+    work: Callable[[Item], Result], items: Iterable[Item], pool: ProcessPoolExecutor | None, depth: int
+) -> Iterator[Result]:
+    """`work` of every item, in order, while the next items are made: in a pool, at most `depth` of them, or here."""
+    waiting = deque[Future[Result]]()
+    for item in items:
+        if pool is None:
+            yield work(item)
+            continue
+        if len(waiting) == depth:
+            yield waiting.popleft().result()
+        waiting.append(pool.submit(work, item))
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)

@@ -62,19 +62,23 @@ def parse_yaml(text: str, source: str) -> Any:
 
 def read_json(path: Path) -> Any:
     """What a JSON file holds. Raises UsageError with the file, the line and what is wrong there."""
-    text = _text(path)
+    return parse_json(_text(path), str(path))
+
+
+def parse_json(text: str, source: str) -> Any:
+    """What a JSON text says. Raises UsageError with the source, the line and what is wrong there."""
     try:
         return json.loads(text, object_pairs_hook=_without_twins)
     except json.JSONDecodeError as error:
         early = " (it ends early)" if error.pos >= len(text.rstrip()) else ""
-        raise UsageError(f"{path}: line {error.lineno}, column {error.colno}: not valid JSON{early}") from None
+        raise UsageError(f"{source}: line {error.lineno}, column {error.colno}: not valid JSON{early}") from None
     except _Twins:
         line, first, key = _repeated(text)
-        raise UsageError(f"{path}: line {line}: {_twice(key, first)}") from None
+        raise UsageError(f"{source}: line {line}: {_twice(key, first)}") from None
     except ValueError:  # of a number
-        raise UsageError(f"{path}: not valid JSON: a number of more than 4,300 digits") from None
+        raise UsageError(f"{source}: not valid JSON: a number of more than 4,300 digits") from None
     except RecursionError:
-        raise UsageError(f"{path}: not valid JSON: nested too deeply") from None
+        raise UsageError(f"{source}: not valid JSON: nested too deeply") from None
 
 
 class _RepeatedKey(yaml.MarkedYAMLError):

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -58,6 +59,13 @@ def image_size(path: Path) -> tuple[int, int]:
         return size
 
 
+def stored_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image as its header says, EXIF rotation applied. Raises DataError naming the file."""
+    with _opened(path) as image:
+        turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        return (image.height, image.width) if turned else (image.width, image.height)
+
+
 def is_scaled(path: Path) -> bool:
     """Whether `read_rgb` scales an image to 8 bits. Raises DataError naming the file."""
     with _opened(path) as image:
@@ -66,20 +74,30 @@ def is_scaled(path: Path) -> bool:
 
 def read_mask(path: Path, num_classes: int) -> np.ndarray:
     """A palette or grey mask H,W uint8. Raises DataError when it cannot be read or has labels out of range."""
-    try:
-        with Image.open(path) as image:
-            if image.mode not in {"P", "L"}:
-                raise DataError(f"{path}: {_kind(image.mode)}; a mask is a palette or grey PNG of 8 bits")
-            if image.format == "JPEG":
-                raise DataError(f"{path}: its content is JPEG, which changes class numbers; a mask is a PNG")
-            step = _grey_step(image)  # known only before the pixels are decoded
-            mask = np.array(image) // step
-    except IMAGE_ERRORS as error:
-        raise DataError(f"{path}: cannot be read as a mask: {_plain(error)}") from None
+    return decode_mask(path, path, num_classes)
+
+
+def decode_mask(stream: Path | IO[bytes], source: Path, num_classes: int) -> np.ndarray:
+    """`read_mask` of a stream; `source` is what an error names."""
+    mask = decode_bytes(stream, source)
     wrong = mask[(mask > num_classes) & (mask != 255)]
     if len(wrong):
-        raise DataError(f"{path}: label {int(wrong[0])} is out of range: there are {num_classes} classes")
+        raise DataError(f"{source}: label {int(wrong[0])} is out of range: there are {num_classes} classes")
     return mask
+
+
+def decode_bytes(stream: Path | IO[bytes], source: Path) -> np.ndarray:
+    """The numbers H,W uint8 of a palette or grey PNG. Raises DataError naming `source`."""
+    try:
+        with Image.open(stream) as image:
+            if image.mode not in {"P", "L"}:
+                raise DataError(f"{source}: {_kind(image.mode)}; a mask is a palette or grey PNG of 8 bits")
+            if image.format == "JPEG":
+                raise DataError(f"{source}: its content is JPEG, which changes class numbers; a mask is a PNG")
+            step = _grey_step(image)  # known only before the pixels are decoded
+            return np.array(image) // step
+    except IMAGE_ERRORS as error:
+        raise DataError(f"{source}: cannot be read as a mask: {_plain(error)}") from None
 
 
 def _grey_step(image: Image.Image) -> int:

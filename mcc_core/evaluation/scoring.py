@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from mcc_core.evaluation.protocols import (
 )
 from mcc_core.methods.registry import method_of
 from mcc_core.networks.base import Network
-from mcc_core.parallel import ahead
+from mcc_core.parallel import ahead, behind, worker_pool
 from mcc_core.precision import arithmetic
 from mcc_core.pseudo_labels.crf import require_crf
 from mcc_core.pseudo_labels.labels import IGNORE
@@ -90,6 +89,7 @@ class Task:
     settings: tuple[Setting, ...]
     num_classes: int
     keep_masks: bool
+    maps: Maps
 
 
 class Scorer:
@@ -121,17 +121,14 @@ class Scorer:
             raise UsageError(f"evaluation.crop: {self.config.crop}: below the network's patch of {model.stride}")
         self.protocols = tuple(dict.fromkeys(setting.protocol for setting in settings))
         self._pool: ProcessPoolExecutor | None = None
+        self._open = ExitStack()
 
     def __enter__(self) -> Scorer:
-        if self.processes:
-            # Spawned, not forked: this process may hold threads and a GPU.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.processes, mp_context=context, initializer=_one_thread)
+        self._pool = self._open.enter_context(worker_pool(self.processes))
         return self
 
     def __exit__(self, *unused: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        self._open.close()
 
     def scores(
         self,
@@ -145,21 +142,19 @@ class Scorer:
             maps_of: stands in for the network, as with cached maps; gets the image H,W,3 uint8 too.
             reads: whether an image is worth reading ahead.
         """
-        waiting: deque[Future[ImageScore]] = deque()
         read = ahead(lambda item: (item, read_rgb(item.image) if reads(item) else None), items)
-        for item, image in read:
-            maps = (maps_of or self.maps)(item, image)
-            task = Task(
-                item, self.masks.get(item.name), self.settings, self.model.num_classes, keep_masks=self.keep_masks
+        tasks = (
+            Task(
+                item,
+                self.masks.get(item.name),
+                self.settings,
+                self.model.num_classes,
+                self.keep_masks,
+                (maps_of or self.maps)(item, image),
             )
-            if self._pool is None:
-                yield score_image(task, maps)
-                continue
-            if len(waiting) == 2 * self.processes:
-                yield waiting.popleft().result()
-            waiting.append(self._pool.submit(score_image, task, maps))
-        while waiting:
-            yield waiting.popleft().result()
+            for item, image in read
+        )
+        yield from behind(score_image, tasks, self._pool, 2 * self.processes)
 
     def maps(self, item: Item, image: np.ndarray | None = None) -> Maps:
         """One image H,W,3 uint8 through the network; it is read where it is not given."""
@@ -168,15 +163,15 @@ class Scorer:
             return network_maps(self.model, pixels, item.labels, self.protocols, self.config, self.device)
 
 
-def score_image(task: Task, maps: Maps) -> ImageScore:
+def score_image(task: Task) -> ImageScore:
     """Label maps of an image by all settings, counted against its mask if it has one."""
     image = read_rgb(task.item.image)
     truth = None if task.mask is None else read_mask(task.mask, task.num_classes)
     counts, masks = {}, {}
     for setting in task.settings:
-        label = label_map(maps, setting.protocol, setting.config, image)
+        label = label_map(task.maps, setting.protocol, setting.config, image)
         if truth is not None:
-            counts[setting.name] = _counted(label, truth, task.num_classes + 1)
+            counts[setting.name] = counted(label, truth, task.num_classes + 1)
         if task.keep_masks:
             masks[setting.name] = palette_png(label)
     return ImageScore(task.item.name, counts, masks)
@@ -217,14 +212,11 @@ def metrics(total: Total, split: str, protocol: ProtocolName, classes: Sequence[
     return values + [Metric(split, stage, how, f"iou/{name}", value) for name, value in per_class if value == value]
 
 
-def _counted(label: np.ndarray, truth: np.ndarray, num_labels: int) -> Counts:
+def counted(label: np.ndarray, truth: np.ndarray, num_labels: int) -> Counts:
+    """Pixel counts of a label map against a mask, both H,W uint8; pixels of the mask that are 255 do not count."""
     matrix = ConfusionMatrix(num_labels)
     decided = label != IGNORE
     matrix.update(torch.from_numpy(label[decided]), torch.from_numpy(truth[decided]))
     counts = [(int(t), int(p), int(matrix.counts[t, p])) for t, p in matrix.counts.nonzero().tolist()]
     kinds, pixels = np.unique(truth[~decided & (truth != IGNORE)], return_counts=True)
     return counts + [(int(kind), IGNORE, int(number)) for kind, number in zip(kinds, pixels, strict=True)]
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)

@@ -1,0 +1,1 @@
+"""From seeds to label sets: maps refined, decided and written, image by image."""

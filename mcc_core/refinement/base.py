@@ -1,0 +1,181 @@
+"""What a refinement is: its parameters, what it knows of an image, and the label map that is made of it.
+
+Shapes: K classes of an image, H,W its pixels. Scores are 1+K,H,W, background first; steps change scores, and at the
+end the highest wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import BeforeValidator, Field, model_validator
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+from mcc_core.config import CrfConfig, ParConfig, Strict
+from mcc_core.data.colours import normalise
+from mcc_core.device import moved
+from mcc_core.networks.base import MapStage, Network
+from mcc_core.pseudo_labels.labels import IGNORE, decided
+
+Kind = Literal["none", "par", "crf", "random_walk"]
+
+
+def _listed(kind: object) -> object:
+    """`crf` and `random_walk,crf` as lists."""
+    return [part.strip() for part in kind.split(",")] if isinstance(kind, str) else kind
+
+
+Chain = Annotated[tuple[Kind, ...], BeforeValidator(_listed, json_schema_input_type=Kind | list[Kind])]
+Asked = Callable[[np.ndarray], Tensor]  # what a step asks a network of an image H,W,3 uint8; the answer on the CPU
+
+
+class RandomWalkConfig(Strict):
+    """Propagation of scores by attention between patches."""
+
+    blocks: int | None = Field(None, ge=1, description="the last so many blocks are averaged; null: all")
+    beta: float = Field(1.0, gt=0, description="power of the affinity: more keeps a walk to what is most alike")
+    steps: int = Field(2, ge=0, description="of the walk")
+    normalise: Literal["row", "both"] = Field(
+        "both", description="row: a patch's transitions sum to 1; both: those to a patch too (Sinkhorn)"
+    )
+    rescale: bool = Field(True, description="afterwards a class's highest score is what it was before")
+
+
+class Refinement(Strict):
+    """How label maps are made of seeds. Sections of kinds that are not used may not be set."""
+
+    kind: Chain = Field(("none",), description="none, par, crf or random_walk; a list is a chain, in order")
+    seeds: MapStage = Field("cam", description="which class maps of a network are refined")
+    threshold: float = Field(0.4, ge=0, le=1, description="background's score: what no class exceeds is background")
+    foreground: float | None = Field(
+        None, ge=0, le=1, description="a second, higher score: what exceeds the threshold and not this is 255"
+    )
+    confidence: float = Field(0.0, ge=0, le=1, description="pixels less confident than this are 255")
+    keep_confidence: bool = Field(True, description="write confidence maps beside the label maps")
+    certainty: float = Field(
+        0.7, gt=0, lt=1, description="of a label set without confidence: the probability of each pixel's label"
+    )
+    random_walk: RandomWalkConfig = RandomWalkConfig()
+    par: ParConfig = ParConfig()
+    crf: CrfConfig = CrfConfig()
+
+    _sections: ClassVar[tuple[Kind, ...]] = ("random_walk", "par", "crf")
+
+    @property
+    def chain(self) -> tuple[Kind, ...]:
+        """The kinds in order; none is an empty chain."""
+        return tuple(kind for kind in self.kind if kind != "none")
+
+    def decisive(self) -> dict[str, Any]:
+        """The fields that decide label maps, as JSON: sections of kinds that are not used are left out."""
+        unused: set[str] = {name for name in self._sections if name not in self.chain}
+        return self.model_dump(mode="json", exclude=unused) | {"kind": list(self.chain)}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Refinement:
+        if not self.kind or ("none" in self.kind and len(self.kind) > 1):
+            raise ValueError("kind: a chain lists one or more of par, crf and random_walk")
+        if self.foreground is not None and self.foreground < self.threshold:
+            raise ValueError(f"foreground ({self.foreground:g}) must be at least the threshold ({self.threshold:g})")
+        for name in self._sections:
+            if name in self.model_fields_set and name not in self.chain:
+                used = ", ".join(self.chain) or "none"
+                raise ValueError(f"{name}: is set, but kind is {used}, which does not use it")
+        return self
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is known of one image before it is refined. Goes to other processes as it is."""
+
+    name: str
+    image: np.ndarray  # H,W,3 uint8
+    classes: tuple[int, ...]  # K, from 0
+    maps: Tensor  # K,H,W in [0, 1]; 1+K where the background is decided already
+    has_background: bool = False
+    answers: Mapping[Kind, Tensor] = field(default_factory=dict)  # of networks, by the kind of step that asked
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """The network of the seeds, and how it looks at an image: squashed to a square."""
+
+    network: Network
+    side: int
+    device: torch.device
+
+    def square(self, image: np.ndarray) -> Tensor:
+        """1,3,S,S, normalised, on the device, of an image H,W,3 uint8."""
+        pixels = torch.from_numpy(image).permute(2, 0, 1)
+        return moved(normalise(TF.resize(pixels, [self.side, self.side], antialias=False))[None], self.device)
+
+
+class Step:
+    """One kind of refinement. Has no state: what it needs comes with the picture."""
+
+    kind: ClassVar[Kind]
+
+    def asks(self, viewer: Viewer | None, config: Refinement) -> Asked | None:
+        """What must be asked of a network for each image; None where pixels and scores suffice.
+
+        Args:
+            viewer: the network of the seeds; None where they are a label set.
+
+        Raises UsageError where nothing could answer, or what the step needs is not installed.
+        """
+        return None
+
+    def apply(self, scores: Tensor, picture: Picture, config: Refinement) -> Tensor:
+        """Scores 1+K,H,W, background first, of scores alike."""
+        raise TypeError(f"{self.kind} refines nothing")
+
+
+def refined(picture: Picture, config: Refinement, steps: Mapping[Kind, Step]) -> tuple[np.ndarray, np.ndarray]:
+    """A label map and how sure it is.
+
+    Returns:
+        H,W uint8: 0 background, 1..C, 255 open; H,W float32: the share of the winner in the sum of scores, 0 where
+        open.
+
+    Of maps without a background there is one pass per background score: what beats `foreground` is of its class, what
+    loses to `threshold` is background, and what is between is open (Eq. 8 of the paper).
+    """
+    size = picture.image.shape[:2]
+    if not picture.classes:
+        return np.zeros(size, np.uint8), np.ones(size, np.float32)
+    chosen = [steps[kind] for kind in config.chain]
+    if picture.has_background:
+        label, sure = _strongest(_through(picture.maps, chosen, picture, config))
+    else:
+        label, sure = _strongest(_through(_above(picture.maps, config.threshold), chosen, picture, config))
+        if config.foreground is not None and config.foreground > config.threshold:
+            high, surer = _strongest(_through(_above(picture.maps, config.foreground), chosen, picture, config))
+            label, sure = decided(high, label), torch.where(high > 0, surer, sure)
+    label = label.masked_fill(sure < config.confidence, IGNORE)
+    sure = sure.masked_fill(label == IGNORE, 0)
+    numbers = np.arange(256, dtype=np.uint8)
+    numbers[1 : len(picture.classes) + 1] = [index + 1 for index in picture.classes]
+    return numbers[label.numpy()], sure.numpy()
+
+
+def _above(maps: Tensor, background: float) -> Tensor:
+    return torch.cat([torch.full_like(maps[:1], background), maps])
+
+
+def _through(scores: Tensor, steps: list[Step], picture: Picture, config: Refinement) -> Tensor:
+    for step in steps:
+        scores = step.apply(scores, picture, config)
+    return scores
+
+
+def _strongest(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Where no class exceeds the background it is background; the winner's share of the sum."""
+    value, label = scores[1:].max(0)
+    label = (label + 1).masked_fill(value <= scores[0], 0)
+    total = scores.sum(0).clamp(min=torch.finfo(scores.dtype).tiny)
+    return label, (torch.maximum(value, scores[0]) / total).float()
