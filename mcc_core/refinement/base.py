@@ -43,7 +43,7 @@ class RandomWalkConfig(Strict):
     normalise: Literal["row", "both"] = Field(
         "both", description="row: a patch's transitions sum to 1; both: those to a patch too (Sinkhorn)"
     )
-    rescale: bool = Field(True, description="afterwards a class's highest score is what it was before")
+    rescale: bool = Field(True, description="afterwards a class's scores span what they did before")
 
 
 class Refinement(Strict):

@@ -63,10 +63,15 @@ def walked(scores: Tensor, affinity: Tensor, config: RandomWalkConfig) -> Tensor
         walking = matrix @ walking
     found = walking.T.float().unflatten(1, (height, width))
     if config.rescale:
-        tiny = torch.finfo(found.dtype).tiny
-        factor = scores[1:].amax((1, 2)) / found[1:].amax((1, 2)).clamp(min=tiny)
-        found = torch.cat([found[:1], found[1:] * factor[:, None, None]])
+        found = torch.cat([found[:1], _spanning(found[1:], scores[1:])])
     return F.interpolate(found[None], size=scores.shape[-2:], mode="bilinear", align_corners=False)[0]
+
+
+def _spanning(scores: Tensor, before: Tensor) -> Tensor:
+    """Scores K,h,w with lowest and highest value, of each class, of those before the walk, which brings them nearer."""
+    low, high = scores.amin((1, 2), keepdim=True), scores.amax((1, 2), keepdim=True)
+    old, top = before.amin((1, 2), keepdim=True), before.amax((1, 2), keepdim=True)
+    return old + (scores - low) / (high - low + 1e-5) * (top - old)
 
 
 def transition(affinity: Tensor, config: RandomWalkConfig) -> Tensor:

@@ -17,6 +17,7 @@ from orchestrator.cli import (
     evaluate,
     export,
     predict,
+    refine,
     report,
     reproduce,
     schema,
@@ -52,6 +53,7 @@ app.add_typer(sweep.app, name="sweep", rich_help_panel=_TRAIN)
 app.command("reproduce", rich_help_panel=_TRAIN)(reproduce.reproduce)
 app.command("predict", rich_help_panel=_RESULTS)(predict.predict)
 app.command("evaluate", rich_help_panel=_RESULTS)(evaluate.evaluate)
+app.command("refine", rich_help_panel=_RESULTS)(refine.refine)
 app.command("export", rich_help_panel=_RESULTS)(export.export)
 app.command("compare", rich_help_panel=_RESULTS)(compare.compare)
 app.command("report", rich_help_panel=_RESULTS)(report.report)

@@ -41,14 +41,7 @@ def evaluation_request(
     """
     saved = checkpoints.load(checkpoint)
     fields = saved.experiment.model_dump(mode="json")
-    if data in preset_names():
-        fields["data"] = load_base(str(data)).get("data", {})
-    elif data is not None:
-        if not Path(data).is_dir():
-            raise UsageError(f"--data {data}: neither a preset ({', '.join(preset_names())}) nor a folder")
-        fields["data"] = fields["data"] | {"name": "voc", "root": data}
-        if (Path(data) / INDEX).is_file():  # which has the classes' names
-            fields["data"] |= {"classes": None}
+    fields["data"] = data_fields(fields["data"], data)
     known = {key: value for key, value in changes.items() if not key.startswith(PREFIX)}
     if wrong := [key for key in known if not key.startswith("data.")]:
         raise UsageError(f"--set {wrong[0]}: an evaluation takes data.* and {PREFIX}* alone")
@@ -57,3 +50,20 @@ def evaluation_request(
     nested = merge({}, special, "--set")
     settings = protocol_settings(saved.experiment, len(saved.classes), protocols, nested, "--set evaluation")
     return Request(checkpoint, saved, experiment.data, split, settings, limit, keep_masks, blind)
+
+
+def data_fields(trained: Mapping[str, Any], data: str | None) -> dict[str, Any]:
+    """The data section that `--data` names: a preset's, or a folder's in place of what was trained on.
+
+    Raises UsageError for what is neither.
+    """
+    if data is None:
+        return dict(trained)
+    if data in preset_names():
+        return dict(load_base(data).get("data", {}))
+    if not Path(data).is_dir():
+        raise UsageError(f"--data {data}: neither a preset ({', '.join(preset_names())}) nor a folder")
+    fields = {**trained, "name": "voc", "root": data}
+    if (Path(data) / INDEX).is_file():  # which has the classes' names
+        fields["classes"] = None
+    return fields

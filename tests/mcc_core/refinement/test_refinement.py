@@ -124,7 +124,8 @@ def test_a_constant_score_walks_nowhere() -> None:
     scores = torch.stack([torch.full((9, 8), 0.4), torch.rand(9, 8, generator=torch.Generator().manual_seed(7))])
     found = walked(scores, attention, RandomWalkConfig(steps=3))
     torch.testing.assert_close(found[0], scores[0])
-    assert found[1].max() == pytest.approx(float(scores[1].max()), abs=1e-2)
+    plain = walked(scores, attention, RandomWalkConfig(steps=3, rescale=False))
+    assert plain[1].max() - plain[1].min() < 0.1 < 0.5 < found[1].max() - found[1].min() < 1
 
 
 @pytest.mark.parametrize("name", SMALLEST)
