@@ -1,4 +1,4 @@
-"""Label sets made by hand: from the name of a network or a label set to a checked request, and made."""
+"""Label sets made by hand: from the name of a network, a label set or CLIP to a checked request, and made."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mcc_core import checkpoint as checkpoints
+from mcc_core.clip.config import ClipConfig
+from mcc_core.clip.seeds import ClipSeeds
 from mcc_core.config import DataConfig
 from mcc_core.data.index import DataIndex, build_index
 from mcc_core.data.label_maps import LABELS, LabelSet, read_label_set
@@ -26,6 +28,7 @@ from orchestrator.workflows.networks import find_network
 
 _CACHE = 4 * 10**9  # bytes of disk for what networks said, as `mcc sweep` of evaluation parameters keeps
 _DATA = "data."
+CLIP = "clip"  # names no file and no trial: seeds of a frozen CLIP, and its section of fields
 
 
 @dataclass(frozen=True)
@@ -49,19 +52,25 @@ def prepared(
     """Check what is asked for.
 
     Args:
-        source: a network by any name of it, or the folder or zip of a label set.
+        source: a network by any name of it, the folder or zip of a label set, or `clip`, a frozen network.
         kind: `crf`, or a chain such as `random_walk,crf`.
-        changes: dotted fields of the refinement, and of the experiment's `data` section.
+        changes: dotted fields of the refinement, of the experiment's `data` section, and of `clip`.
         data: a preset or a dataset's folder; default: what the network was trained on.
 
     Raises UsageError, one line per mistake; DataError for broken data.
     """
-    fields = {key: value for key, value in changes.items() if not key.startswith(_DATA)}
+    apart = (_DATA, f"{CLIP}.") if source == CLIP else (_DATA,)
+    fields = {key: value for key, value in changes.items() if not key.startswith(apart)}
     if "kind" in fields:
         raise UsageError("--set kind: --kind says it")
     refinement = validate(Refinement, merge({}, {**fields, "kind": kind}, "--set"), "--set")
     if (labels := label_set_at(source)) is not None:
         return Prepared(LabelSeeds(labels, refinement), refinement, index_of(None, data, changes, settings))
+    if source == CLIP:
+        given = {key: value for key, value in changes.items() if key.startswith(f"{CLIP}.")}
+        config = validate(ClipConfig, merge({CLIP: {}}, given, "--set")[CLIP], "--set clip")
+        index = index_of(None, data, changes, settings)
+        return Prepared(ClipSeeds(config, index.classes, refinement, chosen_device(device)), refinement, index)
     file = find_network(source, settings)
     saved = checkpoints.load(file)
     index = index_of(saved.experiment.data, data, changes, settings)
@@ -102,7 +111,7 @@ def label_set_at(source: str) -> LabelSet | None:
 def index_of(trained: DataConfig | None, data: str | None, changes: Mapping[str, Any], settings: Settings) -> DataIndex:
     """The dataset of `--data`, or of what was trained on. Raises UsageError, DataError."""
     if trained is None and data is None:
-        raise UsageError("--data: is missing: a label set does not say where its images are; a preset or a folder")
+        raise UsageError("--data: is missing: neither a label set nor CLIP says where images are; a preset or a folder")
     before = {} if trained is None else trained.model_dump(mode="json")
     fields = {key: value for key, value in changes.items() if key.startswith(_DATA)}
     section = merge({"data": data_fields(before, data)}, fields, "--set")["data"]
