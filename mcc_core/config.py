@@ -55,6 +55,17 @@ class DataConfig(Strict):
     shapes_seed: int = Field(0, ge=0, description="shapes: seed of the generator")
 
 
+class LabelsConfig(Strict):
+    """The label maps that a method learns from, where it learns from some."""
+
+    source: Path | None = Field(
+        None, description="a label set: its folder, its zip, or labels/<identity>, where it lies in storage"
+    )
+    supervision: Literal["weak", "full"] = Field(
+        "weak", description="full: allow maps made of masks that people drew; every table says so"
+    )
+
+
 class AugmentConfig(Strict):
     """Augmentation of the three views."""
 
@@ -205,12 +216,13 @@ class LossConfig(Strict):
 class OptimConfig(Strict):
     """The optimiser and its learning rate, which decays after a linear warm-up."""
 
-    kind: Literal["adamw", "sgd"] = Field("adamw", description="sgd: with Nesterov momentum")
+    kind: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(6e-5, gt=0)
     head_lr_scale: float = Field(10.0, gt=0, description="factor for classifiers, projector and decoder")
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[float, float] = Field((0.9, 0.999), description="adamw")
     momentum: float = Field(0.9, gt=0, lt=1, description="sgd")
+    nesterov: bool = Field(True, description="sgd: whether its momentum is Nesterov's")
     schedule: Literal["poly", "cosine"] = Field(
         "poly", description="poly: a power of what is left of the run; cosine: half a cosine, constant before it"
     )

@@ -9,7 +9,9 @@ from typing import Any
 
 from mcc_core.config import Experiment
 from mcc_core.data.index import DataIndex, build_index
+from mcc_core.data.label_source import with_labels
 from mcc_core.experiment_files import resolve
+from mcc_core.methods.registry import method_of
 
 
 def experiment(base: str | Path = "voc", changes: Mapping[str, Any] | None = None) -> Experiment:
@@ -22,12 +24,13 @@ def experiment(base: str | Path = "voc", changes: Mapping[str, Any] | None = Non
 
 
 def index(experiment: Experiment, home: str | Path | None = None) -> DataIndex:
-    """The checked dataset of an experiment: its images, image-level labels, and masks for evaluation.
+    """The checked dataset of an experiment: its images, image-level labels, masks for evaluation, and its label set.
 
     Every image is decoded once; the result is remembered below `home` (default: `MCC_HOME`, or `./.mcc`), where
     generated shapes are written too. Raises DataError, which names the file.
     """
-    return build_index(experiment.data, home_folder(home))
+    folder = home_folder(home)
+    return with_labels(build_index(experiment.data, folder), method_of(experiment).labels(experiment), folder)
 
 
 def home_folder(home: str | Path | None) -> Path:

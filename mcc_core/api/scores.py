@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from mcc_core.api.experiments import index as build
+from mcc_core.api.experiments import home_folder
 from mcc_core.api.model import Model, load
-from mcc_core.data.index import DataIndex
+from mcc_core.data.index import DataIndex, build_index
 from mcc_core.errors import DataError, UsageError
 from mcc_core.evaluation.protocols import ProtocolName
 from mcc_core.evaluation.scoring import Scorer, metrics, protocol_settings, totals
@@ -74,7 +74,7 @@ def evaluate(
         raise UsageError(f"protocols: {wrong[0]!r}: not one of {', '.join(get_args(ProtocolName))}")
     if split not in ("val", "train"):
         raise UsageError(f"split: {split!r}: not val or train")
-    index = build(model.experiment) if index is None else index
+    index = build_index(model.experiment.data, home_folder(None)) if index is None else index
     if index.classes != model.classes:
         raise UsageError(
             f"index: has the classes {', '.join(index.classes[:3])}, ..., the model {', '.join(model.classes[:3])}, ..."

@@ -14,28 +14,38 @@ from torchvision.transforms.v2 import functional as TF
 
 from mcc_core.data.colours import View, normalise
 from mcc_core.data.index import Item
+from mcc_core.data.label_maps import LabelSet
 from mcc_core.data.pixels import read_mask, read_rgb
 from mcc_core.errors import DataError
 
-Augmentation = Callable[[Tensor, torch.Generator], Mapping[str, Tensor | View]]
+Augmentation = Callable[..., Mapping[str, Tensor | View]]
 Draw = tuple[int, int]  # (number of the pass over the data, index)
 
 
 class TrainingSet(Dataset[dict[str, Any]]):
-    """Augmented views of images with image-level labels. Has no way to a mask.
+    """Augmented views of images with image-level labels, and with label maps where there is a set. Has no way to a
+    mask.
 
     A sample is a function of (seed, draw, index): the number of loader processes does not matter. Raises DataError
     naming an image that has become unreadable since the index was made.
 
     Args:
+        labels: label maps of the items, which the augmentation gets with the image.
         finish: do the views' colours here; else a batch's are left to `finish_batch`.
     """
 
     def __init__(
-        self, items: Sequence[Item], num_classes: int, augment: Augmentation, seed: int, *, finish: bool = True
+        self,
+        items: Sequence[Item],
+        num_classes: int,
+        augment: Augmentation,
+        seed: int,
+        *,
+        labels: LabelSet | None = None,
+        finish: bool = True,
     ) -> None:
         self.items, self.num_classes, self.augment, self.seed = items, num_classes, augment, seed
-        self.finish = finish
+        self.finish, self.labels = finish, labels
 
     def __len__(self) -> int:
         return len(self.items)
@@ -46,7 +56,8 @@ class TrainingSet(Dataset[dict[str, Any]]):
         item = self.items[index]
         generator = torch.Generator().manual_seed(_seed(self.seed, draw, index))
         views: dict[str, Tensor] = {}
-        for name, view in self.augment(_tensor(read_rgb(item.image)), generator).items():
+        maps = {} if self.labels is None else label_maps(self.labels, item.name)
+        for name, view in self.augment(_tensor(read_rgb(item.image)), generator, **maps).items():
             if not isinstance(view, View):
                 views[name] = view
             elif self.finish:
@@ -56,6 +67,16 @@ class TrainingSet(Dataset[dict[str, Any]]):
         labels = torch.zeros(self.num_classes)
         labels[list(item.labels)] = 1
         return views | {"labels": labels, "name": item.name}
+
+
+def label_maps(labels: LabelSet, name: str) -> dict[str, Tensor]:
+    """`label` H,W uint8 of an image and, where any image of the set has one, `confidence` H,W uint8, 255 for 1.0."""
+    label = torch.from_numpy(labels.label(name))
+    if not labels.has_confidence:
+        return {"label": label}
+    sure = labels.confidence(name)
+    whole = torch.full_like(label, 255)
+    return {"label": label, "confidence": whole if sure is None else torch.from_numpy(sure).mul(255).round().byte()}
 
 
 class EvaluationSet(Dataset[dict[str, Any]]):

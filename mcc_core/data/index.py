@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import track
@@ -26,6 +26,9 @@ from mcc_core.data.voc import VOC_CLASSES, read_class_file, read_labels, read_sp
 from mcc_core.errors import DataError
 from mcc_core.files import file_digest, file_stamp, whole
 from mcc_core.parallel import each
+
+if TYPE_CHECKING:
+    from mcc_core.data.label_maps import LabelSet
 
 _PROGRESS_FROM = 2000  # files to check before a progress bar is worth its line
 
@@ -50,6 +53,7 @@ class DataIndex:
     skipped: tuple[str, ...]  # `path: reason` of images left out
     fingerprint: str  # of names, labels, image contents and val masks; the folder does not matter
     notes: tuple[str, ...] = ()  # about masks and labels that do not agree
+    labels: LabelSet | None = None  # maps of the train items, for methods that learn from some
 
     @property
     def has_masks(self) -> bool:
@@ -194,14 +198,23 @@ def supervision_certificate(index: DataIndex) -> dict[str, Any]:
     """Facts about what training can see, computed from the index: recorded with each trial."""
     train, val = {i.name for i in index.train}, {i.name for i in index.val}
     files, masks = {i.image for i in index.train}, set(index.masks.values())
-    return {
+    full = index.labels is not None and index.labels.supervision == "full"
+    facts: dict[str, Any] = {
         "training_images": len(train),
         "validation_images": len(val),
         "images_in_both": len(train & val),
-        "training_reads_masks": bool(files & masks),  # the only files that an Item, and so training, leads to
+        "training_reads_masks": full or bool(files & masks),  # the only files that an Item leads to
         "skipped_images": list(index.skipped),
         "data_fingerprint": index.fingerprint,
     }
+    if index.labels is not None:
+        facts["label_maps"] = {
+            "identity": index.labels.identity,
+            "content": index.labels.file.content,
+            "supervision": index.labels.supervision,
+            "origin": dict(index.labels.origin),
+        }
+    return facts
 
 
 def _classes(config: DataConfig) -> tuple[str, ...]:

@@ -74,6 +74,41 @@ class OneView:
         return {"view1": View(view), "box": torch.tensor(box)}
 
 
+@dataclass(frozen=True)
+class Window:
+    """A random rescaling and then a window of crop x crop; where the image is smaller it lies at random inside."""
+
+    size: tuple[int, int]  # of the rescaled image
+    crop: int
+    top: int  # of the window in the image, or of the image in the window
+    left: int
+
+    @classmethod
+    def drawn(cls, size: tuple[int, int], scale: tuple[float, float], crop: int, draw: Draw) -> Window:
+        """A window of an image of `size` H,W."""
+        factor = draw.uniform(*scale)
+        height, width = (max(1, round(side * factor)) for side in size)
+        return cls((height, width), crop, draw.integer(abs(height - crop)), draw.integer(abs(width - crop)))
+
+    def cut(
+        self,
+        image: Tensor,
+        padding: tuple[float, ...],
+        interpolation: TF.InterpolationMode = TF.InterpolationMode.BILINEAR,
+    ) -> tuple[Tensor, Box]:
+        """Bytes D,crop,crop of D,H,W and the box that is image; `padding` fills the rest, of 1."""
+        (height, width), crop = self.size, self.crop
+        # torch fails on bytes of a strip one pixel wide with antialiasing.
+        smooth = interpolation == TF.InterpolationMode.BILINEAR and min(image.shape[-2:]) > 1
+        image = TF.resize(image, [height, width], interpolation, antialias=smooth)
+        # Interleaved, as decoded images are and torch resizes them fastest.
+        canvas = torch.tensor(padding).mul(255).round().to(torch.uint8).repeat(crop, crop, 1).permute(2, 0, 1)
+        rows, columns = min(height, crop), min(width, crop)
+        y, x = (self.top, 0) if height >= crop else (0, self.top), (self.left, 0) if width >= crop else (0, self.left)
+        canvas[:, y[1] : y[1] + rows, x[1] : x[1] + columns] = image[:, y[0] : y[0] + rows, x[0] : x[0] + columns]
+        return canvas, (y[1], y[1] + rows, x[1], x[1] + columns)
+
+
 def _crop(
     image: Tensor,
     scale: tuple[float, float],
@@ -82,17 +117,7 @@ def _crop(
     padding: tuple[float, float, float] = IMAGENET_MEAN,
 ) -> tuple[Tensor, Box]:
     """The image rescaled at random, then a random window of crop x crop; where it is smaller it lies at random."""
-    factor = draw.uniform(*scale)
-    height, width = (max(1, round(side * factor)) for side in image.shape[-2:])
-    # torch fails on bytes of a strip one pixel wide with antialiasing.
-    image = TF.resize(image, [height, width], antialias=min(image.shape[-2:]) > 1)
-    top, left = draw.integer(abs(height - crop)), draw.integer(abs(width - crop))
-    # Interleaved, as decoded images are and torch resizes them fastest.
-    canvas = torch.tensor(padding).mul(255).round().to(torch.uint8).repeat(crop, crop, 1).permute(2, 0, 1)
-    rows, columns = min(height, crop), min(width, crop)
-    y, x = (top, 0) if height >= crop else (0, top), (left, 0) if width >= crop else (0, left)
-    canvas[:, y[1] : y[1] + rows, x[1] : x[1] + columns] = image[:, y[0] : y[0] + rows, x[0] : x[0] + columns]
-    return canvas, (y[1], y[1] + rows, x[1], x[1] + columns)
+    return Window.drawn((image.shape[-2], image.shape[-1]), scale, crop, draw).cut(image, padding)
 
 
 def resized_crop(

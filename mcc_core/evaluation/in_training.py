@@ -184,8 +184,10 @@ class _Scorer:
         truth: Tensor | None,
     ) -> Image.Image:
         size, classes = image.shape[-2:], labels[0].nonzero()[:, 0]
-        cam = maps["cam"][:, moved(classes, image.device)]
-        pseudo = pseudo_label(image, cam, seg, classes, self.config)[0]
+        pseudo = None
+        if "cam" in maps:
+            cam = maps["cam"][:, moved(classes, image.device)]
+            pseudo = pseudo_label(image, cam, seg, classes, self.config)[0].to(torch.uint8).cpu().numpy()
 
         def fit(label: Tensor) -> Tensor:
             return F.interpolate(label[None, None].float(), size=size, mode="nearest")[0, 0].to(torch.uint8).cpu()
@@ -193,7 +195,7 @@ class _Scorer:
         return cam_panel(
             denormalise(image, quantise=False)[0].clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy(),
             {stage: cam[0].cpu().numpy() for stage, cam in maps.items()},
-            pseudo.to(torch.uint8).cpu().numpy(),
+            pseudo,
             fit(prediction).numpy(),
             None if truth is None else fit(truth).numpy(),
             [name for name, here in zip(self.classes, labels[0], strict=True) if here],

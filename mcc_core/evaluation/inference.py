@@ -216,17 +216,19 @@ def panel(
     else:
         present = torch.tensor([bool((truth == number).any()) for number in range(1, len(classes) + 1)])
     shown = {stage: cam * present[:, None, None] for stage, cam in prediction.maps.items()}
-    tensor = to_tensor([prediction.image])
-    config = method_of(experiment).evaluation(experiment, len(classes))
-    height, width = prediction.image.shape[:2]
-    # Refinement works on a smaller picture, of which something must be left.
-    least, numbers = config.par.downscale, present.nonzero()[:, 0]
-    wide = padded(shown["cam"][None, numbers], least)
-    pseudo = pseudo_label(padded(tensor, least), wide, prediction.logits[None], numbers, config)
+    pseudo = None
+    if "cam" in shown:
+        config = method_of(experiment).evaluation(experiment, len(classes))
+        height, width = prediction.image.shape[:2]
+        # Refinement works on a smaller picture, of which something must be left.
+        least, numbers = config.par.downscale, present.nonzero()[:, 0]
+        wide, tensor = padded(shown["cam"][None, numbers], least), padded(to_tensor([prediction.image]), least)
+        label = pseudo_label(tensor, wide, prediction.logits[None], numbers, config)
+        pseudo = label[0, :height, :width].to(torch.uint8).numpy()
     return cam_panel(
         prediction.image,
         {stage: cam.numpy() for stage, cam in shown.items()},
-        pseudo[0, :height, :width].to(torch.uint8).numpy(),
+        pseudo,
         prediction.mask,
         truth,
         [name for name, here in zip(classes, present, strict=True) if here],

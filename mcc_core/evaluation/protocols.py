@@ -315,7 +315,9 @@ def squashed_cam(maps: Maps, which: str, config: EvaluationConfig) -> Tensor:
 
 def supported(map_stages: Sequence[str]) -> tuple[ProtocolName, ...]:
     """The protocols that a network with these class maps can be scored by."""
-    return tuple(name for name, (stage, _) in PROTOCOLS.items() if stage != "aux_cam" or stage in map_stages)
+    return tuple(
+        name for name in PROTOCOLS if name in SEGMENTATION or ("aux_cam" if name == "aux_cam" else "cam") in map_stages
+    )
 
 
 def needs_crf(protocol: ProtocolName) -> bool:

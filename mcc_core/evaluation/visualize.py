@@ -36,7 +36,7 @@ def heat(image: np.ndarray, cam: np.ndarray) -> Image.Image:
 def cam_panel(
     image: np.ndarray,
     maps: Mapping[str, np.ndarray],
-    pseudo_label: np.ndarray,
+    pseudo_label: np.ndarray | None,
     prediction: np.ndarray,
     ground_truth: np.ndarray | None,
     present: Sequence[str],
@@ -50,7 +50,7 @@ def cam_panel(
     tiles = [
         (", ".join(present) or "no class", Image.fromarray(image)),
         *((_CAPTIONS.get(stage, stage), heat(image, cam.max(0))) for stage, cam in maps.items()),
-        ("pseudo-label", Image.fromarray(colorize(pseudo_label))),
+        *([] if pseudo_label is None else [("pseudo-label", Image.fromarray(colorize(pseudo_label)))]),
         ("prediction", Image.fromarray(colorize(prediction))),
     ]
     if ground_truth is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from mcc_core.checkpoint import Checkpoint
 from mcc_core.data.colours import normalise
 from mcc_core.errors import MCCError, UsageError
-from mcc_core.exporting.deployed import LEAST_CELLS, OUTPUTS, Deployed, description
+from mcc_core.exporting.deployed import LEAST_CELLS, Deployed, description
 from mcc_core.exporting.formats import SUFFIXES, Format, Run, write
 from mcc_core.files import whole
 
@@ -87,10 +87,10 @@ def _inputs(image: np.ndarray | None, stride: int) -> list[Tensor]:
 
 @torch.no_grad()
 def _compared(network: Deployed, run: Run, inputs: list[Tensor]) -> tuple[dict[str, float], int, int]:
-    gaps, pixels, other = dict.fromkeys(OUTPUTS, 0.0), 0, 0
+    gaps, pixels, other = dict.fromkeys(network.outputs, 0.0), 0, 0
     for images in inputs:
         wanted, answered = network(images), run(images)
-        for name, first, two in zip(OUTPUTS, wanted, answered, strict=True):
+        for name, first, two in zip(network.outputs, wanted, answered, strict=True):
             gap = float((first - two).abs().max())
             gaps[name] = max(gaps[name], gap)
             if not gap <= _TOLERANCE * max(1.0, float(first.abs().max())):

@@ -12,7 +12,7 @@ from mcc_core.config import IMAGENET_MEAN, IMAGENET_STD
 from mcc_core.networks.base import Network
 
 INPUT = "images"
-OUTPUTS = ("segmentation", "scores", "cam")
+_OUTPUTS = ("segmentation", "scores", "cam")
 LEAST_CELLS = 2  # of the coarsest grid, along each side of an image
 
 
@@ -22,14 +22,17 @@ class Deployed(nn.Module):
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
+        self.outputs = _OUTPUTS if "cam" in network.map_stages else _OUTPUTS[:2]
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of normalised images B,3,H,W: logits B,C+1,H,W with the background first, class probabilities B,C, and
-        class activation maps B,C,h,w at the network's own resolution, at least 0."""
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Of normalised images B,3,H,W: logits B,C+1,H,W with the background first, class probabilities B,C, and,
+        where the network has them, class activation maps B,C,h,w at its own resolution, at least 0."""
         output = self.network(images)
-        cam = self.network.class_maps(images, output)["cam"]
         segmentation = F.interpolate(output.seg, size=images.shape[-2:], mode="bilinear", align_corners=False)
-        return segmentation, output.cls.sigmoid(), F.relu(cam)
+        found = segmentation, output.cls.sigmoid()
+        if "cam" not in self.network.map_stages:
+            return found
+        return *found, F.relu(self.network.class_maps(images, output)["cam"])
 
 
 def description(saved: Checkpoint, stride: int, more: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mcc_core.checkpoint import Checkpoint, load, save_weights
 from mcc_core.errors import MCCError, UsageError
-from mcc_core.exporting.deployed import INPUT, LEAST_CELLS, OUTPUTS, Deployed
+from mcc_core.exporting.deployed import INPUT, LEAST_CELLS, Deployed
 
 Format = Literal["onnx", "torch-export", "safetensors"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensors"}
@@ -36,7 +36,7 @@ def write(kind: Format, network: Deployed, saved: Checkpoint, about: dict[str, A
         with _quiet():
             program = _program(network)
             if kind == "onnx":
-                return _onnx(program, about, file)
+                return _onnx(program, network.outputs, about, file)
             torch.export.save(program, file, extra_files={"mcc.json": json.dumps(about)})
             return torch.export.load(file).module()
     except (MCCError, OSError):
@@ -58,11 +58,11 @@ def _program(network: Deployed) -> torch.export.ExportedProgram:
         return torch.export.export(network, (example,), dynamic_shapes={INPUT: sizes}, strict=False)
 
 
-def _onnx(program: torch.export.ExportedProgram, about: dict[str, Any], file: Path) -> Run:
+def _onnx(program: torch.export.ExportedProgram, outputs: tuple[str, ...], about: dict[str, Any], file: Path) -> Run:
     import onnx
     import onnxruntime
 
-    made = torch.onnx.export(program, dynamo=True, input_names=[INPUT], output_names=list(OUTPUTS), verbose=False)
+    made = torch.onnx.export(program, dynamo=True, input_names=[INPUT], output_names=list(outputs), verbose=False)
     assert made is not None
     proto = made.model_proto
     # Every runtime shows texts by key; `mcc` has all of it.
@@ -73,7 +73,7 @@ def _onnx(program: torch.export.ExportedProgram, about: dict[str, Any], file: Pa
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> tuple[Tensor, ...]:
-        return tuple(map(torch.from_numpy, session.run(list(OUTPUTS), {INPUT: images.numpy()})))
+        return tuple(map(torch.from_numpy, session.run(list(outputs), {INPUT: images.numpy()})))
 
     return run
 

@@ -9,18 +9,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mcc_core.config import EvaluationConfig, Experiment
+from mcc_core.config import EvaluationConfig, Experiment, LabelsConfig
 from mcc_core.schedules import always_zero, value_at
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from mcc_core.data.colours import View
     from mcc_core.methods.objective import Objective
     from mcc_core.networks.base import Network
 
-Augmentation = Callable[["Tensor", "torch.Generator"], "Mapping[str, Tensor | View]"]
+Augmentation = Callable[..., "Mapping[str, Tensor | View]"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Method:
     experiment: ClassVar[type[Experiment]]
     terms: ClassVar[tuple[str, ...]]  # loss terms, fields of `loss`, in display order
     optional_terms: ClassVar[tuple[str, ...]] = ()  # further ones, whose weight is 0 unless an experiment asks for them
-    map_stages: ClassVar[tuple[str, ...]]  # class maps of its network
+    map_stages: ClassVar[tuple[str, ...]]  # class maps of its network; () where it has none
     # Of weights files of others: tensors that no other method's have; those of which one has a row for each class;
     # what names of the backbone begin with, in published networks and in ours.
     published_marks: ClassVar[tuple[str, ...]] = ()
@@ -65,8 +64,19 @@ class Method:
         """The losses of a network."""
         raise TypeError(f"{self.name} has no objective")
 
+    def labels(self, experiment: Any) -> LabelsConfig | None:
+        """The section `labels` of an experiment that learns from a label set; None where only image-level labels are
+        learned from.
+
+        The set's identity is part of the trial's; where it lies is not.
+        """
+        return None
+
     def augment(self, experiment: Any) -> Augmentation:
-        """Views of an image 3,H,W uint8 by name, each 3,S,S, and `box`, its valid area: top, bottom, left, right.
+        """Called with an image 3,H,W uint8 and a generator, and of a label set with `label` H,W uint8 and, where any
+        image of it has one, `confidence` H,W uint8 (255 for 1.0).
+
+        Gives views by name, each 3,S,S, and `box`, its valid area: top, bottom, left, right.
 
         A view is a `View`, whose colours are done where `compute.augmentation` says, or a normalised tensor.
 

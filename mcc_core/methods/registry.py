@@ -14,6 +14,7 @@ from mcc_core.methods.base import Method
 from mcc_core.methods.fsr import FSR
 from mcc_core.methods.mcc import MCC
 from mcc_core.methods.mctformer import MCTformer
+from mcc_core.methods.segmentation import Segmentation
 from mcc_core.methods.slrnet import SLR
 from mcc_core.methods.toco import ToCo
 from mcc_core.validation import validate
@@ -21,7 +22,9 @@ from mcc_core.validation import validate
 if TYPE_CHECKING:
     from mcc_core.networks.base import Network
 
-METHODS: dict[str, Method] = {method.name: method for method in (MCC(), ToCo(), AFA(), SLR(), FSR(), MCTformer())}
+METHODS: dict[str, Method] = {
+    method.name: method for method in (MCC(), ToCo(), AFA(), SLR(), FSR(), MCTformer(), Segmentation())
+}
 GROUP = "mcc.methods"  # entry points by which installed packages offer methods of their own
 DEFAULT = MCC.name
 
@@ -61,6 +64,12 @@ def method_of_fields(fields: Mapping[str, Any], source: str = "method") -> Metho
 def experiment_of(fields: Mapping[str, Any], source: str) -> Experiment:
     """Raw fields as an experiment of their method. Raises UsageError, one line per mistake."""
     return validate(method_of_fields(fields, source).experiment, fields, source)
+
+
+def supervision_of(experiment: Experiment) -> str:
+    """`full` of an experiment that learns from masks that people drew, else `weak`."""
+    labels = method_of(experiment).labels(experiment)
+    return "weak" if labels is None else labels.supervision
 
 
 def network_of(experiment: Experiment, num_classes: int) -> Network:

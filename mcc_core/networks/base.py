@@ -35,12 +35,12 @@ class ParameterGroup:
 
 
 class Network(nn.Module):
-    """A network that classifies images, segments them, and says where it sees a class.
+    """A network that classifies images, segments them, and, where it has class maps, says where it sees a class.
 
     Attributes:
         num_classes: foreground classes C.
         stride: pixels per cell of the coarsest grid, and the smallest side of an image.
-        map_stages: names of the class maps that `class_maps` gives.
+        map_stages: names of the class maps that `class_maps` gives; empty where it has none.
         averages: what names of moving averages begin with, and names of what they average and begin as.
         precision: of the trial's matrix products, which whoever uses the network sets (`arithmetic`).
         deterministic: whether the trial is repeatable to the bit, set likewise.

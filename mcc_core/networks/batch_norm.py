@@ -52,3 +52,10 @@ class _Summed(torch.autograd.Function):
 
 def _summed(x: Tensor) -> Tensor:
     return _Summed.apply(x)
+
+
+def synchronised(module: nn.Module) -> None:
+    """Turn every plain batch norm in a module, such as a library's, into a SyncedBatchNorm; it has the same tensors."""
+    for norm in module.modules():
+        if type(norm) is nn.BatchNorm2d:
+            norm.__class__ = SyncedBatchNorm

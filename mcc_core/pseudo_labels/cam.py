@@ -43,6 +43,8 @@ def raw_maps(
     classes: Tensor | None = None,
 ) -> dict[MapStage, list[MapPair]]:
     """Class activations at the network's resolution: by stage, for each scale those of the image and of its flip."""
+    if not network.map_stages:
+        return {}
     passes, cached = [], []
     for scale in scales:
         cached.append(scale == 1.0 and known is not None)

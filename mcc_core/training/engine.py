@@ -26,9 +26,10 @@ from mcc_core.config import Experiment
 from mcc_core.data.colours import finish_batch
 from mcc_core.data.datasets import Draw, TrainingBatches, TrainingSet
 from mcc_core.data.index import DataIndex, supervision_certificate
+from mcc_core.data.label_maps import LabelSet
 from mcc_core.data.loading import start_early, training_loader
 from mcc_core.device import moved, release, synchronise
-from mcc_core.errors import TrainingFault
+from mcc_core.errors import TrainingFault, UsageError
 from mcc_core.evaluation.in_training import EvaluationRecord, evaluate
 from mcc_core.methods.base import Step
 from mcc_core.methods.registry import method_of, network_of
@@ -219,7 +220,9 @@ class _Run:
         passes = config.accumulate
         augment = self.method.augment(self.experiment)
         finish = self.experiment.compute.augmentation == "loader"
-        dataset = TrainingSet(self.index.train, len(self.index.classes), augment, self.seed, finish=finish)
+        dataset = TrainingSet(
+            self.index.train, len(self.index.classes), augment, self.seed, labels=self._labels(), finish=finish
+        )
         turns = [
             TrainingBatches(
                 len(dataset),
@@ -234,6 +237,14 @@ class _Run:
         ]
         loader = training_loader(dataset, _Turns(turns), config.loader_workers, pin=self.device.type == "cuda")
         return zip(*[iter(loader)] * passes, strict=True)
+
+    def _labels(self) -> LabelSet | None:
+        """The label set, of a method that learns from one."""
+        if self.method.labels(self.experiment) is None:
+            return None
+        if self.index.labels is None:
+            raise UsageError("labels: the dataset was read without them; mcc_core.index(experiment) reads both")
+        return self.index.labels
 
     def step(self, iteration: int, batches: Sequence[dict[str, Any]]) -> list[Step]:
         """One optimiser step at a 0-based iteration: a pass for each batch, gradients averaged over passes and ranks.

@@ -34,7 +34,7 @@ def build_optimizer(network: Network, config: OptimConfig) -> torch.optim.Optimi
     ]
     if config.kind == "sgd":
         return torch.optim.SGD(
-            groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=True
+            groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=config.nesterov
         )
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 from mcc_core.errors import UsageError
+from orchestrator.cli import completion
+from orchestrator.cli.options import Set, overrides
 
 if TYPE_CHECKING:
     from mcc_core.data.prepare import Prepared, Progress
@@ -75,6 +77,58 @@ def folder(
     with _bar() as progress:
         made = finish(draft, out, skip_broken=skip_broken, progress=progress)
     _print(made)
+
+
+@app.command()
+def labels(
+    experiment: Annotated[
+        str,
+        typer.Argument(
+            metavar="PRESET|FILE", help="Whose images (its data section).", autocompletion=completion.experiments
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the label set.")],
+    maps: Annotated[
+        Path | None,
+        typer.Option("--maps", metavar="FOLDER", help="Label maps, IMAGE.png; default: the dataset's own masks."),
+    ] = None,
+    confidence: Annotated[
+        Path | None, typer.Option("--confidence", metavar="FOLDER", help="Grey IMAGE.png, 255 for certain.")
+    ] = None,
+    supervision: Annotated[
+        str, typer.Option("--supervision", help="full: the maps are masks that people drew; weak.")
+    ] = "weak",
+    set_: Set = None,
+) -> None:
+    """Make a label set of label maps, to train a segmentation network on.
+
+    `mcc train segmentation --set labels.source=OUT` does.
+    """
+    from mcc_core.data.index import build_index
+    from mcc_core.data.make_labels import label_set_of_folder, label_set_of_masks
+    from mcc_core.experiment_files import resolve
+    from orchestrator.settings import Settings
+
+    if supervision not in ("weak", "full"):
+        raise UsageError(f"--supervision {supervision}: expected weak or full")
+    if maps is None and supervision != "full":
+        raise UsageError("--supervision full: the dataset's own masks are that; say so, or give --maps FOLDER")
+    if maps is None and confidence is not None:
+        raise UsageError(f"--confidence {confidence}: goes with --maps FOLDER")
+    kind = cast("Literal['weak', 'full']", supervision)
+    index = build_index(resolve(experiment, overrides(set_), source="--set").data, Settings.from_environment().home)
+    with _bar() as progress:
+        if maps is None:
+            made, without = label_set_of_masks(index, out, progress=progress)
+        else:
+            made, without = label_set_of_folder(
+                index, maps, out, confidence=confidence, supervision=kind, progress=progress
+            )
+    if without:
+        print(f"without a map: {len(without)} of {len(index.train)} training images, such as {without[0]}")
+    print(f"{out}: {len(made.names)} label maps, {made.supervision} supervision, {made.identity}")
+    full = " --set labels.supervision=full" if made.supervision == "full" else ""
+    print(f"train with --set labels.source={out}{full}")
 
 
 @app.command()

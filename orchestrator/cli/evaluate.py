@@ -24,8 +24,12 @@ def evaluate(
     ] = None,
     split: Annotated[str, typer.Option("--split", help="Split with masks; any with --submission.")] = "val",
     protocol: Annotated[
-        str, typer.Option("--protocol", help="cam, aux_cam, cam_crf, refined, single, ms, ms_crf; several with commas.")
-    ] = "cam,single,ms",
+        str | None,
+        typer.Option(
+            "--protocol",
+            help="cam, aux_cam, cam_crf, refined, single, ms, ms_crf; several with commas; default: cam,single,ms.",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Default: evaluations/NAME-SPLIT.")] = None,
     set_: Set = None,
     submission: Annotated[
@@ -56,9 +60,9 @@ def evaluate(
     from orchestrator.tracking.evaluations import track_evaluation
     from orchestrator.workflows.networks import find_network
 
-    names = _protocols(protocol)
-    if submission is not None and (len(names) != 1 or names[0] not in SEGMENTATION):
-        raise UsageError(f"--protocol {protocol}: --submission takes one of {', '.join(SEGMENTATION)}")
+    names = None if protocol is None else _protocols(protocol)
+    if submission is not None and (names is None or len(names) != 1 or names[0] not in SEGMENTATION):
+        raise UsageError(f"--protocol {protocol or ''}: --submission takes one of {', '.join(SEGMENTATION)}")
     settings, console = Settings.from_environment(), Console()
     file = find_network(checkpoint, settings)
     request = evaluation_request(
@@ -71,6 +75,7 @@ def evaluate(
         keep_masks=masks or submission is not None,
         blind=masks or submission is not None,
     )
+    first = request.settings[0].name
     target = out or Path("evaluations") / f"{slug(checkpoint)}-{split}"
     columns = (TextColumn("evaluating"), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True, console=console) as progress:
@@ -84,9 +89,9 @@ def evaluate(
         )
     _print(result, console)
     if masks:
-        console.print(f"label maps: {result.masks(names[0]).parent}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"label maps: {result.masks(first).parent}", highlight=False, markup=False, soft_wrap=True)
     if submission is not None:
-        write_submission(result.masks(names[0]), result.images, submission)
+        write_submission(result.masks(first), result.images, submission)
         console.print(f"{submission}: {len(result.images)} label maps", highlight=False)
     if track and result.metrics:
         try:

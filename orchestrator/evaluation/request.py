@@ -9,18 +9,19 @@ from typing import Any
 from mcc_core import checkpoint as checkpoints
 from mcc_core.data.index_file import INDEX
 from mcc_core.errors import UsageError
-from mcc_core.evaluation.protocols import ProtocolName
+from mcc_core.evaluation.protocols import ProtocolName, supported
 from mcc_core.evaluation.scoring import protocol_settings
 from mcc_core.experiment_files import load_base, merge, preset_names
-from mcc_core.methods.registry import experiment_of
+from mcc_core.methods.registry import experiment_of, method_of
 from orchestrator.evaluation.run import Request
 
 PREFIX = "evaluation."
+_DEFAULT: tuple[ProtocolName, ...] = ("cam", "single", "ms")
 
 
 def evaluation_request(
     checkpoint: Path,
-    protocols: Sequence[ProtocolName],
+    protocols: Sequence[ProtocolName] | None,
     split: str,
     changes: Mapping[str, Any],
     *,
@@ -32,6 +33,7 @@ def evaluation_request(
     """Check a request.
 
     Args:
+        protocols: default: cam, single and ms, as far as the network has what they score.
         changes: dotted fields: those of the experiment's `data` section, and `evaluation.` ones of the protocols.
         data: a preset, whose data section is taken, or a dataset folder; default: the data the checkpoint was
             trained on.
@@ -48,6 +50,8 @@ def evaluation_request(
     experiment = experiment_of(merge(fields, known, "--set"), f"{checkpoint} with --set")
     special = {key.removeprefix(PREFIX): value for key, value in changes.items() if key.startswith(PREFIX)}
     nested = merge({}, special, "--set")
+    possible = supported(method_of(saved.experiment).map_stages)
+    protocols = [name for name in _DEFAULT if name in possible] if protocols is None else protocols
     settings = protocol_settings(saved.experiment, len(saved.classes), protocols, nested, "--set evaluation")
     return Request(checkpoint, saved, experiment.data, split, settings, limit, keep_masks, blind)
 

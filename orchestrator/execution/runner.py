@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -34,6 +35,7 @@ from orchestrator.planning.plan import Plan, is_done, plan_document, trial_docum
 from orchestrator.records import layout
 from orchestrator.records.budget import Meter
 from orchestrator.records.events import segments, trial_state, trial_states, write_end
+from orchestrator.records.label_sets import store_labels
 from orchestrator.records.leases import Lease, claimed, held, refuse_deleted
 from orchestrator.records.results import Result
 from orchestrator.records.status import TrialStatus
@@ -72,7 +74,7 @@ def run(
     """
     storage = Storage(settings.storage)
     storage.check()
-    book = _Book(plan, storage, list(command or sys.argv), force=force)
+    book = _Book(plan, storage, settings.home, list(command or sys.argv), force=force)
     with book.on_record():
         refuse_deleted(storage, (t.identity for t in plan.trials))
         return _run(plan, settings, storage, book, only, on_tick, on_trial)
@@ -113,8 +115,8 @@ def _run(
 class _Book:
     """Writes down what is going to run, before it runs."""
 
-    def __init__(self, plan: Plan, storage: Storage, command: list[str], *, force: bool) -> None:
-        self.plan, self.storage, self.force = plan, storage, force
+    def __init__(self, plan: Plan, storage: Storage, home: Path, command: list[str], *, force: bool) -> None:
+        self.plan, self.storage, self.home, self.force = plan, storage, home, force
         self.environment = environment_record(command)
         commit = self.environment["git"]["commit"] if self.environment["git"] else None
         self.document = plan_document(plan, command, commit)
@@ -155,6 +157,7 @@ class _Book:
 
     def _trial(self, trial: Trial) -> None:
         folder = layout.trial(trial.identity)
+        store_labels(self.storage, trial.experiment, self.home)
         text = yaml.safe_dump(trial.experiment.model_dump(mode="json"), sort_keys=False)
         self.storage.write(f"{folder}/experiment.yaml", text.encode())
         self.storage.write(f"{folder}/environment.json", json.dumps(self.environment, indent=1).encode())

@@ -12,11 +12,13 @@ from typing import Any
 
 from mcc_core.config import DataConfig, Experiment
 from mcc_core.data.index import DataIndex, build_index
+from mcc_core.data.label_source import stored_identity
 from mcc_core.errors import UsageError
 from mcc_core.experiment_files import merge
 from mcc_core.files import json_digest
-from mcc_core.methods.registry import experiment_of
+from mcc_core.methods.registry import experiment_of, method_of
 from orchestrator.planning.identity import trial_identity
+from orchestrator.planning.label_sets import labelled, named
 from orchestrator.search.population import Drawn, first_values
 from orchestrator.search.tpe import Proposal, TpeSearch
 from orchestrator.spec import space as spaces
@@ -85,7 +87,7 @@ class ConfigurationBuilder:
             brief = text if number is None else _rounded
             shown = [f"{self._short[k]}={brief(_get(experiment, k))}" for k in values]
             name = " ".join(shown if number is None else [f"#{number}", *shown]) or Path(self.sweep.base).stem
-        return Candidate(name, varied, experiment)
+        return Candidate(named(name, experiment), varied, experiment)
 
     def planned(self) -> tuple[list[Candidate], list[str]]:
         """(configurations that are known before anything runs, why drawn ones were left out)."""
@@ -142,7 +144,7 @@ class ConfigurationSet:
     builder: ConfigurationBuilder
     home: Path  # where data that is generated lies
     trials: dict[str, Trial] = field(default_factory=dict)
-    indexes: dict[str, DataIndex] = field(default_factory=dict)  # by fingerprint
+    indexes: dict[str, DataIndex] = field(default_factory=dict)  # by fingerprint, with the label set of the last trial
     duplicates: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -153,32 +155,38 @@ class ConfigurationSet:
         """A configuration's trials, one for each seed; what is there already is not added again."""
         seeds = self.builder.sweep.seeds
         added = []
+        point, (experiment, fingerprint) = candidate.point, self._labelled(candidate.experiment)
         for seed in seeds:
-            name = f"{candidate.point} s{seed}" if len(seeds) > 1 else candidate.point
-            fingerprint = self._index(candidate.experiment.data).fingerprint
-            identity = trial_identity(candidate.experiment, seed, fingerprint)
+            name = f"{point} s{seed}" if len(seeds) > 1 else point
+            identity = trial_identity(experiment, seed, fingerprint)
             if isinstance(self.builder.sweep.scheduler, Pbt):
-                identity = self._member_identity(candidate.point, identity)
+                identity = self._member_identity(point, identity)
             if identity in self.trials:
                 self.duplicates.append(name)
             else:
                 self._taken[name] += 1
                 name = name if self._taken[name] == 1 else f"{name} #{self._taken[name]}"
-                self.trials[identity] = Trial(
-                    identity, name, candidate.varied, candidate.experiment, seed, candidate.point, fingerprint
-                )
+                self.trials[identity] = Trial(identity, name, candidate.varied, experiment, seed, point, fingerprint)
             added.append(self.trials[identity])
         return added
 
     def base_identity(self) -> str:
         """Identity of the sweep's base with its first seed."""
-        experiment = self.builder.candidate({}).experiment
-        return trial_identity(experiment, self.builder.sweep.seeds[0], self._index(experiment.data).fingerprint)
+        experiment, fingerprint = self._labelled(self.builder.candidate({}).experiment)
+        return trial_identity(experiment, self.builder.sweep.seeds[0], fingerprint)
 
     def _member_identity(self, point: str, identity: str) -> str:
         """A member of a population is no ordinary trial: its configuration changes, and so do its weights."""
         content = f"{point} {identity} {self.builder.definition()}"
         return f"pbt-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+
+    def _labelled(self, experiment: Experiment) -> tuple[Experiment, str]:
+        """The experiment with its label set named by identity, and the fingerprint of its data."""
+        index = self._index(experiment.data)
+        experiment, with_set = labelled(experiment, index, self.home)
+        if with_set is not index:
+            self.indexes[index.fingerprint] = with_set
+        return experiment, index.fingerprint
 
     def _index(self, data: DataConfig) -> DataIndex:
         key = data.model_dump_json()
@@ -249,6 +257,10 @@ def _absolute(experiment: Experiment) -> Experiment:
         changes["root"] = data.root.expanduser().resolve()
     if isinstance(data.classes, Path):
         changes["classes"] = data.classes.expanduser().resolve()
+    labels = method_of(experiment).labels(experiment)
+    if labels is not None and labels.source is not None and stored_identity(labels.source) is None:
+        source = labels.model_copy(update={"source": labels.source.expanduser().resolve()})
+        experiment = experiment.model_copy(update={"labels": source})
     if changes:
         experiment = experiment.model_copy(update={"data": data.model_copy(update=changes)})
     if isinstance(model.weights, Path):

@@ -12,6 +12,7 @@ from statistics import median
 
 from mcc_core.config import Experiment
 from mcc_core.data.index import DataIndex
+from mcc_core.methods.registry import method_of
 from orchestrator.records.speeds import Speed, past_speeds, speed_profile
 from orchestrator.storage.store import Storage
 
@@ -88,6 +89,8 @@ def _probe(experiment: Experiment, index: DataIndex, threads: float, *, gpu: boo
 
     On a GPU in a process of its own, whose end gives back all that it held of the GPU, its context among it.
     """
+    if method_of(experiment).labels(experiment) is not None and index.labels is None:
+        return None  # a stage makes them
     if not gpu:
         return _measured(experiment, index, threads, "cpu")
     import torch

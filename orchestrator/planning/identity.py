@@ -1,7 +1,7 @@
 """Identity of a trial: a hash of what can change its numbers, so that the same work is never done twice.
 
-Part of it: the resolved experiment, the seed, the source of `mcc_core`, the initial weights, the data. Not part of it:
-where the data lies, what is only shown or logged, comments, the orchestrator.
+Part of it: the resolved experiment, the seed, the source of `mcc_core`, the initial weights, the data, the label set.
+Not part of it: where they lie, what is only shown or logged, comments, the orchestrator.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import mcc_core
 from mcc_core.config import Experiment, ModelConfig
+from mcc_core.data.label_source import labels_identity
 from mcc_core.files import file_digest, json_digest
 from mcc_core.methods.base import Method
 from mcc_core.methods.registry import METHODS, method_of
@@ -30,13 +31,13 @@ _WITHOUT: dict[str, tuple[str, ...]] = {
 _NOT_TRAINING = {
     *("visualize.py", "inference.py", "crf.py", "errors.py", "protocols.py", "scoring.py"),
     *("published.py", "import_weights.py", "registry.py"),
-    *("archives.py", "prepare.py", "prepare_voc.py", "prepare_coco.py", "prepare_folder.py"),
+    *("archives.py", "prepare.py", "prepare_voc.py", "prepare_coco.py", "prepare_folder.py", "make_labels.py"),
 }
 _NOT_TRAINING_PLACES = ("__init__.py", "api/", "exporting/", "refinement/", "clip/")  # below the package
 
 
 def trial_identity(experiment: Experiment, seed: int, fingerprint: str) -> str:
-    """16 hexadecimal digits. Raises OSError when a weights file cannot be read."""
+    """16 hexadecimal digits. Raises OSError when a weights file cannot be read, UsageError when a label set cannot."""
     fields: dict[str, Any] = experiment.model_dump(mode="json")
     fields.pop("description")
     fields.pop("compat")  # a name for values that are all there
@@ -44,13 +45,17 @@ def trial_identity(experiment: Experiment, seed: int, fingerprint: str) -> str:
     for section, names in _WITHOUT.items():
         for name in names:
             fields[section].pop(name)
+    method = method_of(experiment)
     content = {
         "experiment": fields,
         "seed": seed,
-        "source": method_source(method_of(experiment)),
+        "source": method_source(method),
         "weights": weights_identity(experiment.model),
         "data": fingerprint,
     }
+    if (labels := method.labels(experiment)) is not None:
+        fields["labels"].pop("source")
+        content["labels"] = labels_identity(labels)
     return json_digest(content, 16)
 
 

@@ -18,9 +18,11 @@ from orchestrator.planning.configurations import ConfigurationBuilder, Configura
 from orchestrator.planning.disk import predicted_bytes
 from orchestrator.planning.earlier import earlier_notes
 from orchestrator.planning.estimate import Estimate, estimate_sweep
+from orchestrator.planning.label_sets import FULL
 from orchestrator.planning.places import places
 from orchestrator.records import layout
 from orchestrator.records.events import TrialState, trial_states
+from orchestrator.records.label_sets import fetch_labels
 from orchestrator.records.plans import PlanRecord, TrialRecord
 from orchestrator.records.status import TrialStatus
 from orchestrator.records.sweeps import sweeps
@@ -93,11 +95,14 @@ def plan_sweep(
     candidates, left_out = builder.planned()
     known = ConfigurationSet(builder, settings.home)
     for candidate in candidates:
+        fetch_labels(storage, candidate.experiment, settings.home)
         known.add(candidate)
     sweep_id, opened = _search(chosen, builder, known, storage)
     trials = tuple(known.trials.values())
     if not trials:
         raise UsageError(f"{source}: parameters: no valid configuration was drawn; the first: {left_out[0]}")
+    if chosen.baseline is not None and f"{chosen.baseline}{FULL}" in {t.point for t in trials}:
+        chosen = chosen.model_copy(update={"baseline": f"{chosen.baseline}{FULL}"})
     _check_baseline(chosen, source, trials)
     named = "metric" in sweep.model_fields_set or len(chosen.objectives) > 1
     chosen, unscored = _measurable(chosen, source, list(known.indexes.values()), named=named)

@@ -5,6 +5,7 @@ from __future__ import annotations
 TRIALS = "trials"
 SWEEPS = "sweeps"
 LEASES = "leases"
+LABELS = "labels"
 RAY = "ray"
 
 
@@ -41,6 +42,16 @@ def images(identity: str) -> str:
 def environment(identity: str) -> str:
     """The record of what a trial ran on."""
     return f"{trial(identity)}/environment.json"
+
+
+def labels(identity: str) -> str:
+    """Folder of the label set that a stage made."""
+    return f"{LABELS}/{identity}"
+
+
+def label_set(identity: str) -> str:
+    """A label set, packed."""
+    return f"{labels(identity)}/labels.zip"
 
 
 def sweep(name: str) -> str:

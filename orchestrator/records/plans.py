@@ -32,3 +32,9 @@ class PlanRecord(TypedDict):
     estimate: dict[str, Any] | None
     disk_bytes: NotRequired[float | None]
     trials: list[TrialRecord]
+
+
+def supervision(trial: Mapping[str, Any]) -> str:
+    """`full` of a trial that learns from masks that people drew, else `weak`."""
+    labels = trial["experiment"].get("labels")
+    return str(labels["supervision"]) if labels else "weak"

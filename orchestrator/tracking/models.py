@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from orchestrator.records.checkpoints import CheckpointRecord
+from orchestrator.records.plans import supervision
 from orchestrator.storage.store import Storage
 from orchestrator.tracking import client as mlflow_files
 from orchestrator.tracking.names import metric_name
@@ -61,6 +62,7 @@ def log_model(
         return str(known.model_id)
     identity = str(trial["identity"])
     tags = {"mcc.identity": identity, "mcc.sweep": sweep, "mcc.seed": str(trial["seed"])}
+    tags["mcc.supervision"] = supervision(trial)
     tags |= {
         "mcc.data": str(trial["fingerprint"]),
         "mcc.checkpoint": record.sha256,

@@ -30,7 +30,7 @@ from orchestrator.records import sweeps as catalog
 from orchestrator.records.checkpoints import CheckpointRecord, best_saved, saved_checkpoints
 from orchestrator.records.events import Event, history, read_segment, segments
 from orchestrator.records.leases import feeding, held
-from orchestrator.records.plans import PlanRecord
+from orchestrator.records.plans import PlanRecord, supervision
 from orchestrator.records.results import Result
 from orchestrator.records.status import TrialStatus
 from orchestrator.redaction import redact
@@ -208,6 +208,7 @@ class _Child:
         tracker, trial = self.tracker, self.trial
         tags = {"mcc.sweep": tracker.document["sweep"], "mcc.identity": self.identity, "mcc.kind": "trial"}
         tags |= {"mlflow.parentRunId": tracker.parent, "mcc.point": trial["point"], "mcc.seed": str(trial["seed"])}
+        tags["mcc.supervision"] = supervision(trial)
         tags |= {f"mcc.varied.{key}": value for key, value in trial["varied"].items()}
         started = int(1000 * first["t"])
         self.run = str(self.client.create_run(tracker.experiment, started, tags, trial["name"]).info.run_id)

@@ -20,13 +20,16 @@ from typing import Any
 
 import torch
 
+from mcc_core.config import Experiment
 from mcc_core.data.index import DataIndex, build_index
+from mcc_core.data.label_source import with_labels
 from mcc_core.errors import DataError, MCCError
-from mcc_core.methods.registry import experiment_of
+from mcc_core.methods.registry import experiment_of, method_of
 from mcc_core.training.engine import Callbacks, train
 from orchestrator.records import layout
 from orchestrator.records.checkpoints import newest_checkpoint, saved_checkpoints
 from orchestrator.records.events import claim_attempt, newest_attempt, trial_state, write_end
+from orchestrator.records.label_sets import fetch_labels
 from orchestrator.records.status import TrialStatus
 from orchestrator.storage.outbox import Outbox, alone, send_leftovers
 from orchestrator.storage.store import Storage, retry
@@ -136,7 +139,7 @@ def _attempt(
             callbacks = reporter = Reporter(task, experiment, outbox, resume, saved, to_ray=not by_itself)
         else:
             callbacks = OtherRank()
-        index = _same_data(build_index(experiment.data, task.local_home()), task)
+        index = _with_labels(_same_data(build_index(experiment.data, task.local_home()), task), experiment, task)
         outcome = train(
             experiment,
             task.seed,
@@ -197,6 +200,12 @@ def _same_data(index: DataIndex, task: Assignment) -> DataIndex:
         root = task.experiment["data"]["root"] or "the generated data"
         raise DataError(f"data.root: {root}: differs from what was planned; plan the sweep again")
     return index
+
+
+def _with_labels(index: DataIndex, experiment: Experiment, task: Assignment) -> DataIndex:
+    """The data with the label set that the trial learns from, where it learns from one, fetched from storage."""
+    retry(lambda: fetch_labels(Storage(task.storage), experiment, task.local_home()))
+    return with_labels(index, method_of(experiment).labels(experiment), task.local_home())
 
 
 class _StopFlag:

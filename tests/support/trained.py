@@ -31,6 +31,12 @@ SMALLEST: dict[str, tuple[str, dict[str, Any]]] = {
         | {"loss.propagation_start": 3, "model.dropout": 0.1, "model.drop_path": 0.1},
     ),
     "slrnet": ("slrnet-tiny", SMALL_SLRNET),
+    "segmentation": (
+        "segmentation-tiny",
+        {k: v for k, v in SMALL.items() if k.startswith(("train.", "data."))}
+        | {"model.backbone_args": {"channels": [8, 8, 8, 8], "layers": [1, 1, 1, 1], "stem_width": 8}}
+        | {"model.dilations": [1, 2], "loss.seg": {"schedule": "step", "values": [0, 1], "at_iterations": [1]}},
+    ),
     "fsr": ("fsr-tiny", SMALL | _PROJECTOR | {"mask.uncertain_start": 3}),
     "mctformer": (
         "mctformer-tiny",

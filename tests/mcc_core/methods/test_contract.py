@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from trained import SMALLEST, smallest, trained
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.data.index import DataIndex, build_index
+from mcc_core.data.make_labels import label_set_of_masks
 from mcc_core.evaluation.inference import predict
 from mcc_core.methods.base import Method
 from mcc_core.methods.registry import METHODS, method_of
@@ -23,12 +25,14 @@ CPU = torch.device("cpu")
 CLASSES = 3
 EACH = pytest.mark.parametrize("name", SMALLEST)
 # Batch statistics are of a pass, and noise inside the network is of a rank: two workers are not two passes.
-OF_A_PASS = {"afa", "slrnet"}
+OF_A_PASS = {"afa", "segmentation", "slrnet"}
 
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> DataIndex:
-    return build_index(smallest("mcc").data, tmp_path_factory.mktemp("home"))
+    home = tmp_path_factory.mktemp("home")
+    made = build_index(smallest("mcc").data, home)
+    return replace(made, labels=label_set_of_masks(made, home / "labels")[0])
 
 
 def built(name: str) -> tuple[Method, Any, Network]:
