@@ -327,8 +327,8 @@ def _member(path: Path, member: str) -> bytes:
 
 
 @lru_cache(maxsize=8)
-def _archive(path: Path, process: int, touched: int) -> zipfile.ZipFile:
-    """An open zip. `process`: one that was forked must open it again, as they would share a place in the file."""
+def _archive(path: Path, _process: int, _touched: int) -> zipfile.ZipFile:
+    """An open zip, kept. Not for a forked process, which would share the place in the file, nor once it has changed."""
     try:
         return zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:

@@ -85,11 +85,25 @@ def _inputs(image: np.ndarray | None, stride: int) -> list[Tensor]:
     return [padded, torch.cat([two, two.flip(-1)])]
 
 
+def _answered(run: Run, images: Tensor) -> tuple[Tensor, ...]:
+    """What was written says of images. Raises MCCError where it does not take their size."""
+    try:
+        return run(images)
+    except (RuntimeError, ValueError, TypeError, OSError):
+        raise
+    except Exception:  # onnxruntime's own
+        size = "x".join(map(str, images.shape[-2:]))
+        raise MCCError(
+            f"what was written does not run on {size} pixels: the format has no layer of the network for any size; "
+            "nothing is written; --format torch-export may have"
+        ) from None
+
+
 @torch.no_grad()
 def _compared(network: Deployed, run: Run, inputs: list[Tensor]) -> tuple[dict[str, float], int, int]:
     gaps, pixels, other = dict.fromkeys(network.outputs, 0.0), 0, 0
     for images in inputs:
-        wanted, answered = network(images), run(images)
+        wanted, answered = network(images), _answered(run, images)
         for name, first, two in zip(network.outputs, wanted, answered, strict=True):
             gap = float((first - two).abs().max())
             gaps[name] = max(gaps[name], gap)

@@ -16,6 +16,7 @@ from mcc_core.data.label_maps import LabelSet, Supervision
 from mcc_core.errors import DataError, UsageError
 from mcc_core.evaluation.protocols import Maps, ProtocolName, squashed_cam
 from mcc_core.evaluation.scoring import Scorer, protocol_settings
+from mcc_core.methods.registry import method_of
 from mcc_core.pseudo_labels.labels import IGNORE
 from mcc_core.refinement.base import Picture, Refinement, Viewer
 from mcc_core.refinement.kinds import STEPS
@@ -67,7 +68,8 @@ class NetworkSeeds(Seeds):
         viewer = Viewer(network, self.scorer.config.crop, device)
         asked = {kind: STEPS[kind].asks(viewer, refinement) for kind in refinement.chain}
         self._asked = {kind: ask for kind, ask in asked.items() if ask is not None}
-        self.supervision = "weak"
+        learned = method_of(experiment).labels(experiment)
+        self.supervision = "weak" if learned is None else learned.supervision
         self.origin = {"network": name, "checkpoint": digest, "method": experiment.method}
 
     def picture(self, item: Item, image: np.ndarray) -> Picture:

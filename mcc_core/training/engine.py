@@ -239,7 +239,6 @@ class _Run:
         return zip(*[iter(loader)] * passes, strict=True)
 
     def _labels(self) -> LabelSet | None:
-        """The label set, of a method that learns from one."""
         if self.method.labels(self.experiment) is None:
             return None
         if self.index.labels is None:

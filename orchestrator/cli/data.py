@@ -132,6 +132,59 @@ def labels(
 
 
 @app.command()
+def corrected(
+    source: Annotated[Path, typer.Argument(help="Folder or file that an annotation tool wrote.")],
+    format: Annotated[str, typer.Option("--format", help="voc, coco, labelme or cvat.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the label set; may not be there yet.")],
+    of: Annotated[
+        str | None, typer.Option("--of", metavar="LABELSET", help="What was corrected: folder, zip, key or trial.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="A preset's data or a folder: images by their files, sizes, classes.")
+    ] = None,
+    supervision: Annotated[
+        str | None, typer.Option("--supervision", help="weak or full; default: that of --of, full without it.")
+    ] = None,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Leave broken images as they were instead of stopping.")
+    ] = False,
+    set_: Set = None,
+) -> None:
+    """Make a label set of label maps that people corrected.
+
+    Images that are not in SOURCE keep the maps of --of.
+    """
+    from orchestrator.settings import Settings
+    from orchestrator.workflows.label_exchange import import_labels
+
+    settings = Settings.from_environment()
+    made = import_labels(
+        source,
+        format,
+        out,
+        settings,
+        of=of,
+        data=data,
+        changes=overrides(set_),
+        supervision=supervision,
+        skip_broken=skip_broken,
+    )
+    for problem in made.problems:
+        print(f"left as it was: {problem}")
+    for note in made.notes:
+        print(f"note: {note}")
+    some = f", such as {next(iter(made.changed))}" if made.changed else ""
+    print(
+        f"{len(made.changed)} label maps changed ({sum(made.changed.values())} pixels{some}), {made.same} the same, "
+        f"{made.kept} not in {source} and kept, {made.new} new"
+    )
+    labels = made.labels
+    print(f"{out}: {len(labels.names)} label maps, {labels.supervision} supervision, {labels.identity}")
+    full = " --set labels.supervision=full" if labels.supervision == "full" else ""
+    print(f"train with --set labels.source={out}{full}")
+
+
+@app.command()
 def check(
     index: Annotated[Path, typer.Argument(metavar="FOLDER", help="A prepared dataset: its folder, or its index.json.")],
 ) -> None:

@@ -52,6 +52,7 @@ def evaluate(
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from mcc_core.evaluation.protocols import SEGMENTATION
+    from mcc_core.methods.registry import supervision_of
     from orchestrator.evaluation.request import evaluation_request
     from orchestrator.evaluation.run import ExecutionOptions, evaluate_checkpoint
     from orchestrator.evaluation.voc_server import write_submission
@@ -88,6 +89,8 @@ def evaluate(
             lambda done, total: progress.update(task, completed=done, total=total),
         )
     _print(result, console)
+    if supervision_of(request.saved.experiment) == "full":
+        console.print("full supervision: this network learned from masks that people drew", highlight=False)
     if masks:
         console.print(f"label maps: {result.masks(first).parent}", highlight=False, markup=False, soft_wrap=True)
     if submission is not None:

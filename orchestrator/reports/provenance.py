@@ -176,13 +176,16 @@ def _environment(recorded: Mapping[str, Any], starts: Sequence[Mapping[str, Any]
     lines.append(", ".join(f"{name} {packages[name]}" for name in PACKAGES if name in packages))
     for info in dict.fromkeys(_machine(info) for info in starts):
         lines.append(info)
-    if certificate := next((info["certificate"] for info in starts if info.get("certificate")), None):
-        masks = "reads masks" if certificate["training_reads_masks"] else "reads no masks"
+    certificates = [info["certificate"] for info in starts if info.get("certificate")]
+    if certificate := next(iter(certificates), None):
+        masks = "reads masks" if any(c["training_reads_masks"] for c in certificates) else "reads no masks"
         lines.append(
             f"supervision: training {masks}; {certificate['training_images']} training and "
             f"{certificate['validation_images']} validation images, {certificate['images_in_both']} in both; data "
             f"{certificate['data_fingerprint'][:12]}"
         )
+    known = {c["label_maps"]["identity"]: c["label_maps"]["supervision"] for c in certificates if "label_maps" in c}
+    lines += [f"label maps {identity}: {supervision} supervision" for identity, supervision in known.items()]
     return [line for line in lines if line]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,28 @@ from mcc_core.clip.seeds import ClipSeeds
 from mcc_core.config import DataConfig
 from mcc_core.data.index import DataIndex, build_index
 from mcc_core.data.label_maps import LABELS, LabelSet, read_label_set
+from mcc_core.data.label_source import local_zip, stored_identity
 from mcc_core.device import chosen_device
-from mcc_core.errors import UsageError
+from mcc_core.errors import MCCError, UsageError
 from mcc_core.experiment_files import merge
-from mcc_core.files import file_digest
+from mcc_core.files import file_digest, whole
 from mcc_core.refinement.base import Refinement
 from mcc_core.refinement.make import Refined, Split, refine
 from mcc_core.refinement.seeds import LabelSeeds, NetworkSeeds, Seeds
 from mcc_core.validation import validate
 from orchestrator.evaluation.map_cache import MapCache
 from orchestrator.evaluation.request import data_fields
+from orchestrator.records import layout
+from orchestrator.records.lookup import trial_of
 from orchestrator.settings import Settings
+from orchestrator.storage.store import Storage
+from orchestrator.text import reason
 from orchestrator.workflows.networks import find_network
 
 _CACHE = 4 * 10**9  # bytes of disk for what networks said, as `mcc sweep` of evaluation parameters keeps
 _DATA = "data."
 CLIP = "clip"  # names no file and no trial: seeds of a frozen CLIP, and its section of fields
+DATASET = "dataset"  # in the origin of a label set
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,8 @@ def prepared(
 ) -> Prepared:
     """Check what is asked for.
 
+    The label set will say in its origin which dataset it is of.
+
     Args:
         source: a network by any name of it, the folder or zip of a label set, or `clip`, a frozen network.
         kind: `crf`, or a chain such as `random_walk,crf`.
@@ -64,20 +73,28 @@ def prepared(
     if "kind" in fields:
         raise UsageError("--set kind: --kind says it")
     refinement = validate(Refinement, merge({}, {**fields, "kind": kind}, "--set"), "--set")
-    if (labels := label_set_at(source)) is not None:
-        return Prepared(LabelSeeds(labels, refinement), refinement, index_of(None, data, changes, settings))
+    if (labels := find_labels(source, settings)) is not None:
+        dataset = dataset_of(labels_dataset(labels), data, changes)
+        seeds: Seeds = LabelSeeds(labels, refinement)
+        seeds.origin = {**seeds.origin, DATASET: dataset.model_dump(mode="json")}
+        return Prepared(seeds, refinement, build_index(dataset, settings.home))
     if source == CLIP:
         given = {key: value for key, value in changes.items() if key.startswith(f"{CLIP}.")}
         config = validate(ClipConfig, merge({CLIP: {}}, given, "--set")[CLIP], "--set clip")
-        index = index_of(None, data, changes, settings)
-        return Prepared(ClipSeeds(config, index.classes, refinement, chosen_device(device)), refinement, index)
+        dataset = dataset_of(None, data, changes)
+        index = build_index(dataset, settings.home)
+        seeds = ClipSeeds(config, index.classes, refinement, chosen_device(device))
+        seeds.origin = {**seeds.origin, DATASET: dataset.model_dump(mode="json")}
+        return Prepared(seeds, refinement, index)
     file = find_network(source, settings)
     saved = checkpoints.load(file)
-    index = index_of(saved.experiment.data, data, changes, settings)
+    dataset = dataset_of(saved.experiment.data, data, changes)
+    index = build_index(dataset, settings.home)
     digest = file_digest(file)
-    seeds = NetworkSeeds(saved, refinement, chosen_device(device), name=source, digest=digest)
-    seeds.maps_of = MapCache(settings.home / "maps", _CACHE, seeds.scorer, digest, index.fingerprint).maps
-    return Prepared(seeds, refinement, index)
+    maps = NetworkSeeds(saved, refinement, chosen_device(device), name=source, digest=digest)
+    maps.maps_of = MapCache(settings.home / "maps", _CACHE, maps.scorer, digest, index.fingerprint).maps
+    maps.origin = {**maps.origin, DATASET: dataset.model_dump(mode="json")}
+    return Prepared(maps, refinement, index)
 
 
 def make(
@@ -102,20 +119,47 @@ def make(
     )
 
 
-def label_set_at(source: str) -> LabelSet | None:
-    """The label set of a folder or zip; None where a path is none. Raises DataError for a broken one."""
+def find_labels(source: str, settings: Settings) -> LabelSet | None:
+    """A label set by its folder or zip, its key `labels/IDENTITY` in storage, or the trial SWEEP/TRIAL that made it.
+
+    None where the name is none's. Raises DataError for a broken one, MCCError where storage does not answer.
+    """
     path = Path(source)
-    return read_label_set(path) if (path / LABELS).is_file() or path.suffix == ".zip" else None
+    if (path / LABELS).is_file() or (path.suffix == ".zip" and path.is_file()):
+        return read_label_set(path)
+    identity = stored_identity(path)
+    if identity is None and not path.exists() and "/" in source:
+        with suppress(UsageError):  # then it is no trial, and `find_network` says what it is not
+            identity = trial_of(source, settings)
+    if identity is None:
+        return None
+    storage, key = Storage(settings.storage), layout.label_set(identity)
+    try:
+        if not storage.exists(key):
+            return None
+        file = local_zip(identity, settings.home)
+        if not file.is_file():
+            with whole(file) as partial:
+                storage.download(key, partial)
+    except OSError as error:
+        raise MCCError(f"{source}: {reason(error)}; mcc storage check says more") from None
+    return read_label_set(file)
 
 
-def index_of(trained: DataConfig | None, data: str | None, changes: Mapping[str, Any], settings: Settings) -> DataIndex:
-    """The dataset of `--data`, or of what was trained on. Raises UsageError, DataError."""
-    if trained is None and data is None:
-        raise UsageError("--data: is missing: neither a label set nor CLIP says where images are; a preset or a folder")
-    before = {} if trained is None else trained.model_dump(mode="json")
+def labels_dataset(labels: LabelSet) -> DataConfig | None:
+    """The dataset that a label set says it is of; None where it says nothing."""
+    fields = labels.origin.get(DATASET)
+    return None if fields is None else validate(DataConfig, fields, f"{labels.path}: origin.{DATASET}")
+
+
+def dataset_of(before: DataConfig | None, data: str | None, changes: Mapping[str, Any]) -> DataConfig:
+    """The dataset of `--data`, else the one before, with `data.*` fields changed. Raises UsageError."""
+    if before is None and data is None:
+        raise UsageError("--data: is missing: the seeds do not say where their images are; a preset or a folder")
     fields = {key: value for key, value in changes.items() if key.startswith(_DATA)}
-    section = merge({"data": data_fields(before, data)}, fields, "--set")["data"]
-    return build_index(validate(DataConfig, section, "--set data"), settings.home)
+    section = {} if before is None else before.model_dump(mode="json")
+    merged = merge({"data": data_fields(section, data)}, fields, "--set")["data"]
+    return validate(DataConfig, merged, "--set data")
 
 
 def split_names(text: str) -> list[Split]:

@@ -49,6 +49,8 @@ SHAPES = ("data.shapes_train=8", "data.shapes_val=4", "data.shapes_size=48")
 SMALLER = {
     "mcc train tiny": (*SMALLEST, *SHAPES),
     "mcc train toco-tiny": (*SMALLEST, *SHAPES, "crops.size=16", "crops.views=2"),
+    "mcc train segmentation-tiny": (*(s for s in SMALLEST if s.startswith("train.")), *SHAPES),
+    "mcc data labels segmentation-tiny": SHAPES,
     "mcc train small": SMALLEST,
     "mcc sweep plan mine.yaml": SMALLEST,
     "mcc sweep submit mine.yaml": SMALLEST,
@@ -75,6 +77,7 @@ NOT_RUN = {
 # Run with `--slow` alone: what they do is done by a cheaper command too.
 SLOW = (
     r"^mcc reproduce voc-table2 --scale tiny",
+    r"^mcc train segmentation-tiny",
     r"^mcc evaluate (mask_ablation|.*cam_crf)",
     r"^mcc sweep (submit|plan) deep.yaml --set",
 )
@@ -190,6 +193,8 @@ def check_words(text: str, *, whole: bool) -> str | None:
     words = shlex.split(text)[1:]
     command: Any = typer.main.get_command(app)
     while words and hasattr(command, "commands"):
+        if words[0] not in command.commands and hasattr(command, "default"):
+            words.insert(0, command.default)
         if words[0].startswith("-"):
             break
         name = words.pop(0)

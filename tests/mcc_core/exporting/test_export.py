@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from small import SMALL
 from small_slrnet import SMALL_SLRNET
+from trained import SMALLEST
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
@@ -29,6 +30,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "toco-tiny": SMALL | {"crops.size": 16},
     "afa-tiny": WITHOUT_MODEL,
     "slrnet-tiny": SMALL_SLRNET,
+    "segmentation-tiny": SMALLEST["segmentation"][1],
     "fsr-tiny": SMALL | PROJECTOR | {"model.decoder_channels": 8},
     "mctformer-tiny": {k: v for k, v in SMALL.items() if k not in ("model.aux_block", "loss.seg_start")},
 }
@@ -71,6 +73,26 @@ def test_onnx_of_every_method(preset: str, tmp_path: Path) -> None:
     assert json.loads(texts["mean"]) == [0.485, 0.456, 0.406] and about["trial"] == "abc"
     assert (about["seed"], about["iteration"], about["method"]) == (1, 6, saved.experiment.method)
     assert about["experiment"] == saved.experiment.model_dump(mode="json")
+
+
+def test_a_network_without_class_maps_exports_none(tmp_path: Path) -> None:
+    saved = trained("segmentation-tiny")
+    made = export_checkpoint(saved, tmp_path / "net.safetensors", None, IMAGE)
+    assert set(made.gaps) == {"segmentation", "scores"}
+    compared(saved, Deployed(saved.network()))
+
+
+def test_what_was_written_and_does_not_run_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Foreign(Exception):  # noqa: N818  as onnxruntime's
+        pass
+
+    def refuse(images: torch.Tensor) -> Any:
+        raise Foreign("a\nb")
+
+    monkeypatch.setattr(check, "write", lambda *given: given[-1].touch() or refuse)
+    with pytest.raises(MCCError, match=r"what was written does not run on \d+x\d+ pixels: .*torch-export may have$"):
+        export_checkpoint(trained(), tmp_path / "net.onnx", None, None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_program_of_pytorch(tmp_path: Path) -> None:

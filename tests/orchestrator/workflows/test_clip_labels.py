@@ -27,6 +27,7 @@ def test_labels_without_a_trained_network(tmp_path: Path, monkeypatch: pytest.Mo
     assert result.exit_code == 0, result.output
     labels = read_label_set(tmp_path / "seeds")
     assert f"3 label maps in seeds, label set {labels.identity}" in result.output
+    assert labels.origin["dataset"]["name"] == "shapes"
     assert labels.origin["clip"]["model"] == "ViT-B-16-quickgelu" and labels.origin["refine"]["kind"] == ["crf"]
 
 
@@ -48,5 +49,5 @@ def test_mistakes_are_one_line(changes: dict[str, object], said: str, tmp_path: 
 
 
 def test_where_the_images_are_must_be_said(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--data: is missing: neither a label set nor CLIP says where"):
+    with pytest.raises(UsageError, match="--data: is missing: the seeds do not say where"):
         prepared("clip", "none", {}, Settings.at(tmp_path))

@@ -1,23 +1,30 @@
-"""`mcc refine`: from names to label sets, and what it says."""
+"""`mcc refine`, `mcc export labels` and `mcc data corrected`: from names to label sets, and what they say."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import typer
 from trained import smallest
 from typer.testing import CliRunner
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
-from mcc_core.data.label_maps import pack_label_set, read_label_set
+from mcc_core.data.label_maps import LabelSetWriter, pack_label_set, read_label_set
 from mcc_core.data.shapes import CLASSES
+from mcc_core.data.voc import palette_png
 from mcc_core.errors import UsageError
 from mcc_core.methods.registry import network_of
 from orchestrator.cli.app import app
+from orchestrator.records import layout
 from orchestrator.settings import Settings
-from orchestrator.workflows.refinement import prepared, split_names
+from orchestrator.storage.store import Storage
+from orchestrator.workflows.label_exchange import export_labels, import_labels
+from orchestrator.workflows.refinement import find_labels, prepared, split_names
 
 SHAPES = [f"--set=data.shapes_{name}" for name in ("train=8", "val=4", "size=48")]
 
@@ -48,9 +55,14 @@ def test_a_network_then_its_labels(work: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "scored on the masks of 8 of train, 4 of val" in out and "train refined" in out
     assert first.origin["refine"]["kind"] == ["random_walk", "crf"]
     pack_label_set(first, work / "first.zip")
-    more = ("--kind", "par", "--data", "tiny", *SHAPES, "--limit", "3", "--out", "second")
+    more = ("--kind", "par", "--limit", "3", "--out", "second")
     out = run(work, "refine", "first.zip", *more, monkeypatch=monkeypatch)
-    assert "3 label maps in second" in out and read_label_set(work / "second").origin["labels"] == first.identity
+    again = run(work, "refine", "first", *more[:-1], "third", "--data", "tiny", *SHAPES, monkeypatch=monkeypatch)
+    assert (
+        "3 label maps in second" in out
+        and "3 label maps in third" in again
+        and read_label_set(work / "second").origin["labels"] == first.identity
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,3 +86,47 @@ def test_splits_and_data_are_named(work: Path) -> None:
         split_names("test")
     with pytest.raises(UsageError, match="--data nowhere: neither a preset"):
         prepared(str(work / "net.pt"), "none", {}, Settings.at(work / "home"), data="nowhere")
+
+
+def test_labels_go_to_a_tool_and_come_back(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = run(work, "export", "labels", "net.pt", "--format", "voc", "--out", "tool", monkeypatch=monkeypatch)
+    assert "tool: 8 label maps as PASCAL VOC" in out
+    assert "back with: mcc data corrected tool --format voc --of tool-labels --out NEW" in out
+    before = read_label_set(work / "tool-labels")
+    name = before.names[0]
+    changed = before.label(name)
+    changed[:2] = 3
+    (work / "tool" / "SegmentationClass" / f"{name}.png").write_bytes(palette_png(changed))
+    back = ("data", "corrected", "tool", "--format", "voc", "--of", "tool-labels", "--out", "new")
+    out = run(work, *back, monkeypatch=monkeypatch)
+    pixels = int((changed != before.label(name)).sum())
+    assert f"1 label maps changed ({pixels} pixels, such as {name}), 7 the same, 0 not in tool and kept, 0 new" in out
+    after = read_label_set(work / "new")
+    assert (after.label(name) == changed).all() and "train with --set labels.source=new\n" in out
+    assert all((after.label(other) == before.label(other)).all() for other in before.names[1:])
+
+
+def test_a_label_set_of_storage_is_found(work: Path, tmp_path: Path) -> None:
+    with LabelSetWriter(tmp_path / "set", ("cat",)) as writer:
+        writer.add("a", np.eye(4, dtype=np.uint8))
+        labels = writer.close()
+    settings = Settings.at(tmp_path / "home")
+    Storage(settings.storage).upload(pack_label_set(labels, tmp_path / "x.zip"), layout.label_set(labels.identity))
+    found = find_labels(f"labels/{labels.identity}", settings)
+    assert found is not None and found.identity == labels.identity
+    assert find_labels("labels/0123456789abcdef", settings) is None and find_labels("no/trial", settings) is None
+    with pytest.raises(UsageError, match=r"^--of nothing: no label set: expected"):
+        import_labels(tmp_path, "voc", tmp_path / "out", settings, of="nothing")
+    with pytest.raises(UsageError, match=r"^--of: is missing"):
+        import_labels(tmp_path, "voc", tmp_path / "out", settings)
+    with pytest.raises(UsageError, match="kind: is of a network's label maps"):
+        export_labels(str(tmp_path / "set"), "voc", tmp_path / "out", settings, kind="crf", data="tiny")
+
+
+def test_exporting_a_network_needs_no_word_for_it() -> None:
+    command: Any = typer.main.get_command(app)
+    exports = command.commands["export"]
+    assert set(exports.commands) == {"network", "labels"}
+    for arguments in (["net.pt"], ["--format", "onnx", "net.pt"]):
+        context = exports.make_context("export", list(arguments))
+        assert [*context._protected_args, *context.args] == ["network", *arguments]
