@@ -15,6 +15,7 @@ from mcc_core.methods.base import Method
 from mcc_core.methods.fsr import FSR
 from mcc_core.methods.irn import IRN
 from mcc_core.methods.mcc import MCC
+from mcc_core.methods.mctformer import MCTformer
 from mcc_core.methods.recam import ReCAM
 from mcc_core.methods.segmentation import Segmentation
 from mcc_core.methods.slrnet import SLR
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from mcc_core.networks.base import Network
 
 METHODS: dict[str, Method] = {
-    method.name: method for method in (MCC(), ToCo(), AFA(), SLR(), FSR(), ReCAM(), AMN(), IRN(), Segmentation())
+    method.name: method
+    for method in (MCC(), ToCo(), AFA(), SLR(), FSR(), MCTformer(), ReCAM(), AMN(), IRN(), Segmentation())
 }
 GROUP = "mcc.methods"  # entry points by which installed packages offer methods of their own
 DEFAULT = MCC.name

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def refine(
-    seeds: Annotated[str, typer.Argument(help="Checkpoint, SWEEP/TRIAL, or a label set's folder or zip.")],
+    seeds: Annotated[str, typer.Argument(help="Checkpoint, SWEEP/TRIAL, a label set's folder or zip, or clip.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the label set; may not be there yet.")],
     kind: Annotated[
         str, typer.Option("--kind", help="none, par, crf, random_walk or irn; a chain with commas: irn,crf.")
@@ -34,7 +34,8 @@ def refine(
     """Make a label set: class maps refined and thresholded.
 
     --set takes the refinement's fields, such as threshold=0.3 or irn.network=SWEEP/TRIAL. Prints how seeds and refined
-    labels agree with masks, where there are any. Exit code 1 where images could not be read.
+    labels agree with masks, where there are any. Exit code 1 where images could not be read. With `clip` the maps are
+    those of a frozen CLIP, without training; --set takes its fields too, such as clip.prompts=FILE.
     """
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -33,7 +33,7 @@ _NOT_TRAINING = {
     *("published.py", "import_weights.py", "registry.py"),
     *("archives.py", "prepare.py", "prepare_voc.py", "prepare_coco.py", "prepare_folder.py", "make_labels.py"),
 }
-_NOT_TRAINING_PLACES = ("__init__.py", "api/", "exporting/", "refinement/")  # below the package
+_NOT_TRAINING_PLACES = ("__init__.py", "api/", "exporting/", "refinement/", "clip/")  # below the package
 
 
 def trial_identity(experiment: Experiment, seed: int, fingerprint: str) -> str:

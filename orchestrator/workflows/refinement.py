@@ -1,4 +1,4 @@
-"""Label sets made by hand: from the name of a network or a label set to a checked request, and made."""
+"""Label sets made by hand: from the name of a network, a label set or CLIP to a checked request, and made."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mcc_core import checkpoint as checkpoints
+from mcc_core.clip.config import ClipConfig
+from mcc_core.clip.seeds import ClipSeeds
 from mcc_core.config import DataConfig
 from mcc_core.data.index import DataIndex, build_index
 from mcc_core.data.label_maps import LABELS, LabelSet, read_label_set
@@ -33,6 +35,7 @@ from orchestrator.workflows.networks import find_network
 _CACHE = 4 * 10**9  # bytes of disk for what networks said, as `mcc sweep` of evaluation parameters keeps
 _DATA = "data."
 _BOUNDARIES = "irn.network"
+CLIP = "clip"  # names no file and no trial: seeds of a frozen CLIP, and its section of fields
 DATASET = "dataset"  # in the origin of a label set
 
 
@@ -59,15 +62,16 @@ def prepared(
     The label set will say in its origin which dataset it is of.
 
     Args:
-        source: a network by any name of it, or the folder or zip of a label set.
+        source: a network by any name of it, the folder or zip of a label set, or `clip`, a frozen network.
         kind: `crf`, or a chain such as `random_walk,crf`.
-        changes: dotted fields of the refinement, in which a network has any name of it, and of the experiment's
-            `data` section.
+        changes: dotted fields of the refinement, in which a network has any name of it, of the experiment's `data`
+            section, and of `clip`.
         data: a preset or a dataset's folder; default: what the network was trained on.
 
     Raises UsageError, one line per mistake; DataError for broken data.
     """
-    fields = {key: value for key, value in changes.items() if not key.startswith(_DATA)}
+    apart = (_DATA, f"{CLIP}.") if source == CLIP else (_DATA,)
+    fields = {key: value for key, value in changes.items() if not key.startswith(apart)}
     if "kind" in fields:
         raise UsageError("--set kind: --kind says it")
     if isinstance(named := fields.get(_BOUNDARIES), str):
@@ -78,6 +82,14 @@ def prepared(
         seeds: Seeds = LabelSeeds(labels, refinement)
         seeds.origin = {**seeds.origin, DATASET: dataset.model_dump(mode="json")}
         return Prepared(seeds, refinement, build_index(dataset, settings.home))
+    if source == CLIP:
+        given = {key: value for key, value in changes.items() if key.startswith(f"{CLIP}.")}
+        config = validate(ClipConfig, merge({CLIP: {}}, given, "--set")[CLIP], "--set clip")
+        dataset = dataset_of(None, data, changes)
+        index = build_index(dataset, settings.home)
+        seeds = ClipSeeds(config, index.classes, refinement, chosen_device(device))
+        seeds.origin = {**seeds.origin, DATASET: dataset.model_dump(mode="json")}
+        return Prepared(seeds, refinement, index)
     file = find_network(source, settings)
     saved = checkpoints.load(file)
     dataset = dataset_of(saved.experiment.data, data, changes)
@@ -147,7 +159,7 @@ def labels_dataset(labels: LabelSet) -> DataConfig | None:
 def dataset_of(before: DataConfig | None, data: str | None, changes: Mapping[str, Any]) -> DataConfig:
     """The dataset of `--data`, else the one before, with `data.*` fields changed. Raises UsageError."""
     if before is None and data is None:
-        raise UsageError("--data: is missing: the label set does not say where its images are; a preset or a folder")
+        raise UsageError("--data: is missing: the seeds do not say where their images are; a preset or a folder")
     fields = {key: value for key, value in changes.items() if key.startswith(_DATA)}
     section = {} if before is None else before.model_dump(mode="json")
     merged = merge({"data": data_fields(section, data)}, fields, "--set")["data"]

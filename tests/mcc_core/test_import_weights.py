@@ -163,3 +163,13 @@ def test_a_whole_teacher_of_mcc_begins_as_its_student(tmp_path: Path) -> None:
     for mean, source in (("momentum_encoder.", "encoder."), ("momentum_projector.", "projector.")):
         for name in (n for n in own if n.startswith(source)):
             assert torch.equal(model[mean + name.removeprefix(source)], own[name])
+
+
+def test_every_class_token_of_a_backbone_alone_begins_as_its_one(tmp_path: Path) -> None:
+    vit = vit_tensors()
+    torch.save(vit, tmp_path / "vit.pth")
+    found = import_weights(tmp_path / "vit.pth", base_file(tmp_path, "mctformer"))
+    model = found.checkpoint.model
+    assert set(found.fresh) == {"head.weight", "head.bias"} and set(found.unused) == {"norm.weight", "norm.bias"}
+    assert torch.equal(model["encoder.vit.cls_token"], vit["cls_token"].expand(1, 20, -1))
+    assert torch.equal(model["encoder.vit.pos_embed"][:, 20:], vit["pos_embed"][:, 1:])

@@ -69,6 +69,7 @@ NOT_RUN = {
     r"^mcc data prepare voc": "needs the official archives (tests/mcc_core/data/test_prepare.py has miniatures)",
     r"data/voc|VOCdevkit": "needs PASCAL VOC 2012",
     r"^mcc import-weights|--weights": "needs a published checkpoint (tests/mcc_core/test_checkpoint.py makes some)",
+    r"^mcc refine clip": "needs the weights of a CLIP (tests/orchestrator/workflows/test_clip_labels.py makes some)",
     r"^mcc reproduce voc-table1(?!.*--plan)": "needs PASCAL VOC 2012 and GPUs",
     r"^(cp|pip|git|docker|kubectl|sbatch|ray|export|python -m|python benchmarks)\b": "not of this program",
 }

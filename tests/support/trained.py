@@ -48,6 +48,11 @@ SMALLEST: dict[str, tuple[str, dict[str, Any]]] = {
         | {"model.dilations": [1, 2], "loss.seg": {"schedule": "step", "values": [0, 1], "at_iterations": [1]}},
     ),
     "fsr": ("fsr-tiny", SMALL | _PROJECTOR | {"mask.uncertain_start": 3}),
+    "mctformer": (
+        "mctformer-tiny",
+        {k: v for k, v in SMALL.items() if k not in ("model.aux_block", "loss.seg_start")}
+        | {"augment.resize": 40, "model.stochastic_depth": 0.1, "maps.affinity": True},
+    ),
 }
 
 

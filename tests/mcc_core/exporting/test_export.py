@@ -35,6 +35,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "irn-tiny": RESNET | {"relations.radius": 3},
     "segmentation-tiny": SMALLEST["segmentation"][1],
     "fsr-tiny": SMALL | PROJECTOR | {"model.decoder_channels": 8},
+    "mctformer-tiny": {k: v for k, v in SMALL.items() if k not in ("model.aux_block", "loss.seg_start")},
 }
 IMAGE = np.random.default_rng(3).integers(0, 256, (37, 70, 3), dtype=np.uint8)
 
