@@ -22,7 +22,7 @@ from mcc_core.pseudo_labels.cam import multi_scale_maps
 class PlainObjective(MCCObjective):
     """Losses equal to `MCCObjective`'s, without the savings."""
 
-    def _forward(self, batch: Batch, with_view2: bool) -> MCCOutput:
+    def _forward(self, batch: Batch, with_view2: bool, masks: Tensor | None) -> MCCOutput:
         return self.model(batch["view1"])
 
     def _cams(self, batch: Batch, output: MCCOutput, classes: Tensor) -> tuple[Tensor, Tensor]:

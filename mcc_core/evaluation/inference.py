@@ -33,6 +33,7 @@ from mcc_core.evaluation.visualize import cam_panel, overlay
 from mcc_core.files import file_digest, whole
 from mcc_core.methods.registry import method_of
 from mcc_core.networks.base import MapStage, Network
+from mcc_core.parallel import ahead
 from mcc_core.precision import arithmetic, named_precision
 from mcc_core.pseudo_labels.cam import multi_scale_maps
 from mcc_core.pseudo_labels.crf import require_crf
@@ -139,16 +140,20 @@ def predict_files(
         group.clear()
 
     try:
-        for path in _once(images, out, result, on_image):
-            try:
-                digest = file_digest(path)
-                name, state = record.name_of(path, digest)
-                image = None if state == "done" else read_rgb(path)
-            except (DataError, OSError) as error:
-                reason = str(error) if isinstance(error, DataError) else f"{path}: {error.strerror or error}"
-                result.broken.append(reason)
+        # Decoding must not wait for the network, nor the network for it.
+        known = frozenset(entry["digest"] for entry in record.known.values())
+        for path, digest, image, fault in ahead(
+            lambda path: _opened(path, known), _once(images, out, result, on_image)
+        ):
+            name, state = ("", "") if fault else record.name_of(path, digest)
+            if not fault and image is None and state != "done":  # the same picture as one before, under another name
+                image, fault = _decoded(path)
+            if fault:
+                result.broken.append(fault)
                 on_image(path)
                 continue
+            if state == "done":
+                image = None
             if is_scaled(path):
                 result.scaled.append(path)
             if name != path.stem:
@@ -168,6 +173,32 @@ def predict_files(
     finally:
         record.write_scores(saved.classes)
     return result
+
+
+class _Opened(NamedTuple):
+    path: Path
+    digest: str
+    image: np.ndarray | None  # None where there is a fault, or a prediction of this content before the call
+    fault: str  # a line, or empty
+
+
+def _opened(path: Path, known: frozenset[str]) -> _Opened:
+    """A file's digest, and its image unless predictions of it are `known`. Called in other threads."""
+    try:
+        digest = file_digest(path)
+    except OSError as error:
+        return _Opened(path, "", None, f"{path}: {error.strerror or error}")
+    return _Opened(path, digest, None, "") if digest in known else _Opened(path, digest, *_decoded(path))
+
+
+def _decoded(path: Path) -> tuple[np.ndarray | None, str]:
+    """An image H,W,3 uint8, or a line on why there is none."""
+    try:
+        return read_rgb(path), ""
+    except DataError as error:
+        return None, str(error)
+    except OSError as error:
+        return None, f"{path}: {error.strerror or error}"
 
 
 class _Waiting(NamedTuple):

@@ -27,6 +27,7 @@ class ContrastOutput(base.Output):
     features: Features
     cls_aux: Tensor  # B,C
     other_cls: Tensor | None = None  # O,D class tokens of the other images of the pass
+    local_cls: Tensor | None = None  # V*B,D view-major, of masked local views of the pass
 
     def detached(self) -> ContrastOutput:
         """The same with features that no gradient flows through."""
@@ -66,9 +67,20 @@ class ContrastNet(Network):
         if compute.compile:
             self.encoder.compile_blocks()
 
-    def forward(self, images: Tensor, others: Tensor | None = None) -> ContrastOutput:
-        """Logits of `images` with the features behind them, and the class tokens alone of `others` O,3,H,W."""
-        features, other_cls = self.encoder.features_and_cls(images, others)
+    def forward(
+        self, images: Tensor, others: Tensor | None = None, views: tuple[Tensor, Tensor] | None = None
+    ) -> ContrastOutput:
+        """Logits of `images` with the features behind them, and the class tokens alone of all else of the pass.
+
+        Args:
+            others: O,3,H,W.
+            views: local views B,3,H,W and their key masks B,V,h,w, 1 = masked, on the host.
+        """
+        local_cls = None
+        if views is None:
+            features, other_cls = self.encoder.features_and_cls(images, others)
+        else:
+            features, other_cls, local_cls = self.encoder.features_and_views(images, others, *views)
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.use_bfloat16):
             seg = self.decoder(features.patches)
         return ContrastOutput(
@@ -77,6 +89,7 @@ class ContrastNet(Network):
             seg=seg.to(images.dtype),
             features=features,
             other_cls=other_cls,
+            local_cls=local_cls,
         )
 
     def class_maps(

@@ -6,7 +6,7 @@ T tokens of several sequences packed behind each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,11 +18,11 @@ from timm.layers.mlp import Mlp
 from timm.layers.patch_dropout import PatchDropout
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mcc_core.determinism import bicubic
 from mcc_core.device import moved
 from mcc_core.errors import UsageError
+from mcc_core.networks.blocks import BlockRunner, Dense, Group, Layout, Packed, again, unpadded_attention
 
 PIECEWISE = {"cpu"}  # devices on which batches of several sizes pass one after the other
 Recompute = Literal["nothing", "elementwise", "blocks"]
@@ -67,7 +67,7 @@ class Encoder(nn.Module):
         self.prefix: int = vit.num_prefix_tokens
         self.use_bfloat16 = False  # matrix products under autocast
         self.recompute: Recompute = "nothing"  # of what the backward pass needs
-        self._block: Callable[..., Tensor] = _block
+        self._block = BlockRunner()
         self.register_parameter("mask_token", None)  # 1,D of methods that hide patches
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -90,18 +90,61 @@ class Encoder(nn.Module):
         features = Features(tokens[:, 0], self._as_map(tokens, h, w), self._as_map(aux, h, w))
         return features, None if cls is None else cls.to(images.dtype)
 
+    @staticmethod
+    def passes_together(images: Tensor) -> bool:
+        """Whether what is of several sizes should go through in one pass where `images` are.
+
+        Few large kernels suit a GPU; a CPU is as fast batch by batch, and needs less memory.
+        """
+        return images.device.type not in PIECEWISE
+
+    def features_and_views(
+        self, images: Tensor, others: Tensor | None, local: Tensor, masks: Tensor
+    ) -> tuple[Features, Tensor | None, Tensor]:
+        """`features_and_cls` and `masked_cls` in one pass over the tokens of all, equal but for rounding.
+
+        Args:
+            images, others: as in `features_and_cls`. local: B,3,H,W local views of their size.
+            masks: B,V,h,w as in `masked_cls`; masked tokens are dropped.
+        """
+        count, kind = images.shape[0], images.dtype
+        seen = [images, *([] if others is None else [others]), local]
+        with self.autocast(images):
+            embedded = self.embed(torch.cat(seen))
+            whole, length = embedded[: -len(local)], embedded.shape[1]
+            packed, layout = self._packed(embedded[-len(local) :], self._kept(masks.cpu()))
+            tokens = aux = torch.cat([whole.flatten(0, 1), packed])
+            views = (layout, (len(packed),))
+            group = Group(((Dense(), (len(whole), length)), views))
+            *blocks, last = self.vit.blocks
+            for number, block in enumerate(blocks, start=1):
+                tokens = self._run(block, tokens, group)
+                if number == self.aux_block:
+                    aux = tokens
+            ending = [(Dense(), (count, length)), (replace(layout, class_only=True), (len(packed),))]
+            if others is not None:
+                ending.insert(1, (Dense(class_only=True), (len(others), length)))
+            tokens = self._run(last, tokens, Group(tuple(ending)))
+            if self.aux_block == len(self.vit.blocks):
+                aux = tokens
+            sizes = [count * length, 0 if others is None else len(others), layout.sequences]
+            full, cls, keys = self.vit.norm(tokens).to(kind).split(sizes)
+        h, w = self.grid(*images.shape[-2:])
+        full, aux = (x.unflatten(0, (count, length)) for x in (full, aux[: count * length].to(kind)))
+        features = Features(full[:, 0], self._as_map(full, h, w), self._as_map(aux, h, w))
+        return features, None if others is None else cls, keys
+
     def features_of(self, batches: Sequence[Tensor]) -> list[Features]:
         """Features of batches of images, each B,3,H,W of its own size, in one pass over the tokens of all.
 
-        Only attention is computed batch by batch. For what needs no gradient. Few large kernels suit a GPU; a CPU is as
-        fast batch by batch, and needs less memory.
+        Only attention is computed batch by batch. For what needs no gradient.
         """
-        if batches[0].device.type in PIECEWISE:
+        if not self.passes_together(batches[0]):
             return [self(images) for images in batches]
         kind = batches[0].dtype
         with self.autocast(batches[0]):
             embedded = [self.embed(images) for images in batches]
-            layout = _Grouped(tuple((x.shape[0], x.shape[1]) for x in embedded))
+            layout = Group(tuple((Dense(), tuple(x.shape[:2])) for x in embedded))
             tokens = torch.cat([x.flatten(0, 1) for x in embedded])
             aux = tokens
             for number, block in enumerate(self.vit.blocks, start=1):
@@ -122,7 +165,7 @@ class Encoder(nn.Module):
             *blocks, last = self.vit.blocks
             for block in blocks:
                 tokens = self._run(block, tokens)
-            return self.vit.norm(self._run(last, tokens, _Dense(class_only=True))).to(images.dtype)
+            return self.vit.norm(self._run(last, tokens, Dense(class_only=True))).to(images.dtype)
 
     def _tokens(self, images: Tensor, others: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Final and auxiliary tokens of `images`, class tokens of `others`."""
@@ -136,24 +179,24 @@ class Encoder(nn.Module):
                 aux = tokens[:count]
         cls = None
         if others is not None:
-            cls = self.vit.norm(self._run(last, tokens[count:], _Dense(class_only=True)))
+            cls = self.vit.norm(self._run(last, tokens[count:], Dense(class_only=True)))
             tokens = tokens[:count]
         tokens = self._run(last, tokens)
         if self.aux_block == len(self.vit.blocks):
             aux = tokens
         return self.vit.norm(tokens), aux, cls
 
-    def _run(self, block: Any, tokens: Tensor, layout: _Dense | _Packed | _Grouped | None = None) -> Tensor:
+    def _run(self, block: Any, tokens: Tensor, layout: Layout | None = None) -> Tensor:
         """One block, keeping for the backward pass what `recompute` says."""
         recompute = self.recompute if torch.is_grad_enabled() else "nothing"
-        layout = layout or _Dense()
+        layout = layout or Dense()
         if recompute == "blocks":
-            return _again(self._block, block, tokens, layout, False, random=self.stochastic_depth)
+            return again(self._block, block, tokens, layout, False, random=self.stochastic_depth)
         return self._block(block, tokens, layout, recompute == "elementwise")
 
     def compile_blocks(self) -> None:
-        """Compile the blocks' computation at their first use, once for each shape of tokens."""
-        self._block = torch.compile(_block)
+        """Compile the blocks' computation at their first use, once for any number of tokens."""
+        self._block.compile()
 
     def autocast(self, images: Tensor) -> torch.autocast:
         return torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.use_bfloat16)
@@ -195,42 +238,52 @@ class Encoder(nn.Module):
             return self._masked_cls(self.embed(images), masks.cpu(), drop).to(images.dtype)
 
     def _masked_cls(self, tokens: Tensor, masks: Tensor, drop: bool) -> Tensor:
-        kept_BVN = masks.flatten(2) == 0
-        views = kept_BVN.shape[1]
-        kept = kept_BVN.transpose(0, 1).flatten(0, 1)  # view-major: VB,N
-        prefix = kept.new_ones(len(kept), self.prefix)
-        kept = torch.cat([prefix, kept], dim=1)
+        views, kept = masks.shape[1], self._kept(masks)
         if drop:
             return self._packed_cls(tokens, kept)
-        layout = _Dense(moved(kept, tokens.device)[:, None, None, :])
+        layout = Dense(moved(kept, tokens.device)[:, None, None, :])
         tokens = tokens.repeat(views, 1, 1)
         for block in self.vit.blocks:
             tokens = self._run(block, tokens, layout)
         return self.vit.norm(tokens)[:, 0]
 
-    def _packed_cls(self, tokens: Tensor, kept: Tensor) -> Tensor:
-        """Kept tokens of all views as one packed sequence T,D; only attention is padded to the longest view.
+    def _kept(self, masks: Tensor) -> Tensor:
+        """Tokens that masks B,V,h,w leave: V*B,P+N, view-major, the prefix always."""
+        kept = (masks.flatten(2) == 0).transpose(0, 1).flatten(0, 1)
+        return torch.cat([kept.new_ones(len(kept), self.prefix), kept], dim=1)
 
-        `kept` is on the host, and so is all that is computed of it: a GPU would have to be waited for.
-        """
-        sequence, position = kept.nonzero(as_tuple=True)
-        places = sequence % len(tokens) * tokens.shape[1] + position
-        counts = kept.sum(1)
-        rank = kept.cumsum(1)[sequence, position] - 1  # place of each packed token within its own sequence
-        longest = int(counts.max())
-        places, slots = moved(torch.stack([places, sequence * longest + rank]), tokens.device)
-        padding = torch.arange(longest) >= counts[:, None]
-        bias = None
-        if padding.any():  # made once: attention makes one of a boolean mask in every block
-            kind = torch.bfloat16 if self.use_bfloat16 else tokens.dtype
-            empty = torch.zeros(padding.shape, dtype=kind).masked_fill(padding, -torch.inf)
-            bias = moved(empty, tokens.device)[:, None, None, :]
-        layout = _Packed(bias, False, len(kept), longest, slots, moved(counts.cumsum(0) - counts, tokens.device))
-        packed = tokens.flatten(0, 1)[places]
+    def _packed_cls(self, tokens: Tensor, kept: Tensor) -> Tensor:
+        """Kept tokens of all views as one packed sequence T,D."""
+        packed, layout = self._packed(tokens, kept)
         *blocks, last = self.vit.blocks
         for block in blocks:
             packed = self._run(block, packed, layout)
         return self.vit.norm(self._run(last, packed, replace(layout, class_only=True)))
+
+    def _packed(self, tokens: Tensor, kept: Tensor) -> tuple[Tensor, Packed]:
+        """The tokens B,P+N,D that `kept` V*B,P+N, view-major, keeps of each view, behind each other: T,D.
+
+        `kept` is on the host, and so is all that is computed of it: a GPU would have to be waited for.
+        """
+        device, kind = tokens.device, torch.bfloat16 if self.use_bfloat16 else tokens.dtype
+        sequence, position = kept.nonzero(as_tuple=True)
+        places = sequence % len(tokens) * tokens.shape[1] + position
+        counts = kept.sum(1)
+        ends = F.pad(counts.cumsum(0), (1, 0))
+        rank = kept.cumsum(1)[sequence, position] - 1  # place of each packed token within its own sequence
+        longest = int(counts.max())
+        places, slots = moved(torch.stack([places, sequence * longest + rank]), device)
+        layout = Packed(len(kept), longest, moved(ends[:-1], device), slots)
+        attn = self.vit.blocks[0].attn
+        padding = torch.arange(longest) >= counts[:, None]
+        if not padding.any():
+            pass
+        elif unpadded_attention(device, kind, attn.head_dim):
+            layout = replace(layout, ends=moved(ends.to(torch.int32), device))
+        else:  # made once: attention makes one of a boolean mask in every block
+            empty = torch.zeros(padding.shape, dtype=kind).masked_fill(padding, -torch.inf)
+            layout = replace(layout, key_mask=moved(empty, device)[:, None, None, :])
+        return tokens.flatten(0, 1)[places], layout
 
     def _as_map(self, tokens: Tensor, h: int, w: int) -> Tensor:
         return tokens[:, self.prefix :].transpose(1, 2).unflatten(2, (h, w))
@@ -242,119 +295,3 @@ class Encoder(nn.Module):
             return positions
         table = positions.transpose(1, 2).unflatten(2, tuple(old))
         return bicubic(table, grid).flatten(2).transpose(1, 2)
-
-
-@dataclass(frozen=True)
-class _Dense:
-    """Sequences of one length, S,T,D, the class token first."""
-
-    key_mask: Tensor | None = None  # S,1,1,T, True = a key that may be seen; None: all
-    class_only: bool = False  # the class tokens S,D are all that is asked for; the others are keys and values
-
-    def class_tokens(self, tokens: Tensor) -> Tensor:
-        return tokens[:, 0]
-
-    def padded(self, tokens: Tensor) -> Tensor:
-        return tokens
-
-    def unpadded(self, tokens: Tensor) -> Tensor:
-        return tokens
-
-
-@dataclass(frozen=True)
-class _Packed:
-    """Where packed tokens T,D stand in a padded batch of sequences."""
-
-    key_mask: Tensor | None  # sequences,1,1,longest, 0 = a real key, else -inf; None when nothing is padded
-    class_only: bool
-    sequences: int
-    longest: int
-    slots: Tensor  # T: flat index into sequences*longest
-    first: Tensor  # sequences: where each class token is among the packed
-
-    def class_tokens(self, tokens: Tensor) -> Tensor:
-        return tokens[self.first]
-
-    def padded(self, tokens: Tensor) -> Tensor:
-        empty = tokens.new_zeros(self.sequences * self.longest, tokens.shape[1])
-        return empty.index_copy(0, self.slots, tokens).unflatten(0, (self.sequences, self.longest))
-
-    def unpadded(self, tokens: Tensor) -> Tensor:
-        return tokens.flatten(0, 1)[self.slots]
-
-
-@dataclass(frozen=True)
-class _Grouped:
-    """Sequences of several lengths behind each other, T,D; those of one length are a batch."""
-
-    shapes: tuple[tuple[int, int], ...]  # of each batch: sequences and their length
-    class_only: bool = False
-
-    def parted(self, tokens: Tensor) -> list[Tensor]:
-        """Each batch as sequences,length,D."""
-        parts = tokens.split([sequences * length for sequences, length in self.shapes])
-        return [part.unflatten(0, shape) for part, shape in zip(parts, self.shapes, strict=True)]
-
-
-def _block(block: Any, tokens: Tensor, layout: _Dense | _Packed | _Grouped, lean: bool) -> Tensor:
-    """A timm `Block` on tokens in a layout; only class tokens come out where it says so.
-
-    `lean` keeps no output of a normalisation or an activation for the backward pass: each is computed again from
-    its input, which is kept anyway.
-    """
-    attn, mlp = block.attn, block.mlp
-    run = _again if lean else _call
-    if isinstance(layout, _Grouped):
-        parts = layout.parted(run(_normed, block.norm1, attn.qkv, tokens))
-        seen = torch.cat(
-            [_attended(attn, *_qkv(attn, part)).transpose(1, 2).flatten(2).flatten(0, 1) for part in parts]
-        )
-    elif layout.class_only:
-        q, kv = run(_class_query, block, tokens, layout)
-        q = q.unflatten(1, (attn.num_heads, 1, -1))
-        k, v = layout.padded(kv).unflatten(2, (2, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        tokens = layout.class_tokens(tokens)
-        seen = _attended(attn, q, k, v, layout.key_mask).transpose(1, 2).flatten(2)[:, 0]
-    else:
-        q, k, v = _qkv(attn, layout.padded(run(_normed, block.norm1, attn.qkv, tokens)))
-        seen = layout.unpadded(_attended(attn, q, k, v, layout.key_mask).transpose(1, 2).flatten(2))
-    tokens = tokens + block.drop_path1(block.ls1(attn.proj(attn.norm(seen))))
-    hidden = run(_normed, block.norm2, mlp.fc1, tokens)
-    return tokens + block.drop_path2(block.ls2(run(_activated, mlp, hidden)))
-
-
-def _qkv(attn: Any, joined: Tensor) -> tuple[Tensor, ...]:
-    """Queries, keys and values S,heads,T,d of S,T,3D."""
-    return joined.unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-
-
-def _attended(attn: Any, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
-    return F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v, attn_mask=key_mask)
-
-
-def _normed(norm: nn.Module, linear: nn.Module, tokens: Tensor) -> Tensor:
-    return linear(norm(tokens))
-
-
-def _activated(mlp: Any, hidden: Tensor) -> Tensor:
-    return mlp.fc2(mlp.norm(mlp.act(hidden)))
-
-
-def _class_query(block: Any, tokens: Tensor, layout: _Dense | _Packed) -> tuple[Tensor, Tensor]:
-    """Queries S,D of the class tokens; keys and values of all tokens."""
-    weight, bias, width = block.attn.qkv.weight, block.attn.qkv.bias, block.attn.attn_dim
-    q_bias, kv_bias = (None, None) if bias is None else (bias[:width], bias[width:])
-    normed = block.norm1(tokens)
-    return F.linear(layout.class_tokens(normed), weight[:width], q_bias), F.linear(normed, weight[width:], kv_bias)
-
-
-def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    return function(*arguments)
-
-
-def _again(function: Callable[..., Any], *arguments: Any, random: bool = False) -> Any:
-    """The function's value; the backward pass calls it again rather than keeping what it computed on the way.
-
-    A `random` function draws the same again.
-    """
-    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=random)

@@ -74,6 +74,11 @@ class RotaryEncoder(Encoder):
         features = Features(normed[:count, 0], self._as_map(normed[:count], h, w), self._as_map(aux[:count], h, w))
         return features, None if others is None else normed[count:, 0]
 
+    @staticmethod
+    def passes_together(images: Tensor) -> bool:
+        """Never: positions differ from batch to batch."""
+        return False
+
     def features_of(self, batches: Sequence[Tensor]) -> list[Features]:
         """Features of batches of images, one after the other: positions differ from batch to batch."""
         return [self(images) for images in batches]

@@ -136,6 +136,7 @@ def _device() -> Answer:
         facts = torch.cuda.get_device_properties(number)
         size = f"{facts.total_memory / 2**30:.0f} GiB"
         yield "ok", f"GPU {number}: {facts.name}, {size}, {_precisions(facts.major)}", ""
+    yield "ok", "compute.augmentation: device computes colours on the GPU, so that it need not wait for its images", ""
     probe = torch.ones(64, 64, device="cuda")
     if float((probe @ probe)[0, 0]) != 64:
         yield "fail", "a matrix product on the GPU came out wrong", "look at dmesg and nvidia-smi"

@@ -44,10 +44,11 @@ class MCCStep(Step):
     affinity_label: Tensor | None  # B,h,w
     contrast: Contrast | None
     refined: Tensor | None  # B,S,S
+    draws: Mapping[str, Tensor]  # those that the local views were masked by
 
 
 @dataclass(frozen=True)
-class _Maps:
+class Maps:
     """What the network says of a pass."""
 
     output: MCCOutput
@@ -95,29 +96,48 @@ class MCCObjective(Objective):
         """
         known = opening(self, batch, iteration, all_classes=all_classes)
         weights, labels, classes = known.weights, known.labels, known.classes
-        output = self._forward(batch, with_view2=bool(weights["mcc"]) and self._compares_view2)
+        early = draws["masks"] if self._passes_views_early(batch, known) else None
+        output = self._forward(batch, bool(weights["mcc"]) and self._compares_view2, early)
         cams = self._cams(batch, output, classes)
         final, aux = map(known.masked, cams)
-        maps = _Maps(output, final, aux, self.model.encoder.grid(*batch["view1"].shape[-2:]))
+        maps = Maps(output, final, aux, self.model.encoder.grid(*batch["view1"].shape[-2:]))
         terms: dict[str, Tensor] = {
             "cls": losses.classification(output.cls, labels),
             "cls_aux": losses.classification(output.cls_aux, labels),
         }
         affinity_label = self._affinity(known, maps, terms)
         refined = self._segmentation(known, maps, terms)
+        draws = self.chosen(known, maps, draws)
         # Last, so that the local views' activations are not held while the terms above need room.
         compared = self._mcc(known, maps, draws["masks"], terms, first=first) if weights["mcc"] else None
         total = sum((weights[name] * term for name, term in terms.items()), start=output.cls.new_zeros(()))
         total = total + self._untouched(terms, output)
         state = self._state(iteration, compared)
-        return MCCStep(total, terms, len(labels), output, classes, cams, affinity_label, compared, refined, state=state)
+        return MCCStep(
+            total, terms, len(labels), output, classes, cams, affinity_label, compared, refined, draws, state=state
+        )
+
+    def chooses(self, iteration: int) -> bool:
+        """Whether `chosen` masks by the maps of a pass at a 0-based iteration, so that views wait for them."""
+        return False
+
+    def chosen(self, known: Opening, maps: Maps, draws: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The draws by which the local views are masked, once the maps of the pass are known: here those drawn."""
+        return draws
+
+    def _passes_views_early(self, batch: Batch, known: Opening) -> bool:
+        """Whether the local views go through the encoder with the global ones."""
+        if not known.weights["mcc"] or not self.experiment.mask.drop_tokens or self.chooses(known.iteration):
+            return False
+        same_size = batch["local"].shape == batch["view1"].shape
+        return same_size and self.model.encoder.passes_together(batch["view1"])
 
     @property
     def _compares_view2(self) -> bool:
         contrast = self.experiment.contrast
         return contrast.queries == "both" or contrast.global_keys
 
-    def _affinity(self, known: Opening, maps: _Maps, terms: dict[str, Tensor]) -> Tensor | None:
+    def _affinity(self, known: Opening, maps: Maps, terms: dict[str, Tensor]) -> Tensor | None:
         """Adds `aff` (Eq. 9); its token labels B,h,w."""
         if not known.weights["aff"]:
             return None
@@ -129,7 +149,7 @@ class MCCObjective(Objective):
         terms["aff"] = settled(loss, maps.output.features.patches)
         return label
 
-    def _segmentation(self, known: Opening, maps: _Maps, terms: dict[str, Tensor]) -> Tensor | None:
+    def _segmentation(self, known: Opening, maps: Maps, terms: dict[str, Tensor]) -> Tensor | None:
         """Adds `seg` and `reg`; the refined pseudo-label B,S,S that they learn from."""
         e, weights = self.experiment, known.weights
         if not (weights["seg"] or weights["reg"]):
@@ -146,7 +166,7 @@ class MCCObjective(Objective):
             )
         return label
 
-    def _mcc(self, known: Opening, maps: _Maps, masks: Tensor, terms: dict[str, Tensor], *, first: bool) -> Contrast:
+    def _mcc(self, known: Opening, maps: Maps, masks: Tensor, terms: dict[str, Tensor], *, first: bool) -> Contrast:
         """Adds `mcc` (Eq. 7)."""
         e, iteration = self.experiment, known.iteration
         flags = self._flags(known, maps, masks)
@@ -163,7 +183,7 @@ class MCCObjective(Objective):
         )
         return compared
 
-    def _flags(self, known: Opening, maps: _Maps, masks: Tensor) -> Tensor:
+    def _flags(self, known: Opening, maps: Maps, masks: Tensor) -> Tensor:
         """Which keys are positive (Eq. 6): B,2+V (or V)."""
         e = self.experiment
         guide = maps.aux if _reads_auxiliary(known.iteration, e.cam.positiveness_aux_until) else maps.final
@@ -178,9 +198,10 @@ class MCCObjective(Objective):
         threshold = self.at(e.thresholds.positiveness, known.iteration)
         return positiveness(level, moved(masks, level.device), threshold, keys_global)
 
-    def _forward(self, batch: Batch, with_view2: bool) -> MCCOutput:
-        """The one pass that serves classification, unflipped CAM, and both global views."""
-        return self.model(batch["view1"], batch["view2"] if with_view2 else None)
+    def _forward(self, batch: Batch, with_view2: bool, masks: Tensor | None) -> MCCOutput:
+        """The one pass that serves classification, unflipped CAM, both global views, and local ones of known masks."""
+        others = batch["view2"] if with_view2 else None
+        return self.model(batch["view1"], others, None if masks is None else (batch["local"], masks))
 
     def _cams(self, batch: Batch, output: MCCOutput, classes: Tensor) -> tuple[Tensor, Tensor]:
         """CAMs of `classes`; the classification forward serves as their unflipped forward at scale 1."""
@@ -195,7 +216,9 @@ class MCCObjective(Objective):
         asking = global_tokens if e.contrast.queries == "both" else global_tokens[:1]
         with torch.no_grad():
             queries = model.momentum_projector(torch.cat(asking).detach())
-        local_tokens = model.encoder.masked_cls(batch["local"], masks, drop=e.mask.drop_tokens)
+        local_tokens = output.local_cls
+        if local_tokens is None:
+            local_tokens = model.encoder.masked_cls(batch["local"], masks, drop=e.mask.drop_tokens)
         keys = model.projector(torch.cat([*global_tokens, local_tokens] if e.contrast.global_keys else [local_tokens]))
         return Contrast(queries, keys, flags)
 

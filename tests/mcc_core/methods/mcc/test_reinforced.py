@@ -95,7 +95,7 @@ def test_masked_patches_learn_what_the_teacher_says_of_them() -> None:
     method = method_of(experiment)
     draws = method.draws(experiment, network, 2, (32, 32), 5, torch.Generator().manual_seed(4))
     step = objective(batch_of(), draws, 5)
-    hidden, local = objective._draws["hidden"], batch_of()["local"]
+    hidden, local = step.draws["hidden"], batch_of()["local"]
     assert hidden.sum() == 2 * 2 * 4  # two of four squares of four tokens, of two images
     with torch.no_grad():
         taught = network.momentum_projector(network.momentum_encoder(local).patches.flatten(2).transpose(1, 2))
