@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mcc_core.errors import UsageError
+from mcc_core.errors import MCCError, UsageError
 from orchestrator.settings import Settings
 
 _DRIVER_CPU = 0.01  # what Tune reserves for the idle process that waits for a trial; 0 is refused
@@ -96,7 +96,8 @@ def local_capacity() -> Capacity:
 def cluster(settings: Settings) -> Iterator[Capacity]:
     """A connected Ray, ended at exit if it was started here.
 
-    Yields what trials may use. Raises UsageError when the cluster of `settings.ray_address` does not answer.
+    Yields what trials may use. Raises UsageError when the cluster of `settings.ray_address` does not answer, MCCError
+    when a Ray of this machine does not start.
     """
     prepare_environment()
     import ray
@@ -108,6 +109,20 @@ def cluster(settings: Settings) -> Iterator[Capacity]:
         capacity = local_capacity()
         for name, value in _LOCAL_ONLY.items():
             os.environ.setdefault(name, value)
+        _start(capacity)
+    else:
+        _attach(settings.ray_address)
+        capacity = _capacity()
+    try:
+        yield capacity
+    finally:
+        ray.shutdown()
+
+
+def _start(capacity: Capacity) -> None:
+    import ray
+
+    try:
         ray.init(
             address="local",
             num_cpus=math.ceil(capacity.cpus) + 1,  # one more for the trials' waiting processes
@@ -117,13 +132,13 @@ def cluster(settings: Settings) -> Iterator[Capacity]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    else:
-        _attach(settings.ray_address)
-        capacity = _capacity()
-    try:
-        yield capacity
-    finally:
+    except (OSError, RuntimeError, TimeoutError) as error:  # a machine that is too busy, a disk that is full
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         ray.shutdown()
+        raise MCCError(
+            f"Ray does not start on this machine: {first}; its logs are below RAY_TMPDIR or /tmp/ray; "
+            "nothing was lost, the same command goes on"
+        ) from None
 
 
 def driver_resources() -> dict[str, float]:

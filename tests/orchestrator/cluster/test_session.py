@@ -72,6 +72,15 @@ def test_a_cluster_that_is_not_there_is_named_at_once(tmp_path: Path, address: s
         pass
 
 
+def test_a_ray_that_does_not_start_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file"))
+    named = pytest.raises(MCCError, match=r"Ray does not start on this machine: .*file.*goes on")
+    with named as raised, cluster(Settings.at(tmp_path / "home")):
+        pass
+    assert "\n" not in str(raised.value)
+
+
 def _attached(folder: Path, address: str) -> AbstractContextManager[Capacity]:
     return cluster(Settings.at(folder, ray_address=address))
 
