@@ -14,7 +14,7 @@ import numpy as np
 
 from mcc_core.config import LabelsConfig
 from mcc_core.data.index import DataIndex
-from mcc_core.data.label_maps import LabelSet, read_label_set
+from mcc_core.data.label_maps import LABELS, LabelSet, read_label_set
 from mcc_core.data.pixels import read_mask
 from mcc_core.errors import UsageError
 
@@ -25,9 +25,9 @@ _MOST = 0.5  # share of the compared
 
 
 def stored_identity(source: Path) -> str | None:
-    """The identity in a storage key `labels/<identity>`; None for a path."""
+    """The identity in a storage key `labels/<identity>`; None for a path, which a label set at that place is too."""
     match = _KEY.fullmatch(source.as_posix())
-    return match[1] if match and not source.exists() else None
+    return match[1] if match and not (source / LABELS).is_file() else None
 
 
 def stored_key(identity: str) -> Path:

@@ -16,7 +16,7 @@ from mcc_core.config import LabelsConfig
 from mcc_core.data.datasets import label_maps
 from mcc_core.data.index import DataIndex, build_index, supervision_certificate
 from mcc_core.data.label_maps import LabelSet, LabelSetWriter, pack_label_set
-from mcc_core.data.label_source import labels_identity, local_zip, stored_key, with_labels
+from mcc_core.data.label_source import labels_identity, local_zip, stored_identity, stored_key, with_labels
 from mcc_core.data.make_labels import label_set_of_folder, label_set_of_masks
 from mcc_core.data.pixels import read_mask, stored_size
 from mcc_core.errors import DataError, UsageError
@@ -94,6 +94,16 @@ def test_a_key_of_storage_is_read_where_it_was_fetched(index: DataIndex, tmp_pat
     assert found.labels is not None and found.labels.names == made.names
     with pytest.raises(UsageError, match=r"labels\.source: is missing: the label set to train on"):
         with_labels(index, LabelsConfig(), tmp_path)
+
+
+def test_a_key_is_one_where_storage_itself_is_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    key = stored_key("00112233445566aa")
+    key.mkdir(parents=True)
+    (key / "labels.zip").touch()
+    assert stored_identity(key) == "00112233445566aa" and stored_identity(tmp_path / key) is None
+    (key / "labels.json").touch()
+    assert stored_identity(key) is None
 
 
 def test_confidence_is_whole_where_an_image_has_none(index: DataIndex, tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import yaml
 from chaos_lab import Lab
-from trained import SMALLEST
+from trained import SMALLEST, smallest
 
+from mcc_core.data.index import build_index
+from mcc_core.data.make_labels import label_set_of_masks
 from mcc_core.methods.registry import METHODS
 
 FILE = Path(__file__).parents[3] / "sweeps" / "methods.yaml"
@@ -20,12 +22,19 @@ ITERATIONS, EVAL_EVERY = 200, 20
 
 
 def methods_lab(folder: Path) -> tuple[Lab, list[str]]:
-    """`sweeps/methods.yaml` on the smallest networks, one seed; the methods of its trials in order."""
+    """`sweeps/methods.yaml` and what it lacks, on the smallest networks; the methods of its trials in order."""
     sweep: dict[str, Any] = yaml.safe_load(FILE.read_text())
     lab = Lab(folder)
-    names = [point["name"] for point in sweep["points"]]
+    listed = [point["name"] for point in sweep["points"]]
+    more = [{"name": name, "base": SMALLEST[name][0]} for name in METHODS if name not in listed]
+    names = [*listed, *(point["name"] for point in more)]
+    label_set_of_masks(build_index(smallest("segmentation").data, lab.home), folder / "labels")
+    labels = {"labels.source": str(folder / "labels"), "labels.supervision": "full"}
     length = {"train.iterations": ITERATIONS, "train.eval_every": EVAL_EVERY, "train.log_every": 5}
-    points = [point | {"set": SMALLEST[point["name"]][1] | length} for point in sweep["points"]]
+    points = []
+    for point in [*sweep["points"], *more]:
+        taught = labels if "labels" in METHODS[point["name"]].experiment.model_fields else {}
+        points.append(point | {"set": SMALLEST[point["name"]][1] | length | taught})
     lab.fields = sweep | {"points": points, "seeds": [0], "resources": {"max_concurrent": 1}}
     return lab, names
 
