@@ -92,10 +92,7 @@ class LabelSeeds(Seeds):
     protocol = "refined"
 
     def __init__(self, labels: LabelSet, refinement: Refinement) -> None:
-        for kind in refinement.chain:
-            STEPS[kind].asks(None, refinement)
-        if wrong := sorted({"threshold", "foreground", "seeds"} & refinement.model_fields_set):
-            raise UsageError(f"{wrong[0]}: is of class maps; a label set has its background decided already")
+        check_labels_suffice(refinement)
         self._names = set(labels.names)
         self.labels, self.certainty = labels, refinement.certainty
         self.classes, self.supervision = tuple(labels.classes), labels.supervision
@@ -111,6 +108,14 @@ class LabelSeeds(Seeds):
         classes = tuple(sorted(there | set(item.labels)))
         scores = _probabilities(label, sure, classes, self.certainty)
         return Picture(item.name, image, classes, scores, has_background=True)
+
+
+def check_labels_suffice(refinement: Refinement) -> None:
+    """Raise UsageError where a refinement needs class maps or a network, which a label set has not."""
+    for kind in refinement.chain:
+        STEPS[kind].asks(None, refinement)
+    if wrong := sorted({"threshold", "foreground", "seeds"} & refinement.model_fields_set):
+        raise UsageError(f"{wrong[0]}: is of class maps; a label set has its background decided already")
 
 
 def _probabilities(label: np.ndarray, sure: np.ndarray | None, classes: tuple[int, ...], certainty: float) -> Tensor:
