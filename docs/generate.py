@@ -82,6 +82,8 @@ def configuration() -> str:
         out.append(f"### `{name}`\n\n```yaml\n{''.join(line for line in lines if '$schema' not in line)}```")
     out += ["## Sweep files", _SWEEP]
     out += [_model(name, sweep) for name in _SWEEP_MODELS]
+    out += ["## Sweeps of stages", "With `stages:`; [how](../sweeps.md#stages)."]
+    out += [_model(name, sweep) for name in ("StagesFile", "Stage", "Refinement", "RandomWalkConfig")]
     out += ["## Sweeps over evaluation parameters", "With `of:`, of something trained; [how](../evaluation.md)."]
     out.append(_model("PosthocFile", sweep))
     out.append("The parameters, also those of `mcc evaluate --set evaluation.…`:")
@@ -154,6 +156,7 @@ def _kind(node: dict[str, Any]) -> str:
         return " or ".join(kinds) + limits
     if "$ref" in node:
         name = node["$ref"].rsplit("/", 1)[1]
+        name = name.removeprefix("Stage") if name in ("StageFields", "StageParameters") else name
         return {"Schedule": "schedule", "Base": "preset or .yaml file", "Fields": "fields and their values"}.get(
             name, {"Parameters": "fields to lists or ranges", "Derived": "fields to arithmetic"}.get(name, name)
         )

@@ -91,9 +91,7 @@ class LabelSeeds(Seeds):
     protocol = "refined"
 
     def __init__(self, labels: LabelSet, refinement: Refinement) -> None:
-        self._asked = _asked(None, refinement)
-        if wrong := sorted({"threshold", "foreground", "seeds"} & refinement.model_fields_set):
-            raise UsageError(f"{wrong[0]}: is of class maps; a label set has its background decided already")
+        self._asked = asked_of_labels(refinement)
         self._names = set(labels.names)
         self.labels, self.certainty = labels, refinement.certainty
         self.classes, self.supervision = tuple(labels.classes), _supervision(labels.supervision, refinement)
@@ -122,6 +120,17 @@ def _supervision(own: Supervision, refinement: Refinement) -> Supervision:
     """Full where the seeds are, or a network that a step brings along is."""
     brought = (STEPS[kind].supervision(refinement) for kind in refinement.chain)
     return "full" if "full" in (own, *brought) else "weak"
+
+
+def asked_of_labels(refinement: Refinement) -> dict[Kind, Asked]:
+    """What the steps of a chain ask of each image where labels are given.
+
+    Raises UsageError where a step needs class maps or a network, which a label set has not.
+    """
+    asked = _asked(None, refinement)
+    if wrong := sorted({"threshold", "foreground", "seeds"} & refinement.model_fields_set):
+        raise UsageError(f"{wrong[0]}: is of class maps; a label set has its background decided already")
+    return asked
 
 
 def _probabilities(label: np.ndarray, sure: np.ndarray | None, classes: tuple[int, ...], certainty: float) -> Tensor:

@@ -12,6 +12,7 @@ from statistics import mean
 from typing import Any
 
 from orchestrator.analysis.ablation import comparison, latex, reference
+from orchestrator.analysis.ladder import ladder
 from orchestrator.analysis.leaderboard import (
     CAM,
     COLUMNS,
@@ -171,6 +172,9 @@ def summary(
         "leaderboard.csv": csv_text(numbers(rows, file["metric"], floor)).encode(),
         "leaderboard.html": html_text(lines, f"{document['name']}, by {file['metric']}").encode(),
     }
+    if steps := ladder(results):
+        files["ladder.md"] = markdown(steps).encode()
+        files["ladder.csv"] = csv_text(steps).encode()
     if (base := reference(file)) is not None:
         compared = comparison(results, base, file["metric"])
         files["comparison.md"] = markdown(compared).encode()
@@ -180,7 +184,7 @@ def summary(
         files["front.md"] = markdown(_front(results, objectives)).encode()
     if any(histories.values()):
         files["curves.png"] = curves(histories, COLUMNS | {"total loss": "loss/total"})
-    if file["heatmap"]:
+    if file.get("heatmap"):
         apart = {point["name"] for point in file.get("points", ())}
         drawn = heat_map(results, file["heatmap"]["x"], file["heatmap"]["y"], document["name"], apart)
         if drawn is not None:

@@ -47,7 +47,7 @@ def leaderboard(results: Sequence[Result], metric: str, mode: str = "max") -> li
     """Configurations by the mean of `metric` over finished seeds, best first."""
     points: dict[str, list[Result]] = {}
     for result in results:
-        if result.status == TrialStatus.FINISHED and result.score(metric) is not None:
+        if result.compared and result.status == TrialStatus.FINISHED and result.score(metric) is not None:
             points.setdefault(result.point, []).append(result)
     rows = []
     for point, trials in points.items():
@@ -83,7 +83,7 @@ def all_background(results: Sequence[Result]) -> float | None:
 
 def unscored(results: Sequence[Result], metric: str) -> str | None:
     """A line about finished configurations that no trial gave a score of `metric`; None where there are none."""
-    finished = [r for r in results if r.status == TrialStatus.FINISHED]
+    finished = [r for r in results if r.compared and r.status == TrialStatus.FINISHED]
     scored = {r.point for r in finished if r.score(metric) is not None}
     lacking = list(dict.fromkeys(r.point for r in finished if r.point not in scored))
     if not lacking:

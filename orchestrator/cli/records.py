@@ -11,6 +11,7 @@ from typing import Any
 
 from mcc_core.errors import UsageError
 from orchestrator.analysis.leaderboard import leaderboard
+from orchestrator.records import layout
 from orchestrator.records.checkpoints import best_saved, saved_checkpoints
 from orchestrator.records.results import Result
 from orchestrator.records.status import TrialStatus
@@ -36,6 +37,7 @@ def trial_record(result: Result) -> dict[str, Any]:
     """A trial with everything that was measured last."""
     return {
         "name": result.name,
+        **({"stage": result.stage} if result.stage else {}),
         "identity": result.identity,
         "configuration": result.point,
         "method": result.method,
@@ -52,13 +54,16 @@ def best_record(
     sweep: Sweep, results: Sequence[Result], runs: Mapping[str, str], storage: Storage, metric: str
 ) -> dict[str, Any]:
     """The best trial by a metric, its MLflow run and its checkpoint. Raises UsageError when nothing was measured."""
-    done = [r for r in results if r.status == TrialStatus.FINISHED and r.score(metric) is not None]
+    done = [r for r in results if r.compared and r.status == TrialStatus.FINISHED and r.score(metric) is not None]
     if not done:
         raise no_score(sweep, results, metric)
     top = (max if sweep.mode == "max" else min)(done, key=lambda r: r.metrics[metric])
     saved = best_saved(saved_checkpoints(storage, top.identity), sweep.mode)
     key = saved.key(top.identity) if saved else None
-    return trial_record(top) | {"run": runs.get(top.identity), "checkpoint": storage.where(key) if key else None}
+    labels = layout.label_set(top.identity)
+    more = {"labels": storage.where(labels)} if storage.exists(labels) else {}
+    found = {"run": runs.get(top.identity), "checkpoint": storage.where(key) if key else None}
+    return trial_record(top) | found | more
 
 
 def no_score(sweep: Sweep, results: Sequence[Result], metric: str) -> UsageError:

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mcc_core.schedules import Constant, value_at
+from orchestrator.analysis.ladder import ladder
 from orchestrator.analysis.leaderboard import (
     ABSENT,
     all_background,
@@ -22,12 +23,15 @@ from orchestrator.analysis.leaderboard import (
     unscored,
 )
 from orchestrator.cli.records import no_score
+from orchestrator.cli.show_stages import tree
 from orchestrator.planning.configurations import Trial
 from orchestrator.planning.plan import Plan
+from orchestrator.records import layout
 from orchestrator.records.checkpoints import best_saved, saved_checkpoints
 from orchestrator.records.results import Result
 from orchestrator.records.status import TrialStatus
 from orchestrator.records.sweeps import Sweep
+from orchestrator.spec.stages_file import StagesFile
 from orchestrator.storage.store import Storage
 from orchestrator.text import duration, shortened, size_text
 from orchestrator.workflows.terminal import board, print_unfinished
@@ -37,18 +41,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 def print_plan(plan: Plan, console: Console) -> None:
     """Trials, data and the time that running them will take."""
-    table = Table(box=None, pad_edge=False)
-    keys = list(dict.fromkeys(key for trial in plan.trials for key in trial.varied))
-    table.add_column("trial", no_wrap=True)
-    for key in keys:
-        table.add_column(key)
-    table.add_column("seed", justify="right")
-    table.add_column("")
-    for trial in plan.trials:
-        values = [_value(trial, key) for key in keys]
-        name = shortened(trial.name, 24 if console.width < 110 else 60)
-        table.add_row(name, *values, str(trial.seed), "done before" if trial.identity in plan.finished else "")
-    console.print(table)
+    console.print(tree(plan) if isinstance(plan.file, StagesFile) else _trials(plan, console.width))
     for index in plan.indexes.values():
         facts = (
             f"data: {len(index.train)} training images, {len(index.val)} for validation, {len(index.classes)} classes"
@@ -75,6 +68,22 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print(text, highlight=False)
 
 
+def _trials(plan: Plan, width: int) -> Table:
+    """One line per trial."""
+    table = Table(box=None, pad_edge=False)
+    keys = list(dict.fromkeys(key for trial in plan.trials for key in trial.varied))
+    table.add_column("trial", no_wrap=True)
+    for key in keys:
+        table.add_column(key)
+    table.add_column("seed", justify="right")
+    table.add_column("")
+    for trial in plan.trials:
+        values = [_value(trial, key) for key in keys]
+        name = shortened(trial.name, 24 if width < 110 else 60)
+        table.add_row(name, *values, str(trial.seed), "done before" if trial.identity in plan.finished else "")
+    return table
+
+
 def print_sweeps(sweeps: Sequence[tuple[Sweep, Sequence[Result]]], console: Console) -> None:
     """One line per sweep."""
     if not sweeps:
@@ -96,7 +105,9 @@ def print_sweeps(sweeps: Sequence[tuple[Sweep, Sequence[Result]]], console: Cons
 def print_status(sweep: Sweep, results: Sequence[Result], console: Console) -> None:
     """One line per trial, and why those that have no result have none."""
     console.print(status_table(sweep, results, console.width))
-    print_unfinished([r for r in results if r.status != TrialStatus.NEW], console)
+    if lines := ladder(results):
+        console.print(board(lines, "what each stage reached"))
+    print_unfinished([r for r in results if r.status != TrialStatus.NEW or r.message], console)
 
 
 def status_table(sweep: Sweep, results: Sequence[Result], width: int) -> Table:
@@ -154,6 +165,8 @@ def print_best(
     if saved is not None:
         key = saved.key(top.identity)
         console.print(f"checkpoint: {storage.where(key)}", highlight=False, soft_wrap=True)
+    if storage.exists(labels := layout.label_set(top.identity)):
+        console.print(f"labels: {storage.where(labels)}", highlight=False, soft_wrap=True)
 
 
 def _value(trial: Trial, key: str) -> str:

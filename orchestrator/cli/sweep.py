@@ -34,12 +34,23 @@ def _plan(
     from rich.console import Console
 
     from orchestrator.planning.plan import plan_sweep
+    from orchestrator.planning.stage_plan import plan_stages
     from orchestrator.settings import Settings
+    from orchestrator.spec import stages_file
     from orchestrator.spec.sweep_file import load_sweep, with_run_options
 
-    sweep = with_run_options(load_sweep(file), seed_list(seeds) if seeds is not None else None, most)
-    with Console(stderr=True).status("planning: data, earlier trials, a few training steps"):
-        return plan_sweep(sweep, str(file), base, overrides(set_), workers, Settings.from_environment())
+    chosen = seed_list(seeds) if seeds is not None else None
+    waiting = Console(stderr=True).status("planning: data, earlier trials, a few training steps")
+    settings = Settings.from_environment()
+    if stages_file.is_staged(file):
+        if base is not None:
+            raise UsageError(f"--base {base}: {file} has stages, each with a base of its own")
+        stages = stages_file.with_run_options(stages_file.load_stages(file), chosen, most)
+        with waiting:
+            return plan_stages(stages, str(file), overrides(set_), workers, settings)
+    sweep = with_run_options(load_sweep(file), chosen, most)
+    with waiting:
+        return plan_sweep(sweep, str(file), base, overrides(set_), workers, settings)
 
 
 def _refuse(file: Path, *options: object) -> None:

@@ -73,7 +73,9 @@ def _run(sweep: str | None, *, only_failed: bool, trial: str | None = None) -> N
     plan = sweep_actions.plan_again(chosen, settings)
     print_plan(plan, console)
     if only is not None:
-        console.print(f"{len(only)} failed trials are run again", highlight=False)
+        staged = "stages" in chosen.document["file"]
+        what = "trials that failed, or take from one that did," if staged else "failed trials"
+        console.print(f"{len(only)} {what} are run again", highlight=False)
     raise typer.Exit(run_and_track(plan, console, only=only))
 
 

@@ -121,16 +121,28 @@ def _environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _pack(sweep: Path, folder: Path) -> None:
-    """The packages, the sweep file and, where its base is a file, that too."""
-    base = str(read_yaml(sweep).get("base", ""))
+    """The packages, the sweep file and, where its base or that of a stage is a file, that too."""
     for source in (Path(str(mcc_core.__file__)).parent, Path(__file__).parents[1]):
         shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
     shutil.copyfile(sweep, folder / sweep.name)
-    if base and base not in preset_names():
+    for where, base in _bases(read_yaml(sweep)).items():
+        if not base or base in preset_names():
+            continue
         file = Path(base)
         if file.is_absolute() or ".." in file.parts:
-            raise UsageError(f"{sweep}: base: {base}: only a file below the current folder is shipped to a cluster")
+            raise UsageError(f"{sweep}: {where}: {base}: only a file below the current folder is shipped to a cluster")
         if not file.is_file():
-            raise UsageError(f"{sweep}: base: {base}: neither a preset ({', '.join(preset_names())}) nor a .yaml file")
+            known = ", ".join(preset_names())
+            raise UsageError(f"{sweep}: {where}: {base}: neither a preset ({known}) nor a .yaml file")
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, folder / file)
+
+
+def _bases(fields: Mapping[str, Any]) -> dict[str, str]:
+    """Where a sweep file names a base to what it is."""
+    named = {"base": str(fields.get("base") or "")}
+    stages = fields.get("stages")
+    for name, stage in stages.items() if isinstance(stages, Mapping) else ():
+        if isinstance(stage, Mapping):
+            named[f"stages.{name}.base"] = str(stage.get("base") or "")
+    return named

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import mean
 from typing import Any, Protocol
 
@@ -276,13 +276,3 @@ class PopulationQueue(TrialQueue):
 def population_key(sweep: str) -> str:
     """Key of the state of a population."""
     return layout.population(sweep)
-
-
-def director(plan: Plan, todo: Sequence[Trial], storage: Storage, assign: Assign, meter: Meter) -> TrialQueue:
-    """The director that a plan needs."""
-    kind: Callable[..., TrialQueue] = TrialQueue
-    if plan.open is not None:
-        kind = SearchQueue
-    elif isinstance(plan.file.scheduler, Pbt):
-        kind = PopulationQueue
-    return kind(plan, todo, storage, assign, meter)

@@ -23,10 +23,12 @@ from typing import Any
 
 import yaml
 
+from mcc_core.data.label_source import local_zip
 from mcc_core.errors import UsageError
 from orchestrator.cluster.session import Capacity, cluster
 from orchestrator.environment import environment_record
-from orchestrator.execution.queue import director, population_key
+from orchestrator.execution.director import director
+from orchestrator.execution.queue import population_key
 from orchestrator.execution.supervisor import Control, prune_key, stop_key
 from orchestrator.execution.tuner import TuneRun
 from orchestrator.planning.configurations import Trial
@@ -163,6 +165,8 @@ class _Book:
         self.storage.write(f"{folder}/environment.json", json.dumps(self.environment, indent=1).encode())
         if self.force:
             self.storage.delete_folder(f"{folder}/checkpoints")
+            self.storage.delete_folder(layout.labels(trial.identity))
+            local_zip(trial.identity, self.home).unlink(missing_ok=True)
 
 
 def _run_trials(
@@ -227,7 +231,7 @@ def _assignment(plan: Plan, trial: Trial, settings: Settings, launch: str, room:
         experiment=trial.experiment.model_dump(mode="json"),
         seed=trial.seed,
         fingerprint=trial.fingerprint,
-        metric=plan.file.metric,
+        metric=plan.scored_by.get(trial.stage, plan.file.metric),
         mode=plan.file.mode,
         storage=settings.storage,
         home=None if settings.ray_address else str(settings.home),
@@ -237,6 +241,8 @@ def _assignment(plan: Plan, trial: Trial, settings: Settings, launch: str, room:
         cpus_per_worker=room.cpus,
         gpus_per_worker=room.gpus,
         threads=plan.file.resources.threads,
+        input=trial.input,
+        refine=trial.refine,
     )
 
 

@@ -46,7 +46,7 @@ class Control:
         self.plan, self.storage, self.meter, self.tune_run = plan, storage, meter, tune_run
         self.ask_to_stop, self.on_trial = ask_to_stop, on_trial
         self.reached: str | None = None  # which limit of the budget
-        self._workers = {t.identity: t.experiment.train.workers for t in plan.trials}
+        self._workers = {t.identity: t.workers for t in plan.trials}
         self._flagged: set[str] = set()
         self._followed: set[str] = set()
         self._polled, self._saved = 0.0, 0.0
@@ -92,7 +92,7 @@ class Control:
         new = self.tune_run.director.new
         while new:
             trial = new.popleft()
-            self._workers[trial.identity] = trial.experiment.train.workers
+            self._workers[trial.identity] = trial.workers
             self.on_trial(trial)
 
     def _recall(self) -> None:

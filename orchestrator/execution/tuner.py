@@ -17,6 +17,7 @@ from orchestrator.records import layout
 from orchestrator.records.events import trial_state, write_end
 from orchestrator.records.status import ENDED, TrialStatus
 from orchestrator.storage.store import Storage, retry
+from orchestrator.worker.assignment import Assignment
 from orchestrator.worker.warm import run_warm
 
 _TAIL_LINES = 15
@@ -167,7 +168,8 @@ def drive(
     from ray.tune.integration.ray_train import TuneReportCallback
 
     task = json.loads(config["task"])
-    if task["experiment"]["train"]["workers"] == 1:
+    workers = Assignment(**task).processes
+    if workers == 1:
         try:
             ran = run_warm(task, max_failures, keep=keep, stopped=partial(_stopped, task))
         except ray.exceptions.RayError as error:
@@ -183,7 +185,7 @@ def drive(
         work,
         train_loop_config=dict(task),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=task["experiment"]["train"]["workers"],
+            num_workers=workers,
             use_gpu=bool(task["gpus_per_worker"]),
             resources_per_worker=resources,
         ),

@@ -22,7 +22,7 @@ from orchestrator.text import reason, size_text
 
 YOUNG_S = 3600.0  # what is younger may belong to a process that just begins
 _LITTLE = 5 << 30  # bytes; less free disk than that is said
-_TOPS = ("trials", "sweeps", "leases", "ray")
+_TOPS = ("trials", "labels", "sweeps", "leases", "ray")
 _IDENTITY = re.compile(r"\b[0-9a-f]{16}\b")
 _PROBE = os.urandom(1 << 20)
 
@@ -91,9 +91,9 @@ def garbage(
 ) -> tuple[list[Garbage], list[str]]:
     """(what nothing refers to, notes about what is left alone).
 
-    Trials and Ray's books of sweeps that are not on record, checkpoints beyond the newest `keep` and the best, files
-    without their other half, parts that killed processes left, uploads that never ended. Nothing of a trial or sweep
-    that a living process holds a lease of, nothing younger than `older_s` seconds.
+    Trials, label sets and Ray's books of sweeps that are not on record, checkpoints beyond the newest `keep` and the
+    best, files without their other half, parts that killed processes left, uploads that never ended. Nothing of a trial
+    or sweep that a living process holds a lease of, nothing younger than `older_s` seconds.
     """
     modes = _referred(storage)
     trials, sweeps = claimed(storage)
@@ -106,6 +106,9 @@ def garbage(
             unused.append(_all("trial of no sweep", layout.trial(folder), files))
         else:
             unused += _checkpoints(storage, folder, modes[folder], keep, {file.key: file for file in files})
+    for folder, files in _by_folder(storage, layout.LABELS).items():
+        if folder not in trials | modes.keys() and all(file.modified <= limit for file in files):
+            unused.append(_all("labels of no sweep", layout.labels(folder), files))
     ids = {sweep.id for sweep in catalog.sweeps(storage)}
     for name in ("ray", "sweeps"):
         for folder, files in _by_folder(storage, name).items():
@@ -125,11 +128,14 @@ def remove(storage: Storage, unused: Sequence[Garbage]) -> list[Garbage]:
     Raises UsageError when one of the trials is being run.
     """
     trials = {
-        item.key.split("/")[1]: item for item in unused if item.folder and item.key.startswith(f"{layout.TRIALS}/")
+        (item.key.split("/")[1], item.key): item
+        for item in unused
+        if item.folder and item.key.startswith((f"{layout.TRIALS}/", f"{layout.LABELS}/"))
     }
-    with deleting(storage, "", trials) as lease:
+    with deleting(storage, "", {identity for identity, _ in trials}) as lease:
         referred = _referred(storage)
-        gone = [item for item in unused if not any(item is trial and i in referred for i, trial in trials.items())]
+        kept = [item for (identity, _), item in trials.items() if identity in referred]
+        gone = [item for item in unused if not any(item is other for other in kept)]
         for item in gone:
             lease.refresh()
             if item.folder:

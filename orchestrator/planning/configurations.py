@@ -40,6 +40,14 @@ class Trial:
     seed: int
     point: str  # name of the configuration, the same for all of its seeds
     fingerprint: str  # of the data
+    stage: str = ""  # of a sweep of stages: the name of this trial's
+    input: str | None = None  # identity of the trial whose product this one takes
+    refine: dict[str, Any] | None = None  # fields of a refinement: labels are made, nothing is trained
+
+    @property
+    def workers(self) -> int:
+        """Processes that run it."""
+        return 1 if self.refine is not None else self.experiment.train.workers
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ def earlier_notes(earlier: Iterable[Sweep], sweep: str, trials: Iterable[Trial])
             trial = wanted.get((recorded["name"], recorded["seed"], recorded.get("fingerprint")))
             if (
                 trial is not None
+                and (trial.stage, trial.refine) == (recorded.get("stage", ""), recorded.get("refine"))
                 and trial.identity != recorded["identity"]
                 and _same(trial, recorded.get("experiment", {}))
             ):

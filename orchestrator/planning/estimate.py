@@ -50,29 +50,46 @@ def estimate_sweep(
     speeds: dict[str, Speed] = {}
     sources: dict[str, str] = {}
     for first in {e.method: e for e in reversed(experiments)}.values():
-        past = past_speeds(storage, speed_profile(first, threads, gpus_per_worker))
-        if past:
-            evaluations = [s.evaluation_s for s in past if s.evaluation_s is not None]
-            speed = Speed(median(s.iteration_s for s in past), median(evaluations) if evaluations else None)
-            source = f"{len(past)} earlier trial{'s' if len(past) > 1 else ''}"
-        elif may_probe and (probed := _probe(first, index, threads, gpu=bool(gpus_per_worker))):
-            speed, source = probed
-        else:
+        known = known_speed(first, index, threads, gpus_per_worker, storage, may_probe=may_probe)
+        if known is None:
             return None
-        speeds[first.method], sources[first.method] = speed, source
+        speeds[first.method], sources[first.method] = known
     told = dict.fromkeys(sources.values())
     source = ", ".join(told) + (" of each method" if len(speeds) > len(told) == 1 else "")
-    durations = [_duration(e, speeds[e.method], len(index.val)) for e in experiments]
+    durations = [training_s(e, speeds[e.method], len(index.val)) for e in experiments]
     worked = sum(d * e.train.workers for d, e in zip(durations, experiments, strict=True))
     return Estimate(_makespan(durations, concurrent), speeds[experiments[0].method].iteration_s, source, worked)
 
 
-def _duration(experiment: Experiment, speed: Speed, val_images: int) -> float:
+def known_speed(
+    experiment: Experiment,
+    index: DataIndex,
+    threads: float,
+    gpus_per_worker: float,
+    storage: Storage,
+    *,
+    may_probe: bool,
+) -> tuple[Speed, str] | None:
+    """How fast trials of a kind are, and what that rests on: earlier ones, else a few steps now; None: not known."""
+    if past := past_speeds(storage, speed_profile(experiment, threads, gpus_per_worker)):
+        evaluations = [s.evaluation_s for s in past if s.evaluation_s is not None]
+        speed = Speed(median(s.iteration_s for s in past), median(evaluations) if evaluations else None)
+        return speed, f"{len(past)} earlier trial{'s' if len(past) > 1 else ''}"
+    return _probe(experiment, index, threads, gpu=bool(gpus_per_worker)) if may_probe else None
+
+
+def evaluation_s(experiment: Experiment, speed: Speed, val_images: int) -> float:
+    """Seconds of an evaluation: as measured, else by its share of a training step."""
     train = experiment.train
-    evaluation = speed.evaluation_s
-    if evaluation is None:
-        images = min(val_images, train.eval_images or val_images) / train.workers
-        evaluation = images * speed.iteration_s / (train.batch_size * train.accumulate) * _EVALUATION_SHARE
+    if speed.evaluation_s is not None:
+        return speed.evaluation_s
+    images = min(val_images, train.eval_images or val_images) / train.workers
+    return images * speed.iteration_s / (train.batch_size * train.accumulate) * _EVALUATION_SHARE
+
+
+def training_s(experiment: Experiment, speed: Speed, val_images: int) -> float:
+    """Seconds of a whole trial that trains."""
+    train, evaluation = experiment.train, evaluation_s(experiment, speed, val_images)
     evaluations = -(-train.iterations // train.eval_every)
     return TRIAL_OVERHEAD_S + train.iterations * speed.iteration_s + evaluations * evaluation
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +33,8 @@ _NOT_TRAINING = {
     *("published.py", "import_weights.py", "registry.py"),
     *("archives.py", "prepare.py", "prepare_voc.py", "prepare_coco.py", "prepare_folder.py", "make_labels.py"),
 }
-_NOT_TRAINING_PLACES = ("__init__.py", "api/", "exporting/", "refinement/", "clip/")  # below the package
+# What is offered to others, and what is made of a trained network, below the package.
+_NOT_TRAINING_PLACES = ("__init__.py", "api/", "exporting/", "refinement/", "clip/")
 
 
 def trial_identity(experiment: Experiment, seed: int, fingerprint: str) -> str:
@@ -56,6 +57,12 @@ def trial_identity(experiment: Experiment, seed: int, fingerprint: str) -> str:
     if (labels := method.labels(experiment)) is not None:
         fields["labels"].pop("source")
         content["labels"] = labels_identity(labels)
+    return json_digest(content, 16)
+
+
+def refined_identity(refine: Mapping[str, Any], of: str, fingerprint: str) -> str:
+    """Identity of the labels that a refinement makes of what the trial `of` made: 16 hexadecimal digits."""
+    content = {"refine": refine, "of": of, "source": refinement_source(), "data": fingerprint}
     return json_digest(content, 16)
 
 
@@ -86,13 +93,23 @@ def method_source(method: Method) -> str:
     return shared + (source_hash(own.parent) if own.name == "__init__.py" else _sha256(_code(own.read_text()).encode()))
 
 
+def refinement_source() -> str:
+    """Hash of the code that makes labels of maps; that of the network is in the identity of what it refines."""
+    package = Path(mcc_core.__file__).parent
+    rooms = ("refinement", "pseudo_labels")
+    return _sha256("".join(source_hash(package / room, skipped=frozenset()) for room in rooms).encode())
+
+
 @lru_cache(maxsize=32)
-def source_hash(package: Path, without: tuple[str, ...] = ()) -> str:
-    """Hash of a package's Python code without folders, blind to comments, docstrings and layout."""
+def source_hash(
+    package: Path, without: tuple[str, ...] = (), skipped: frozenset[str] = frozenset(_NOT_TRAINING)
+) -> str:
+    """Hash of a package's Python code without folders and files of some names, blind to comments, docstrings and
+    layout."""
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
         place = file.relative_to(package).as_posix()
-        if file.name not in _NOT_TRAINING and not place.startswith(without):
+        if file.name not in skipped and not place.startswith(without):
             digest.update(f"{place}\0{_code(file.read_text('utf-8'))}\0".encode())
     return digest.hexdigest()
 

@@ -9,6 +9,7 @@ from mcc_core.errors import UsageError
 from orchestrator.cluster.session import Capacity
 from orchestrator.planning.configurations import Trial
 from orchestrator.spec.space import parse
+from orchestrator.spec.stages_file import StagesFile
 from orchestrator.spec.sweep_file import SweepFile
 
 
@@ -22,7 +23,7 @@ class Places:
     notes: tuple[str, ...] = ()
 
 
-def places(sweep: SweepFile, source: str, trials: Sequence[Trial], capacity: Capacity | None) -> Places:
+def places(sweep: SweepFile | StagesFile, source: str, trials: Sequence[Trial], capacity: Capacity | None) -> Places:
     """Places for a sweep's trials, those that a search may still propose among them.
 
     A worker gets a CPU for its computing thread and one for each loader process, as far as there are so many: a trial
@@ -68,7 +69,7 @@ def places(sweep: SweepFile, source: str, trials: Sequence[Trial], capacity: Cap
     return Places(at_a_time, cpus, gpus, tuple(note for note in notes if note))
 
 
-def largest(sweep: SweepFile, trials: Sequence[Trial], name: str) -> int:
+def largest(sweep: SweepFile | StagesFile, trials: Sequence[Trial], name: str) -> int:
     """The largest value of an integer of `train` among the trials and what a search may still propose."""
     drawn = sweep.parameters.get(f"train.{name}")
     ends = (
@@ -77,7 +78,7 @@ def largest(sweep: SweepFile, trials: Sequence[Trial], name: str) -> int:
     return max([getattr(t.experiment.train, name) for t in trials] + [int(end) for end in ends])
 
 
-def _reserved(sweep: SweepFile, workers: int, wished: float, gpus: float, capacity: Capacity) -> float:
+def _reserved(sweep: SweepFile | StagesFile, workers: int, wished: float, gpus: float, capacity: Capacity) -> float:
     """CPUs for each worker: those asked for, or as many of those wished for as leave room for the trials."""
     if sweep.resources.cpus_per_worker is not None:
         return wished

@@ -29,6 +29,7 @@ from orchestrator.records.sweeps import sweeps
 from orchestrator.settings import Settings
 from orchestrator.spec.schedulers import PRUNING
 from orchestrator.spec.space import Tpe
+from orchestrator.spec.stages_file import StagesFile
 from orchestrator.spec.sweep_file import SweepFile, check_fields, known_fields, unknown_field
 from orchestrator.storage.store import Storage
 from orchestrator.text import size_text
@@ -41,7 +42,7 @@ class Plan:
     """What is to be run."""
 
     sweep: str  # unique id
-    file: SweepFile  # on its base
+    file: SweepFile | StagesFile  # on its base
     source: str  # where the sweep came from, for messages
     trials: tuple[Trial, ...]
     indexes: Mapping[str, DataIndex]  # by fingerprint
@@ -50,6 +51,8 @@ class Plan:
     duplicates: tuple[str, ...]  # names of trials left out because another is the same
     finished: frozenset[str] = frozenset()  # identities that need no run
     estimate: Estimate | None = None
+    scored_by: Mapping[str, str] = field(default_factory=dict)  # metric of the checkpoints of each stage that trains
+    seconds: Mapping[str, float] = field(default_factory=dict)  # by identity, of stages' trials that are left
     disk_bytes: float | None = None  # that it will add to storage, at most
     notes: tuple[str, ...] = ()  # worth a line before it starts
     warnings: tuple[str, ...] = field(default_factory=tuple)
@@ -112,7 +115,7 @@ def plan_sweep(
     room = places(chosen, source, trials, capacity)
     notes = list(room.notes)
     states = trial_states(storage, (t.identity for t in trials))
-    notes += _precision_notes(trials) if room.gpus else []
+    notes += precision_notes(trials) if room.gpus else []
     notes += unscored
     notes += [f"{len(left_out)} drawn points are not valid and left out, such as {left_out[0]}"] if left_out else []
     sweep_id = sweep_id or f"{chosen.name}-{_short_hash([t.identity for t in trials])}"
@@ -162,7 +165,7 @@ def _estimated(plan: Plan, storage: Storage, *, may_probe: bool) -> Plan:
     return replace(plan, estimate=measured, disk_bytes=disk, notes=notes)
 
 
-def is_done(state: TrialState, file: SweepFile) -> bool:
+def is_done(state: TrialState, file: SweepFile | StagesFile) -> bool:
     """Whether a sweep needs no run of a trial: it finished, or a scheduler of the kind that the sweep has ended it."""
     return state.status == TrialStatus.FINISHED or (
         state.status == TrialStatus.PRUNED and file.scheduler.kind in PRUNING
@@ -201,7 +204,7 @@ def plan_document(plan: Plan, command: Sequence[str], commit: str | None) -> Pla
 
 def trial_document(trial: Trial) -> TrialRecord:
     """A trial within `plan.json`."""
-    return {
+    record: TrialRecord = {
         "identity": trial.identity,
         "name": trial.name,
         "point": trial.point,
@@ -210,6 +213,9 @@ def trial_document(trial: Trial) -> TrialRecord:
         "fingerprint": trial.fingerprint,
         "experiment": trial.experiment.model_dump(mode="json"),
     }
+    if trial.stage:
+        record |= {"stage": trial.stage, "input": trial.input, "refine": trial.refine}
+    return record
 
 
 def _measurable(
@@ -307,7 +313,7 @@ def _with_overrides(
     return chosen.model_copy(update={"set": chosen.set | changes})
 
 
-def _precision_notes(trials: Sequence[Trial]) -> list[str]:
+def precision_notes(trials: Sequence[Trial]) -> list[str]:
     """Whether this machine's GPU computes faster than asked for; nothing where trials compare precisions."""
     import torch
 

@@ -6,6 +6,7 @@ import difflib
 from pathlib import Path
 
 from mcc_core.errors import UsageError
+from orchestrator.records import layout
 from orchestrator.records import sweeps as catalog
 from orchestrator.records.checkpoints import CheckpointRecord, best_saved, saved_checkpoints
 from orchestrator.records.events import trial_state
@@ -23,6 +24,8 @@ def find_checkpoint(name: str, settings: Settings, source: str = "CHECKPOINT") -
         return Path(name)
     storage = Storage(settings.storage)
     sweep, identity = _trial(name, storage, source)
+    if storage.exists(labels := layout.label_set(identity)):
+        raise UsageError(f"{source}: {name} made labels and is no network: {storage.where(labels)}")
     saved = best_saved(saved_checkpoints(storage, identity), sweep.mode)
     if trial_state(storage, identity).status != TrialStatus.FINISHED or saved is None:
         raise UsageError(f"{source}: {name} has no finished training; mcc sweep status {sweep.id}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
 
@@ -15,7 +15,10 @@ class TrialRecord(TypedDict):
     varied: dict[str, str]  # dotted field to value as text
     seed: int
     fingerprint: str  # of the data
-    experiment: dict[str, Any]
+    experiment: dict[str, Any]  # of labels, that of the network whose maps they are made of
+    stage: NotRequired[str]  # of a sweep of stages
+    input: NotRequired[str | None]  # identity of the trial whose product this one takes
+    refine: NotRequired[dict[str, Any] | None]  # the refinement, where labels are made
 
 
 class PlanRecord(TypedDict):
@@ -32,6 +35,22 @@ class PlanRecord(TypedDict):
     estimate: dict[str, Any] | None
     disk_bytes: NotRequired[float | None]
     trials: list[TrialRecord]
+
+
+def followers(trials: Sequence[TrialRecord], identities: Iterable[str]) -> list[str]:
+    """Identities of these trials of a plan and of all that take from them, directly or not, in the plan's order."""
+    wanted = set(identities)
+    for trial in trials:  # inputs come first
+        if trial.get("input") in wanted:
+            wanted.add(trial["identity"])
+    return [trial["identity"] for trial in trials if trial["identity"] in wanted]
+
+
+def last_stages(document: PlanRecord) -> set[str]:
+    """Stages that a sweep is for: no other takes from them. Without stages: the one that has no name."""
+    stages: Mapping[str, Any] = document["file"].get("stages") or {}
+    taken = {stage.get("of") for stage in stages.values()}
+    return {name for name in stages if name not in taken} or {""}
 
 
 def supervision(trial: Mapping[str, Any]) -> str:

@@ -25,6 +25,8 @@ class Result:
     log: str | None = None  # where the last output of a trial that did not finish is
     cause: str = ""  # of a failure that has a name, such as nan
     method: str = DEFAULT  # by its name in `method:`
+    stage: str = ""  # of a sweep of stages
+    compared: bool = True  # its stage is what the sweep is for; others are only shown
 
     def score(self, metric: str) -> float | None:
         """A metric's value; None where it was not measured, or is no number."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from mcc_core.config import Experiment
 from mcc_core.files import json_digest
@@ -33,6 +35,13 @@ def speed_profile(experiment: Experiment, threads: float, gpus_per_worker: float
         "processors": [threads, gpus_per_worker],
     }
     return json_digest(content, 16)
+
+
+def refinement_profile(
+    experiment: Experiment, refine: Mapping[str, Any], threads: float, gpus_per_worker: float
+) -> str:
+    """Name of what decides how long an image's labels take: the network, what refines its maps, the processors."""
+    return json_digest([speed_profile(experiment, threads, gpus_per_worker), refine], 16)
 
 
 def speed_record(profile: str, identity: str, speed: Speed) -> tuple[str, bytes]:

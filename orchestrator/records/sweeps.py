@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mcc_core.errors import UsageError
@@ -13,7 +13,7 @@ from mcc_core.methods.registry import DEFAULT
 from orchestrator.records import layout
 from orchestrator.records.events import TrialState, history, trial_states
 from orchestrator.records.leases import claimed
-from orchestrator.records.plans import PlanRecord
+from orchestrator.records.plans import PlanRecord, last_stages
 from orchestrator.records.results import Result
 from orchestrator.records.status import CUT_OFF, DONE, TrialStatus
 from orchestrator.storage.store import Storage
@@ -88,7 +88,23 @@ def results(storage: Storage, document: PlanRecord) -> list[Result]:
     alive = claimed(storage)[0] if any(s.status == TrialStatus.RUNNING for s in states.values()) else set()
     new = TrialState(TrialStatus.NEW)
     by_trial = {t["identity"]: known.get(t["identity"], new) for t in document["trials"]} | states
-    return [*storage.each(lambda t: _result(storage, t, by_trial[t["identity"]], alive), document["trials"])]
+    last = last_stages(document)
+    made = [*storage.each(lambda t: _result(storage, t, by_trial[t["identity"]], alive, last), document["trials"])]
+    return _not_begun(document, made)
+
+
+def _not_begun(document: PlanRecord, results: Sequence[Result]) -> list[Result]:
+    """The results, with why a trial that waits for a failed one will not begin."""
+    told: dict[str, Result] = {}
+    for trial, result in zip(document["trials"], results, strict=True):  # inputs come first
+        before = told.get(trial.get("input") or "")
+        if before is not None and result.status == TrialStatus.NEW:
+            if before.status == TrialStatus.FAILED:
+                result = replace(result, message=f"not begun: its input {before.name} failed")
+            elif before.message.startswith("not begun"):
+                result = replace(result, message=before.message)
+        told[result.identity] = result
+    return [*told.values()]
 
 
 def remember(storage: Storage, sweep: str, results: Sequence[Result]) -> None:
@@ -119,7 +135,9 @@ def _remembered(storage: Storage, sweep: str) -> dict[str, TrialState]:
         return {}
 
 
-def _result(storage: Storage, trial: Mapping[str, Any], state: TrialState, alive: set[str]) -> Result:
+def _result(
+    storage: Storage, trial: Mapping[str, Any], state: TrialState, alive: set[str], last: Collection[str]
+) -> Result:
     identity, metrics, status, message = trial["identity"], state.metrics or {}, state.status, state.message
     if not metrics and status != TrialStatus.NEW:
         for event in history(storage, identity):
@@ -134,4 +152,8 @@ def _result(storage: Storage, trial: Mapping[str, Any], state: TrialState, alive
         log = storage.where(logs[-1])
     point, varied, seed = trial["point"], trial["varied"], trial["seed"]
     method = trial["experiment"].get("method", DEFAULT)
-    return Result(identity, trial["name"], point, varied, seed, status, metrics, message, log, state.cause, method)
+    stage = trial.get("stage", "")
+    shown = (stage, stage in last)
+    return Result(
+        identity, trial["name"], point, varied, seed, status, metrics, message, log, state.cause, method, *shown
+    )

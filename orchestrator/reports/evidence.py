@@ -60,6 +60,12 @@ class Evidence:
         """Experiment of each configuration."""
         return {trial["point"]: trial["experiment"] for trial in self.document["trials"]}
 
+    @cached_property
+    def refinements(self) -> dict[str, Mapping[str, Any]]:
+        """Refinement of each configuration that makes labels."""
+        trials = self.document["trials"]
+        return {t["point"]: refine for t in trials if (refine := t.get("refine")) is not None}
+
     @property
     def reference(self) -> str | None:
         """The configuration that others are compared with: the sweep's own, else the last of the leaderboard."""
@@ -71,11 +77,8 @@ class Evidence:
     def ranked(self) -> list[Result]:
         """Finished trials, best first."""
         metric = self.file["metric"]
-        scored = [
-            r
-            for r in self.results
-            if r.status == TrialStatus.FINISHED and r.metrics.get(metric, float("nan")) == r.metrics.get(metric)
-        ]
+        done = [r for r in self.results if r.compared and r.status == TrialStatus.FINISHED]
+        scored = [r for r in done if r.score(metric) is not None]
         return sorted(scored, key=lambda r: r.metrics[metric], reverse=self.file["mode"] == "max")
 
 
@@ -96,7 +99,7 @@ def _record(storage: Storage, trial: Mapping[str, Any]) -> Record:
         environment = json.loads(storage.read(layout.environment(identity)))
     return Record(
         settled(event for _, events in logged for event in events),
-        spans(logged, trial["experiment"]["train"]["workers"]),
+        spans(logged, 1 if trial.get("refine") is not None else trial["experiment"]["train"]["workers"]),
         sum(stored.size for stored in storage.files(layout.trial(identity))),
         environment,
     )

@@ -17,6 +17,7 @@ from orchestrator.redaction import redact
 from orchestrator.reports.document import Code, Grid, Part, Section, Text
 from orchestrator.reports.evidence import Evidence
 from orchestrator.spec.posthoc_file import PosthocFile
+from orchestrator.spec.stages_file import StagesFile
 from orchestrator.spec.sweep_file import SweepFile
 from orchestrator.text import duration, network_text, seeds_text, size_text
 
@@ -156,7 +157,7 @@ def sweep_yaml(evidence: Evidence) -> str:
     else:
         content.pop("bases", None)  # the chosen one is in the other fields
     try:
-        model = PosthocFile if evidence.posthoc else SweepFile
+        model = PosthocFile if evidence.posthoc else StagesFile if "stages" in content else SweepFile
         content = model.model_validate(content).model_dump(mode="json", exclude_defaults=True)
     except ValidationError:  # of another version of this package: as it was written
         pass

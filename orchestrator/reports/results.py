@@ -12,6 +12,7 @@ from mcc_core.validation import flatten
 from orchestrator.analysis.ablation import by_seed, comparison, reference
 from orchestrator.analysis.figures import curves, heat_map
 from orchestrator.analysis.importance import Configuration, importances, means_by_value, needed
+from orchestrator.analysis.ladder import ladder
 from orchestrator.analysis.leaderboard import ABSENT, COLUMNS, all_background, front, lacks, table
 from orchestrator.analysis.statistics import paired
 from orchestrator.records.status import DONE, TrialStatus
@@ -29,6 +30,7 @@ def sections(evidence: Evidence) -> list[Section]:
     """The whole report, in order."""
     made = (
         outcome,
+        steps,
         board,
         heat,
         importance,
@@ -65,6 +67,20 @@ def outcome(evidence: Evidence) -> Section:
     if not evidence.posthoc and file["metric"].startswith("val/cls/"):
         parts.append(Text("The validation images have no masks: only the classes are scored, and no IoU is known."))
     return Section("Outcome", parts)
+
+
+def steps(evidence: Evidence) -> Section | None:
+    """What each stage reached, where the sweep has stages."""
+    lines = ladder(evidence.results)
+    if not lines:
+        return None
+    told = (
+        "Percent, mean ± standard deviation over seeds. CAM: the network's class maps with the images' classes. "
+        "labels: what the refinement makes of them, on the pixels that it decides. segmentation: what the network "
+        "predicts itself. Scores on train are of the images that have masks, up to train.eval_train_images of a "
+        "network. The leaderboard below compares the last stages alone."
+    )
+    return Section("What each stage reached", [Grid(lines), Text(told)])
 
 
 def board(evidence: Evidence) -> Section | None:
@@ -246,6 +262,8 @@ def configurations(evidence: Evidence) -> Section:
         flat = {r.point: dict(r.varied) for r in evidence.results}
     else:
         flat = {p: flatten(experiment_of(e, p)) for p, e in evidence.experiments.items()}
+        for point, refine in evidence.refinements.items():
+            flat[point] |= {f"refine.{key}": str(value) for key, value in refine.items()}
     keys = [
         k
         for k in dict.fromkeys(k for values in flat.values() for k in values)

@@ -14,6 +14,7 @@ from orchestrator.reports.pages import marked, require_ours
 from orchestrator.reproduction.lines import Line, compared, rows
 from orchestrator.settings import Settings
 from orchestrator.spec.paper_table import PaperTable, load_table
+from orchestrator.spec.sweep_file import SweepFile
 from orchestrator.storage.store import Storage
 from orchestrator.tracking import sync as tracking
 
@@ -93,18 +94,22 @@ def _sections(
         made.append(Section("What is as it was published", [Grid(told)]))
     if plan is not None and (drawn := _curves(table, plan, settings)) is not None:
         caption = "Evaluation during training, over the points of the published log"
-        if plan.file.base == "tiny":
+        if _is_tiny(plan):
             caption += "; this run is on the generated shapes, so the heights cannot be compared"
         made.append(Section("Training curves", [Picture("curves.png", drawn, caption)]))
     made.append(Section("Repeat it", [Code(_again(name, table, plan))]))
     return made
 
 
+def _is_tiny(plan: Plan) -> bool:
+    return isinstance(plan.file, SweepFile) and plan.file.base == "tiny"
+
+
 def _again(name: str, table: PaperTable, plan: Plan | None) -> str:
     """The command."""
     if plan is None:
         return f"mcc reproduce {name} --weights FILE"
-    options = ["--scale tiny"] if plan.file.base == "tiny" else []
+    options = ["--scale tiny"] if _is_tiny(plan) else []
     options += [f"--only {','.join(table.points)}"] if table.points != load_table(name).points else []
     options += [f"--seeds {','.join(map(str, plan.file.seeds))}"] if plan.file.seeds != (0,) else []
     return " ".join(["mcc reproduce", name, *options])

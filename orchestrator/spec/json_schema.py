@@ -74,16 +74,18 @@ def _renamed(node: Any, names: Mapping[str, str]) -> Any:
 
 
 def sweep_schema() -> Json:
-    """Schema of a sweep file: over training, or (with `of`) over evaluation parameters."""
+    """Schema of a sweep file: over training, in stages, or (with `of`) over evaluation parameters."""
     from orchestrator.spec.posthoc_file import PosthocFile
+    from orchestrator.spec.stages_file import StagesFile
     from orchestrator.spec.sweep_file import SweepFile
 
     definitions: Json = {}
-    for model in (SweepFile, PosthocFile):
+    for model in (SweepFile, StagesFile, PosthocFile):
         schema = model.model_json_schema()
         definitions |= schema.pop("$defs") | {model.__name__: schema}
     definitions |= _experiment_definitions() | {"Base": _base(), "Fields": _settings(), "DrawnSchedule": _schedule()}
     _fill_sweep(definitions)
+    _fill_stages(definitions)
     _fill_posthoc(definitions)
     return {
         "$schema": _DIALECT,
@@ -91,7 +93,11 @@ def sweep_schema() -> Json:
         "type": "object",
         "if": {"required": ["of"]},
         "then": {"$ref": "#/$defs/PosthocFile"},
-        "else": {"$ref": "#/$defs/SweepFile"},
+        "else": {
+            "if": {"required": ["stages"]},
+            "then": {"$ref": "#/$defs/StagesFile"},
+            "else": {"$ref": "#/$defs/SweepFile"},
+        },
         "$defs": definitions,
     }
 
@@ -254,6 +260,28 @@ def _fill_sweep(definitions: Json) -> None:
         "additionalProperties": {"type": "array", "minItems": 1, "items": {"enum": known}}
     }
     definitions["Design"]["properties"]["terms"].pop("patternProperties", None)
+
+
+def _fill_stages(definitions: Json) -> None:
+    """Fields of experiments, and of refinements beside them, where a stage names some."""
+    from mcc_core.refinement.base import Refinement
+    from orchestrator.spec.stages_file import REFINE
+
+    schema = Refinement.model_json_schema()
+    definitions |= schema.pop("$defs") | {"Refinement": schema}
+    own = {f"{REFINE}.{field}": value for field, value in _settable(Refinement).items()}
+    lists = {field: {"type": "array", "minItems": 1, "items": value} for field, value in own.items()}
+    for name, some in (("Fields", own), ("Parameters", lists)):  # a stage trains or refines
+        alone = {"type": "object", "properties": some, "additionalProperties": False}
+        definitions[f"Stage{name}"] = {"anyOf": [{"$ref": f"#/$defs/{name}"}, alone]}
+    properties = definitions["Stage"]["properties"]
+    targets = {"set": "StageFields", "parameters": "StageParameters", "derived": "Derived", "base": "Base"}
+    for key, target in (targets | {REFINE: "Refinement"}).items():
+        properties[key] = {"description": properties[key]["description"], "$ref": f"#/$defs/{target}"}
+    point = definitions["Point"]
+    more = {"set": point["properties"]["set"] | {"$ref": "#/$defs/StageFields"}}
+    definitions["StagePoint"] = point | {"properties": point["properties"] | more}
+    properties["points"]["items"] = {"$ref": "#/$defs/StagePoint"}
 
 
 def _fill_posthoc(definitions: Json) -> None:

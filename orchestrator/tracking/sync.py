@@ -214,6 +214,7 @@ class _Child:
         tags |= {"mlflow.parentRunId": tracker.parent, "mcc.point": trial["point"], "mcc.seed": str(trial["seed"])}
         tags["mcc.supervision"] = supervision(trial)
         tags |= {f"mcc.varied.{key}": value for key, value in trial["varied"].items()}
+        tags |= {f"mcc.{key}": trial[key] for key in ("stage", "input") if trial.get(key)}
         started = int(1000 * first["t"])
         self.run = str(self.client.create_run(tracker.experiment, started, tags, trial["name"]).info.run_id)
         self._describe()
@@ -223,6 +224,7 @@ class _Child:
 
         assert self.run is not None
         flat = {"seed": str(self.trial["seed"])} | flatten(experiment_of(self.trial["experiment"], "trial"))
+        flat |= {f"refine/{key}": json.dumps(value) for key, value in (self.trial.get("refine") or {}).items()}
         varied = dict(self.trial["varied"])
         # MLflow sorts by name: what differs within the sweep stands first once more.
         first = {f"_varied/{key}": value for key, value in varied.items()}

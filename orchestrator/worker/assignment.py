@@ -30,7 +30,14 @@ class Assignment:
     prune_key: str = ""  # a file under this key asks this trial alone to stop, and says why
     until: int | None = None  # pause after so many iterations (population based training)
     clone: dict[str, Any] | None = None  # whose weights the trial goes on with: donor, iteration, fields
+    input: str | None = None  # identity of the trial whose product this one takes
+    refine: dict[str, Any] | None = None  # fields of a refinement: labels are made, nothing is trained
     fields: dict[str, float] | None = None  # changing hyper-parameters, for the log
+
+    @property
+    def processes(self) -> int:
+        """Workers that run it."""
+        return 1 if self.refine is not None else int(self.experiment["train"]["workers"])
 
     def local_home(self) -> Path:
         """The MCC home of the machine that asks."""

@@ -140,17 +140,28 @@ def _attempt(
         else:
             callbacks = OtherRank()
         index = _with_labels(_same_data(build_index(experiment.data, task.local_home()), task), experiment, task)
-        outcome = train(
-            experiment,
-            task.seed,
-            index,
-            device=_own_device(task) if by_itself else _device(),
-            workdir=work,
-            callbacks=callbacks,
-            resume=resume.file,
-            should_stop=lambda: outbox is not None and (outbox.superseded or stop.asked()),
-            until=task.until,
-        )
+        device = _own_device(task) if by_itself else _device()
+
+        def should_stop() -> bool:
+            return outbox is not None and (outbox.superseded or stop.asked())
+
+        if task.refine is not None:
+            from orchestrator.worker.label_stage import make_labels
+
+            assert reporter is not None
+            outcome = make_labels(task, storage, index, reporter, work, device, should_stop)
+        else:
+            outcome = train(
+                experiment,
+                task.seed,
+                index,
+                device=device,
+                workdir=work,
+                callbacks=callbacks,
+                resume=resume.file,
+                should_stop=should_stop,
+                until=task.until,
+            )
         if reporter is not None:
             reporter.end(outcome, stop.pruned)
             if reporter.outbox.superseded:

@@ -82,6 +82,12 @@ class Reporter(Callbacks):
         self.log.emit("metrics", record.iteration, metrics=record.metrics)
         self._tell_machine()
 
+    def on_images(self, done: int, rate: float) -> None:
+        """So many images have labels, by `rate` images a second."""
+        self.iteration = done
+        self.log.emit("metrics", done, metrics={"images_per_second": rate})
+        self._tell_machine()
+
     def _tell_machine(self, *, last: bool = False) -> None:
         if metrics := self.machine.measured(last=last):
             self.log.emit("machine", self.iteration, metrics=metrics)

@@ -10,12 +10,15 @@ from pathlib import Path
 from mcc_core.errors import UsageError
 from orchestrator.execution.supervisor import stop_key
 from orchestrator.planning.plan import Plan, plan_sweep
+from orchestrator.planning.stage_plan import plan_stages
 from orchestrator.records import layout
 from orchestrator.records import sweeps as catalog
 from orchestrator.records.leases import claimed, deleting
+from orchestrator.records.plans import followers
 from orchestrator.records.status import TrialStatus
 from orchestrator.records.sweeps import Sweep
 from orchestrator.settings import Settings
+from orchestrator.spec.stages_file import StagesFile
 from orchestrator.spec.sweep_file import SweepFile
 from orchestrator.storage.store import Storage
 
@@ -51,11 +54,17 @@ def plan_again(sweep: Sweep, settings: Settings) -> Plan:
     document = sweep.document
     if "of" in document["file"]:
         raise UsageError(f"{sweep.id}: trains nothing, so there is nothing to resume; submit its file again")
-    file = SweepFile.model_validate(document["file"])
-    plan = plan_sweep(file, str(document["source"]), settings=settings)
+    source = str(document["source"])
+    if "stages" in document["file"]:
+        plan = plan_stages(StagesFile.model_validate(document["file"]), source, settings=settings)
+        what = "the base of a stage"
+    else:
+        file = SweepFile.model_validate(document["file"])
+        plan = plan_sweep(file, source, settings=settings)
+        what = f"its base {file.base}"
     if plan.sweep != sweep.id:
         raise UsageError(
-            f"{sweep.id}: its base {file.base}, its data or the training code have changed since it was submitted, so "
+            f"{sweep.id}: {what}, its data or the training code have changed since it was submitted, so "
             f"that this would be {plan.sweep}; submit the file again if that is meant"
         )
     return plan
@@ -69,7 +78,7 @@ def require_submitted(sweep: str) -> None:
 
 
 def failed(storage: Storage, sweep: Sweep, trial: str | None = None) -> list[str]:
-    """Identities of a sweep's failed trials, or of the one with a name or identity.
+    """Identities of a sweep's failed trials, or of the one with a name or identity; and of what takes from them.
 
     Raises UsageError when there are none, or when that one did not fail.
     """
@@ -79,7 +88,7 @@ def failed(storage: Storage, sweep: Sweep, trial: str | None = None) -> list[str
     if not identities:
         what = f"{trial} did not fail" if trial else "no trial failed"
         raise UsageError(f"{sweep.id}: {what}; mcc sweep status {sweep.id}")
-    return identities
+    return followers(sweep.document["trials"], identities)
 
 
 def _identity(sweep: Sweep, trial: str) -> str:
@@ -136,6 +145,13 @@ def deletion(storage: Storage, sweep: Sweep) -> Deletion:
     return Deletion(sweep, gone, tuple(trials[identity] for identity in gone), kept)
 
 
+def labels_in_use(storage: Storage, sweep: Sweep) -> set[str]:
+    """Identities of the label sets that trials of other sweeps train on."""
+    others = [t for other in catalog.sweeps(storage) if other.id != sweep.id for t in other.document["trials"]]
+    sources = [str((t["experiment"].get("labels") or {}).get("source") or "") for t in others]
+    return {Path(source).name for source in sources}
+
+
 def delete(settings: Settings, sweep: Sweep) -> tuple[Deletion, str]:
     """Delete a sweep, its own trials and its MLflow runs: (what went, what kept MLflow from it, or nothing).
 
@@ -147,9 +163,12 @@ def delete(settings: Settings, sweep: Sweep) -> tuple[Deletion, str]:
     storage = Storage(settings.storage)
     with deleting(storage, sweep.id, deletion(storage, sweep).identities) as lease:
         what = deletion(storage, sweep)  # again, as another sweep may have come to share a trial
+        used = labels_in_use(storage, sweep)
         for identity in what.identities:
             lease.refresh()
             storage.delete_folder(layout.trial(identity))
+            if identity not in used:
+                storage.delete_folder(layout.labels(identity))
         problem = forget(settings, sweep.document)
         storage.delete_folder(layout.sweep(sweep.id))
     return what, problem

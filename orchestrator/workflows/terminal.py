@@ -17,6 +17,7 @@ from rich.text import Text
 
 from mcc_core.config import Experiment
 from mcc_core.methods.registry import method_of
+from orchestrator.analysis.ladder import ladder
 from orchestrator.analysis.leaderboard import CAM, SEG, all_background, leaderboard, table, unscored
 from orchestrator.planning.configurations import Trial
 from orchestrator.planning.plan import Plan
@@ -58,6 +59,7 @@ class _Watched:
     status: TrialStatus = TrialStatus.WAITING
     iteration: int = 0
     attempt: int = 1
+    images: int = 0  # that a stage labels
     metrics: dict[str, float] = field(default_factory=dict)
 
     def update(self) -> None:
@@ -68,22 +70,32 @@ class _Watched:
                 )
                 if event["kind"] == "start":
                     self.status, self.attempt = TrialStatus.RUNNING, event["attempt"]
+                    self.images = (event.get("info") or {}).get("images", self.images)
                 elif event["kind"] == "metrics":
                     self.metrics |= event["metrics"]
                 elif event["kind"] == "end":
                     self.status = event["status"]
 
     @property
+    def total(self) -> int:
+        """Iterations of a training; of labels the images, once they are known."""
+        return self.images if self.trial.refine is not None else self.trial.experiment.train.iterations
+
+    @property
+    def done(self) -> str:
+        """How far it is, for people."""
+        return f"{self.iteration}/{self.total or '?'}"
+
+    @property
     def seconds_left(self) -> float | None:
-        config = self.trial.experiment.train
-        return (config.iterations - self.iteration) / self.speed if self.speed else None
+        return (self.total - self.iteration) / self.speed if self.speed and self.total else None
 
     @property
     def speed(self) -> float | None:
-        """Iterations per second."""
-        config = self.trial.experiment.train
+        """Iterations, or images labelled, per second."""
         rate = self.metrics.get("images_per_second")
-        return rate / config.global_batch if rate else None
+        batch = 1 if self.trial.refine is not None else self.trial.experiment.train.global_batch
+        return rate / batch if rate else None
 
 
 class SweepProgress:
@@ -131,7 +143,7 @@ class SweepProgress:
             self.console.print(self._line(), highlight=False, soft_wrap=True)
 
     def _view(self) -> Group:
-        digits = max(len(str(w.trial.experiment.train.iterations)) for w in self._watched)
+        digits = max(len(str(w.total)) for w in self._watched)
         room = self.console.width - _FIXED - max(9, 2 * digits + 1)
         longest = max(len(w.trial.name) for w in self._watched)
         losses = self._losses[: max(0, (room - min(longest, 24)) // _LOSS)]
@@ -154,7 +166,7 @@ class SweepProgress:
         return [
             shortened(w.trial.name, width),
             Text(state, style=_STYLES.get(w.status, "dim")),
-            f"{w.iteration}/{w.trial.experiment.train.iterations}" if w.status != TrialStatus.WAITING else "",
+            w.done if w.status != TrialStatus.WAITING else "",
             *(_number(w.metrics.get(f"loss/{name}"), 3) for name in ("total", *losses)),
             _percent(w.metrics.get(CAM)),
             _percent(w.metrics.get(SEG)),
@@ -175,9 +187,9 @@ class SweepProgress:
         if not known:
             return None
         full = [
-            w.seconds_left * w.trial.experiment.train.iterations / (w.trial.experiment.train.iterations - w.iteration)
+            w.seconds_left * w.total / (w.total - w.iteration)
             for w in known
-            if w.seconds_left and w.iteration < w.trial.experiment.train.iterations
+            if w.seconds_left and w.iteration < w.total
         ]
         waiting = sum(w.status == TrialStatus.WAITING for w in self._watched)
         mean = sum(full) / len(full) if full else 0.0
@@ -186,7 +198,7 @@ class SweepProgress:
 
     def _line(self) -> str:
         running = [
-            f"{w.trial.name}: {w.iteration}/{w.trial.experiment.train.iterations}"
+            f"{w.trial.name}: {w.done}"
             + "".join(
                 f" {name} {text}"
                 for name, text in (
@@ -214,6 +226,8 @@ def print_summary(plan: Plan, results: Sequence[Result], storage: Storage, conso
         lines = table(rows[:10], plan.file.metric, all_background(results))
         console.print(board(lines, f"{plan.sweep}: {duration(seconds)}, by {plan.file.metric}"))
         console.print(f"best: [bold]{rows[0].point}[/bold] {rows[0].text(plan.file.metric)}", highlight=False)
+    if lines := ladder(results):
+        console.print(board(lines, "what each stage reached"))
     if note := unscored(results, plan.file.metric):
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     print_unfinished(results, console)
@@ -240,8 +254,9 @@ def print_unfinished(results: Sequence[Result], console: Console, most: int = 10
 def board(lines: Sequence[Sequence[str]], title: str) -> Table:
     """A leaderboard for the terminal."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    texts = {"configuration", "method", "stage", "scored", ""}
     for name in lines[0]:
-        table.add_column(name, justify="left" if name in {"configuration", "method", ""} else "right")
+        table.add_column(name, justify="left" if name in texts else "right")
     for line in lines[1:]:
         table.add_row(*map(Text, line))
     return table

@@ -49,7 +49,6 @@ SHAPES = ("data.shapes_train=8", "data.shapes_val=4", "data.shapes_size=48")
 SMALLER = {
     "mcc train tiny": (*SMALLEST, *SHAPES),
     "mcc train toco-tiny": (*SMALLEST, *SHAPES, "crops.size=16", "crops.views=2"),
-    "mcc train segmentation-tiny": (*(s for s in SMALLEST if s.startswith("train.")), *SHAPES),
     "mcc data labels segmentation-tiny": SHAPES,
     "mcc train small": SMALLEST,
     "mcc sweep plan mine.yaml": SMALLEST,

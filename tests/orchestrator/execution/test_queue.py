@@ -12,7 +12,8 @@ import pytest
 from tiny import settings_in, tiny_sweep
 
 from mcc_core.validation import flatten
-from orchestrator.execution.queue import PopulationQueue, SearchQueue, TrialQueue, director
+from orchestrator.execution.director import director
+from orchestrator.execution.queue import PopulationQueue, SearchQueue, TrialQueue
 from orchestrator.planning.configurations import Trial
 from orchestrator.planning.plan import Plan, plan_sweep, recorded
 from orchestrator.records.budget import Meter, sweep_state

@@ -26,6 +26,7 @@ from orchestrator.records.events import write_end
 from orchestrator.records.speeds import Speed, speed_profile, speed_record
 from orchestrator.records.status import TrialStatus
 from orchestrator.settings import Settings
+from orchestrator.spec.stages_file import is_staged
 from orchestrator.spec.sweep_file import load_sweep
 from orchestrator.storage.store import Storage
 from orchestrator.workflows.posthoc import is_posthoc
@@ -289,7 +290,7 @@ def test_a_trial_that_could_never_start_is_one_line(
     assert expected in str(caught.value) and len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("file", [f for f in SHIPPED if not is_posthoc(f)], ids=lambda f: f.name)
+@pytest.mark.parametrize("file", [f for f in SHIPPED if not is_posthoc(f) and not is_staged(f)], ids=lambda f: f.name)
 def test_shipped_sweeps_are_planned_on_shapes_and_elsewhere_as_far_as_there_are_data(
     settings: Settings, tmp_path: Path, file: Path
 ) -> None:

@@ -12,6 +12,7 @@ from mcc_core.errors import UsageError
 from mcc_core.structured_files import read_yaml
 from mcc_core.validation import validate
 from orchestrator.spec.posthoc_file import PosthocFile
+from orchestrator.spec.stages_file import is_staged, load_stages
 from orchestrator.spec.sweep_file import SweepFile, load_sweep, with_run_options
 from orchestrator.workflows.posthoc import is_posthoc
 
@@ -51,6 +52,9 @@ def test_numbers_and_schedules_may_be_swept(tmp_path: Path) -> None:
 def test_shipped_sweeps_are_valid_on_every_base(file: Path) -> None:
     if is_posthoc(file):
         assert validate(PosthocFile, read_yaml(file), str(file)).name == file.stem
+        return
+    if is_staged(file):
+        assert load_stages(file).name == file.stem
         return
     sweep = load_sweep(file)
     for base in sweep.bases:
@@ -108,9 +112,10 @@ def test_mistakes_are_named_with_file_field_and_value(tmp_path: Path, old: str, 
 def test_every_example_of_the_documentation_is_valid(tmp_path: Path) -> None:
     text = (REPOSITORY / "docs/sweeps.md").read_text()
     blocks = re.findall(r"```yaml\n(.*?)```", text, re.S)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for block in blocks:
-        load_sweep(write(tmp_path, block if block.startswith("name:") else f"name: s\nbase: tiny\n{block}"))
+        file = write(tmp_path, block if block.startswith("name:") else f"name: s\nbase: tiny\n{block}")
+        (load_stages if is_staged(file) else load_sweep)(file)
     kinds = re.findall(r"^\| `(\{kind: .*?\})` \|", text, re.M)
     assert len(kinds) == 8
     for text in kinds:

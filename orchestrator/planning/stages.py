@@ -1,0 +1,195 @@
+"""The trials of a sweep of stages: every configuration of a stage on every one of the stage that it takes from.
+
+The identity of a trial contains that of its input, so that what comes before a change is not run again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mcc_core.data.index import DataIndex, build_index
+from mcc_core.errors import UsageError
+from mcc_core.experiment_files import load_base
+from mcc_core.methods.registry import method_of_fields
+from orchestrator.planning.configurations import MAX_TRIALS, Candidate, ConfigurationBuilder, Trial, text
+from orchestrator.planning.identity import refined_identity, trial_identity
+from orchestrator.planning.label_sets import FULL, labelled
+from orchestrator.records import layout
+from orchestrator.records.label_sets import fetch_labels
+from orchestrator.spec import refinements
+from orchestrator.spec import space as spaces
+from orchestrator.spec.stages_file import LABELS, REFINE, Stage, StagesFile
+from orchestrator.spec.sweep_file import SweepFile, check_fields, fixed_fields
+from orchestrator.storage.store import Storage
+
+
+@dataclass
+class StageTrials:
+    """The trials of a sweep of stages, each once, inputs before what takes them."""
+
+    file: StagesFile
+    source: str
+    home: Path  # where data that is generated lies
+    storage: Storage
+    trials: dict[str, Trial] = field(default_factory=dict)
+    indexes: dict[str, DataIndex] = field(default_factory=dict)  # by fingerprint
+    duplicates: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._of_stage: dict[str, list[Trial]] = {}
+        self._labels: dict[tuple[str, str], tuple[str, ...]] = {}  # stage and identity to what its name is made of
+        self._by_data: dict[str, DataIndex] = {}
+        for name in self.file.ordered():
+            stage = self.file.stages[name]
+            self._of_stage[name] = []
+            if stage.of is None:
+                self._train(name, stage, None)
+            for trial in self._of_stage.get(stage.of or "", ()):
+                if stage.trains:
+                    self._train(name, stage, trial)
+                else:
+                    self._refine(name, stage, trial)
+
+    def _train(self, name: str, stage: Stage, of: Trial | None) -> None:
+        """Trials of a stage that trains: with every seed, or with that of what it takes."""
+        where = f"{self.source}: stages.{name}"
+        _require_bases(stage, where)
+        sweep = self.file.training(name, self.source, layout.labels(of.identity) if of else None)
+        if of is not None:
+            self._require_labels(sweep, where)
+        if not self._of_stage[name]:  # of the others only the labels' identity differs
+            check_fields(sweep, where)
+        candidates, _ = ConfigurationBuilder(sweep, where).planned()
+        for candidate in candidates:
+            if of is None:
+                fetch_labels(self.storage, candidate.experiment, self.home)
+            named = (candidate.point,) if stage.parameters or stage.points else ()
+            if not named and candidate.point.endswith(FULL):
+                named = (FULL.strip(),)
+            for seed in self.file.seeds if of is None else (of.seed,):
+                self._add(name, named, self._trained(name, candidate, seed, of, where))
+
+    def _trained(self, name: str, candidate: Candidate, seed: int, of: Trial | None, where: str) -> Trial:
+        index = self._index(candidate.experiment)
+        experiment, with_set = labelled(candidate.experiment, index, self.home)
+        fingerprint = index.fingerprint
+        if with_set is not index:
+            self.indexes[fingerprint] = with_set
+        if of is not None and fingerprint != of.fingerprint:
+            raise UsageError(
+                f"{where}: data: other images than those of stage {self.file.line(name)[0]}, whose labels it trains "
+                "on; give both stages the same data.… fields"
+            )
+        identity = trial_identity(experiment, seed, fingerprint)
+        varied = {key: value for key, value in candidate.varied.items() if key != LABELS}
+        return Trial(identity, "", varied, experiment, seed, "", fingerprint, name, of.identity if of else None)
+
+    def _refine(self, name: str, stage: Stage, of: Trial) -> None:
+        """Trials of a stage that makes labels."""
+        where = f"{self.source}: stages.{name}"
+        for point, varied, fields in refined(stage, where):
+            refinement = refinements.refinement(fields, where, None if of.refine is not None else of.experiment)
+            identity = refined_identity(refinement.decisive(), of.identity, of.fingerprint)
+            refine = refinement.model_dump(mode="json", exclude_unset=True)
+            trial = Trial(identity, "", varied, of.experiment, of.seed, "", of.fingerprint, name, of.identity, refine)
+            self._add(name, (point,) if point else (), trial)
+
+    def _add(self, name: str, named: tuple[str, ...], trial: Trial) -> None:
+        """Name a trial after its stage and what differs along its line, and keep it unless the same is there."""
+        before = self.file.stages[name].of
+        own = tuple(f"{name}:{part}" if self._unclear(name) else part for part in named)
+        labels = (*self._labels[before, trial.input], *own) if before is not None and trial.input else own
+        self._labels.setdefault((name, trial.identity), labels)
+        point = " ".join((name, *labels))
+        full = f"{point} s{trial.seed}" if len(self.file.seeds) > 1 else point
+        if trial.identity in self.trials:
+            self.duplicates.append(full)
+            known = self.trials[trial.identity]
+            if known not in self._of_stage[name]:
+                self._of_stage[name].append(known)
+            return
+        varied = dict(trial.varied)
+        if trial.input is not None:
+            above = self.trials[trial.input]
+            varied = {f"{above.stage}/{k}" if k in varied else k: v for k, v in above.varied.items()} | varied
+        self.trials[trial.identity] = replace(trial, name=full, point=point, varied=varied)
+        self._of_stage[name].append(self.trials[trial.identity])
+        if len(self.trials) > MAX_TRIALS:
+            raise UsageError(f"{self.source}: stages: more than the {MAX_TRIALS} trials that one sweep may have")
+
+    def _unclear(self, name: str) -> bool:
+        """Whether a stage of the same line varies a field of the same short name."""
+        lines = [line for last in self.file.last() if name in (line := self.file.line(last))]
+        short = {
+            other: {key.rsplit(".", 1)[-1] for key in self.file.stages[other].parameters}
+            for line in lines
+            for other in line
+        }
+        return any(short[name] & names for other, names in short.items() if other != name)
+
+    def _require_labels(self, sweep: SweepFile, where: str) -> None:
+        for base in dict.fromkeys((sweep.base, *(point.base for point in sweep.points if point.base))):
+            method = method_of_fields(fixed_fields(sweep, base, where), where)
+            if LABELS.split(".")[0] not in method.experiment.model_fields:
+                raise UsageError(
+                    f"{where}.base: {base}: method {method.name} trains on image-level labels and takes no label maps; "
+                    "take a base of method segmentation, or leave `of` out"
+                )
+
+    def _index(self, experiment: Any) -> DataIndex:
+        key = experiment.data.model_dump_json()
+        if key not in self._by_data:
+            index = build_index(experiment.data, self.home)
+            self._by_data[key] = self.indexes[index.fingerprint] = index
+        return self._by_data[key]
+
+
+def _require_bases(stage: Stage, where: str) -> None:
+    """Raise UsageError, with the field, for a base that cannot be read."""
+    bases = {"base": stage.base} | {f"points[{i}].base": point.base for i, point in enumerate(stage.points)}
+    for place, base in bases.items():
+        try:
+            load_base(base or str(stage.base))
+        except UsageError as error:
+            raise UsageError(f"{where}.{place}: {error}") from None
+
+
+def refined(stage: Stage, where: str) -> list[tuple[str, dict[str, str], dict[str, Any]]]:
+    """(name, varied fields, fields of the refinement) of every configuration of a stage that makes labels."""
+    assert stage.refine is not None
+    fixed = _with(stage.refine, stage.set)
+    parameters = spaces.parse(stage.parameters)
+    short = Counter(key.rsplit(".", 1)[-1] for key in stage.parameters)
+    made = []
+    if stage.parameters or not stage.points:
+        for values in spaces.grid(parameters, lambda key: _get(fixed, key)):
+            shown = [
+                f"{key.rsplit('.', 1)[-1] if short[key.rsplit('.', 1)[-1]] == 1 else key}={text(value)}"
+                for key, value in values.items()
+            ]
+            made.append((" ".join(shown), values))
+    made += [(point.name, point.set) for point in stage.points]
+    return [(name, {k: text(v) for k, v in values.items()}, _with(fixed, values)) for name, values in made]
+
+
+def _with(fields: Mapping[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a refinement with dotted ones, `refine.…`, put in."""
+    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in fields.items()}
+    for key, value in dotted.items():
+        _, *sections, last = key.split(".")
+        node = result
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[last] = value
+    return result
+
+
+def _get(fields: Mapping[str, Any], key: str) -> Any:
+    node: Any = fields
+    for part in key.removeprefix(f"{REFINE}.").split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node

@@ -1,0 +1,136 @@
+"""A trial that makes labels: the maps of its input's network, or its labels, refined, scored and stored as a set."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from mcc_core import checkpoint as checkpoints
+from mcc_core.data.index import DataIndex
+from mcc_core.data.label_maps import pack_label_set, read_label_set
+from mcc_core.errors import MCCError
+from mcc_core.refinement.base import Refinement
+from mcc_core.refinement.make import Refined, refine
+from mcc_core.refinement.seeds import LabelSeeds, NetworkSeeds, Seeds
+from mcc_core.training.engine import Outcome
+from mcc_core.validation import validate
+from orchestrator.evaluation.map_cache import MapCache
+from orchestrator.records import layout
+from orchestrator.records.checkpoints import newest_checkpoint
+from orchestrator.records.speeds import Speed, refinement_profile, speed_record
+from orchestrator.storage.store import Storage, retry
+from orchestrator.worker.assignment import Assignment
+from orchestrator.worker.reporter import Reporter
+
+_TELL_S = 2.0  # between events of how far it is
+_CACHE_BYTES = 4_000_000_000  # of what networks said, for further refinements of the same
+
+
+def make_labels(
+    task: Assignment,
+    storage: Storage,
+    index: DataIndex,
+    reporter: Reporter,
+    work: Path,
+    device: torch.device,
+    should_stop: Callable[[], bool],
+) -> Outcome:
+    """Make the label set of a trial and put it on its way to storage.
+
+    The images of both splits get labels where val has masks: those of val are for the score alone. What networks said
+    of the images is kept on this machine, so that an attempt that begins anew does not ask them again.
+
+    Raises MCCError when the input's product cannot be had; UsageError or DataError as the refinement does.
+    """
+    refinement = validate(Refinement, task.refine or {}, f"{task.name}: refine")
+    seeds = _seeds(task, refinement, storage, index, work, device)
+    splits: tuple[Literal["train", "val"], ...] = ("train", "val") if index.has_masks else ("train",)
+    images = len(index.train) + (len(index.val) if index.has_masks else 0)
+    reporter.on_start(0, {"device": str(device), "world_size": 1, "images": images, "input": task.input})
+    meter = _Meter(reporter, should_stop)
+    try:
+        made = refine(
+            seeds,
+            refinement,
+            index,
+            work / "labels",
+            splits=splits,
+            identity=task.identity,
+            processes=max(0, int(task.cpus_per_worker) - 1),
+            on_image=meter,
+        )
+    except _StoppedError:
+        return Outcome("stopped", meter.done, {})
+    for line in made.broken:
+        print(f"no labels: {line}", flush=True)
+    reporter.outbox.put_file(layout.label_set(task.identity), pack_label_set(made.labels, work / "labels.zip"))
+    profile = refinement_profile(reporter.experiment, task.refine or {}, task.threads, task.gpus_per_worker)
+    reporter.outbox.put(*speed_record(profile, task.identity, Speed(meter.seconds / max(1, images), None)))
+    metrics = _metrics(made)
+    reporter.log.emit("metrics", images, metrics=metrics)
+    return Outcome("finished", images, metrics)
+
+
+def _seeds(
+    task: Assignment, refinement: Refinement, storage: Storage, index: DataIndex, work: Path, device: torch.device
+) -> Seeds:
+    assert task.input is not None
+    if (labels := retry(lambda: fetched_labels(storage, task.input or "", work))) is not None:
+        return LabelSeeds(read_label_set(labels), refinement)
+    record, file, complaints = retry(lambda: newest_checkpoint(storage, task.input or "", work))
+    if record is None or file is None:
+        why = "; ".join(complaints) or "storage has none"
+        raise MCCError(f"{task.name}: no checkpoint of its input {task.input}: {why}")
+    seeds = NetworkSeeds(checkpoints.load(file), refinement, device, name=task.input, digest=record.sha256)
+    cache = MapCache(task.local_home() / "maps", _CACHE_BYTES, seeds.scorer, record.sha256, index.fingerprint)
+    seeds.maps_of = cache.maps
+    return seeds
+
+
+def fetched_labels(storage: Storage, identity: str, work: Path) -> Path | None:
+    """The label set of a trial as a local file, fetched from a bucket; None where storage has none."""
+    key = layout.label_set(identity)
+    if not storage.exists(key):
+        return None
+    local = storage.local(key)
+    if local is not None:
+        return local
+    file = work / f"{identity}.zip"
+    storage.download(key, file)
+    return file
+
+
+def _metrics(made: Refined) -> dict[str, float]:
+    """Scores of the labels and of what they were made of, by split."""
+    every = [metric for some in (*made.seeds.values(), *made.refined.values()) for metric in some]
+    return {metric.key: metric.value for metric in every} | {"labels/broken": float(len(made.broken))}
+
+
+class _StoppedError(Exception):
+    """The sweep is asked to stop."""
+
+
+class _Meter:
+    """Tells now and then how many images have labels, and asks whether to go on."""
+
+    def __init__(self, reporter: Reporter, should_stop: Callable[[], bool]) -> None:
+        self.reporter, self.should_stop = reporter, should_stop
+        self.done = 0
+        self._began = self._told = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def __call__(self, done: int, total: int) -> None:
+        self.done = done
+        if self.should_stop():
+            raise _StoppedError
+        if time.monotonic() - self._told > _TELL_S and done < total:
+            self._told = time.monotonic()
+            rate = done / self.seconds
+            self.reporter.on_images(done, rate)
