@@ -46,7 +46,13 @@ SMALLEST = (
     "train.loader_workers=0",
 )
 SHAPES = ("data.shapes_train=8", "data.shapes_val=4", "data.shapes_size=48")
+_RESNET = (
+    *(s for s in SMALLEST if s.startswith("train.")),
+    "model.backbone_args={layers:[1,1,1,1],channels:[4,4,8,8]}",
+)
 SMALLER = {
+    "mcc train recam-tiny": (*_RESNET, *SHAPES, "loss.recam_start=2", "optim.restart=2"),
+    "mcc train irn-tiny": (*_RESNET, *SHAPES, "relations.radius=3"),
     "mcc train tiny": (*SMALLEST, *SHAPES),
     "mcc train toco-tiny": (*SMALLEST, *SHAPES, "crops.size=16", "crops.views=2"),
     "mcc data labels segmentation-tiny": SHAPES,
@@ -76,7 +82,7 @@ NOT_RUN = {
 # Run with `--slow` alone: what they do is done by a cheaper command too.
 SLOW = (
     r"^mcc reproduce voc-table2 --scale tiny",
-    r"^mcc train segmentation-tiny",
+    r"^mcc train (segmentation|recam|irn)-tiny",
     r"^mcc (refine|export labels|data corrected)",
     r"^mcc evaluate (mask_ablation|.*cam_crf)",
     r"^mcc sweep (submit|plan) deep.yaml --set",
