@@ -151,7 +151,7 @@ class BlockRunner:
         self.before = torch.compile(_before, dynamic=True)
         self.after = torch.compile(_after, dynamic=True)
 
-    def __deepcopy__(self, memo: object) -> BlockRunner:
+    def __deepcopy__(self, _memo: object) -> BlockRunner:
         return self  # of an encoder's copy: it has no weights
 
     def __call__(self, block: Any, tokens: Tensor, layout: Layout, lean: bool) -> Tensor:
