@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 try:  # attention that needs no padding
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention import varlen
+
+    varlen_attn: Any = varlen.varlen_attn
 except ImportError:  # an older PyTorch
     varlen_attn = None
 
@@ -149,7 +151,7 @@ class BlockRunner:
         self.before = torch.compile(_before, dynamic=True)
         self.after = torch.compile(_after, dynamic=True)
 
-    def __deepcopy__(self, memo: object) -> BlockRunner:
+    def __deepcopy__(self, _memo: object) -> BlockRunner:
         return self  # of an encoder's copy: it has no weights
 
     def __call__(self, block: Any, tokens: Tensor, layout: Layout, lean: bool) -> Tensor:

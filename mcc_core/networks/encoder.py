@@ -121,7 +121,10 @@ class Encoder(nn.Module):
                 tokens = self._run(block, tokens, group)
                 if number == self.aux_block:
                     aux = tokens
-            ending = [(Dense(), (count, length)), (replace(layout, class_only=True), (len(packed),))]
+            ending: list[tuple[Dense | Packed, tuple[int, ...]]] = [
+                (Dense(), (count, length)),
+                (replace(layout, class_only=True), (len(packed),)),
+            ]
             if others is not None:
                 ending.insert(1, (Dense(class_only=True), (len(others), length)))
             tokens = self._run(last, tokens, Group(tuple(ending)))

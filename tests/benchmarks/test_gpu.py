@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.slow
 def test_the_page_on_a_cpu() -> None:
-    page = gpu.measured(CPU, list(gpu_parts.PARTS), small=True)
+    page = gpu.measured(CPU, list(gpu_parts.PARTS), small=True, patience=10)  # beside other tests
     parts = page["parts"]
     assert {name: part["failed"] for name, part in parts.items()} == dict.fromkeys(gpu_parts.PARTS, "")
     assert json.loads(json.dumps(page)) == page
@@ -26,10 +26,11 @@ def test_the_page_on_a_cpu() -> None:
     def column(part: str, name: str) -> list[Any]:
         return [row[name] for row in parts[part]["rows"] if name in row]
 
-    assert (
-        sum(row["out of float32's tolerance"] for row in parts["golden"]["rows"] if row["precision"] == "float32") == 0
-    )
-    drift = {row["precision"]: row["largest error"] for row in parts["golden"]["rows"] if row["figure"] == "loss"}
+    steps = parts["golden"]["rows"]
+    assert not [row for row in steps if "failed" in row]
+    assert {row["method"] for row in steps} == {"mcc", "toco", "afa", "fsr"}
+    assert sum(row["out of float32's tolerance"] for row in steps if row["precision"] == "float32") == 0
+    drift = {r["precision"]: r["largest error"] for r in steps if r["figure"] == "loss" and r["method"] == "mcc"}
     assert drift["float32"] < 1e-5 < drift["bfloat16"]
     assert {"ours", "plain"} == set(column("steps", "form")) and min(column("steps", "step ms")) > 0
     assert min(column("counts", "operations")) > 1000 and column("counts", "constants") == [0, 0]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import step
+from operations import operations_of
 
 
 @pytest.mark.parametrize("method", ["afa", "fsr", pytest.param("slrnet", marks=pytest.mark.slow)])
@@ -20,3 +23,13 @@ def test_plain_forms_have_the_same_losses(method: str) -> None:
             assert float((a.grad - b.grad).norm()) <= 1e-3 * float(b.grad.norm()) + 1e-6
     counted = [step.gflop(case.run) for case in (ours, plain)]
     assert counted[0] <= counted[1]
+
+
+def test_a_step_asks_a_gpu_for_few_operations() -> None:
+    size = step.Size("mcc", "deit_tiny_patch16_224", 64, 4, 8, "cpu")
+    with step.as_on_a_gpu():
+        case = step.Case(size, {"precision": "bfloat16"})
+        nothing = mock.MagicMock()
+        case.bare(nothing)  # constants are made once
+        found = operations_of(lambda: case.bare(nothing))
+    assert found.kernels.total() <= 2000 and found.constants == 0

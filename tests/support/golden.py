@@ -64,10 +64,11 @@ def method_of(path: Path) -> str:
     return (named or found[0]).lower()
 
 
-def compare(path: Path) -> list[Row]:
-    """Every recorded figure of the file at `path` against ours."""
+def compare(path: Path, overrides: dict[str, Any] | None = None, device: torch.device = HOST) -> list[Row]:
+    """Every recorded figure of the file at `path` against ours, made on a device."""
     method = method_of(path)
-    return compare_mcc(path) if method == "mcc" else importlib.import_module(f"golden_{method}").compare(path)
+    found = compare_mcc if method == "mcc" else importlib.import_module(f"golden_{method}").compare
+    return found(path, overrides, device)
 
 
 def recorded_weights(layout: dict[str, list[int]]) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from golden import (
     CAM_TOLERANCE,
     FEATURE_TOLERANCE,
+    HOST,
     LABEL_AGREEMENT,
     Row,
     distance,
@@ -86,17 +87,18 @@ def recorded_experiment(arrays: dict[str, Any], overrides: dict[str, Any] | None
     return cast(Experiment, resolve(preset, fields | (overrides or {}), "recording"))
 
 
-def run_recorded(path: Path, overrides: dict[str, Any] | None = None) -> Recorded:
+def run_recorded(path: Path, overrides: dict[str, Any] | None = None, device: torch.device = HOST) -> Recorded:
     """Repeat a recording's step, backward included. A term that does not count at its iteration is computed apart."""
     with np.load(path) as archive:
         arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
     meta = arrays["meta"] = json.loads(str(arrays["meta"]))
     experiment = recorded_experiment(arrays, overrides)
-    model = AFANet(experiment.model, meta["num_classes"] - 1)
+    model = AFANet(experiment.model, meta["num_classes"] - 1, compute=experiment.compute)
     model.load_state_dict(from_published(recorded_weights(meta["layout"])))
-    model.train()
+    model.to(device).train()
     named = {"view1": "images", "labels": "labels", "box": "boxes"}
     batch = {name: torch.from_numpy(arrays[recorded]) for name, recorded in named.items()}
+    batch["view1"] = batch["view1"].to(device)
     step = AFAObjective(model, experiment)(batch, {}, meta["n_iter"])
     step.total.backward()
     objective = _EveryTerm(model, experiment)
@@ -105,7 +107,7 @@ def run_recorded(path: Path, overrides: dict[str, Any] | None = None) -> Recorde
         known = opening(objective, batch, meta["n_iter"], all_classes=True)
         cams = objective.class_maps(batch, whole.output, known.classes, with_affinity=True)
         matrix = objective.transition(cams)
-        spread = torch.zeros(meta["B"], meta["num_classes"], meta["S"], meta["S"])
+        spread = torch.zeros(meta["B"], meta["num_classes"], meta["S"], meta["S"], device=device)
         for i, labels in enumerate(batch["labels"]):
             present = labels.nonzero()[:, 0]
             keys = torch.cat([present.new_zeros(1), present + 1])
@@ -118,9 +120,9 @@ def run_recorded(path: Path, overrides: dict[str, Any] | None = None) -> Recorde
     return Recorded(arrays, model, step, cams, refined, propagated, spread)
 
 
-def compare(path: Path) -> list[Row]:
-    """Every recorded figure of the file at `path` against ours."""
-    found = run_recorded(path)
+def compare(path: Path, overrides: dict[str, Any] | None = None, device: torch.device = HOST) -> list[Row]:
+    """Every recorded figure of the file at `path` against ours, made on a device."""
+    found = run_recorded(path, overrides, device)
     meta = found.arrays["meta"]
     return [
         *loss_rows(meta["terms"], found.step),
@@ -165,7 +167,7 @@ def _array_rows(found: Recorded) -> Iterable[Row]:
         ("affinity_label", step.pairs),
     ):
         if name in arrays:
-            agreement = float((label.numpy() == arrays[name]).mean())
+            agreement = float((label.cpu().numpy() == arrays[name]).mean())
             yield Row(f"{name} agreement", 1.0, agreement, 1 - agreement, 1 - LABEL_AGREEMENT)
 
 
@@ -173,4 +175,5 @@ def _as_recorded(found: Recorded) -> Tensor:
     """CAMs of every class, or zero for absent ones where the recording has them so."""
     absent = found.arrays["labels"][:, :, None, None] == 0
     masked = not (found.arrays["cams"] * absent).any()
-    return found.cams.maps * torch.from_numpy(found.arrays["labels"])[:, :, None, None] if masked else found.cams.maps
+    maps = found.cams.maps.cpu()
+    return maps * torch.from_numpy(found.arrays["labels"])[:, :, None, None] if masked else maps

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from golden import (
     CAM_TOLERANCE,
     FEATURE_TOLERANCE,
+    HOST,
     LABEL_AGREEMENT,
     LOSS_TOLERANCE,
     Row,
@@ -113,15 +114,17 @@ def state_of(layout: dict[str, list[int]], model: FSRNet) -> dict[str, Tensor]:
     return state
 
 
-def run_recorded(path: Path, overrides: dict[str, Any] | None = None) -> Recorded:
+def run_recorded(path: Path, overrides: dict[str, Any] | None = None, device: torch.device = HOST) -> Recorded:
     """Repeat a recording's step, backward included. A term that does not count there is computed apart."""
     with np.load(path) as archive:
         arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
     meta = arrays["meta"] = json.loads(str(arrays["meta"]))
     experiment = recorded_experiment(arrays, overrides)
-    model = FSRNet(experiment, meta["num_classes"] - 1)
+    model = FSRNet(experiment, meta["num_classes"] - 1, compute=experiment.compute)
     model.load_state_dict(state_of(meta["layout"], model))
+    model.to(device)
     batch = {name: torch.from_numpy(arrays[name]) for name in ("view1", "view2", "labels")}
+    batch |= {name: batch[name].to(device) for name in ("view1", "view2")}
     batch["box"] = torch.tensor([[0, meta["S"], 0, meta["S"]]] * meta["B"])
     side = meta["S"] // meta["block"]
     draws = {"noise": torch.from_numpy(arrays["noise"]).unflatten(1, (side, side))}
@@ -143,9 +146,9 @@ def run_recorded(path: Path, overrides: dict[str, Any] | None = None) -> Recorde
     return Recorded(arrays, experiment, model, step, student, teacher, cams)
 
 
-def compare(path: Path) -> list[Row]:
-    """Every recorded figure of the file at `path` against ours."""
-    found = run_recorded(path)
+def compare(path: Path, overrides: dict[str, Any] | None = None, device: torch.device = HOST) -> list[Row]:
+    """Every recorded figure of the file at `path` against ours, made on a device."""
+    found = run_recorded(path, overrides, device)
     meta = found.arrays["meta"]
     momentum = FSRObjective(found.model, found.experiment).at(found.experiment.distill.momentum, meta["n_iter"])
     error = abs(momentum - meta["momentum_next"])
@@ -186,8 +189,8 @@ def _array_rows(found: Recorded) -> Iterable[Row]:
     ):
         scale = float(np.abs(arrays[name]).max())
         yield distance(name, arrays[name] / scale, ours.detach() / scale, FEATURE_TOLERANCE)
-    unequal = float((masking.mask != torch.from_numpy(arrays["mask"])).sum())
+    unequal = float((masking.mask.cpu() != torch.from_numpy(arrays["mask"])).sum())
     yield Row("mask unequal", 0.0, unequal, unequal, 0)
     for name, ours in (("refined", refined), ("aux_label", affinity_label)):
-        agreement = float((ours.numpy() == arrays[name]).mean())
+        agreement = float((ours.cpu().numpy() == arrays[name]).mean())
         yield Row(f"{name} agreement", 1.0, agreement, 1 - agreement, 1 - LABEL_AGREEMENT)

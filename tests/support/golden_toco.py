@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from golden import (
     CAM_TOLERANCE,
     FEATURE_TOLERANCE,
+    HOST,
     LABEL_AGREEMENT,
     Row,
     distance,
@@ -69,7 +70,9 @@ def priority_of(positions: Tensor, experiment: Experiment) -> Tensor:
     return priority
 
 
-def run_recorded(path: Path, overrides: dict[str, Any] | None = None) -> tuple[dict[str, Any], ToCoStep, ToCoNet]:
+def run_recorded(
+    path: Path, overrides: dict[str, Any] | None = None, device: torch.device = HOST
+) -> tuple[dict[str, Any], ToCoStep, ToCoNet]:
     """Repeat a recording's step, backward included. Returns its arrays, our step and the network with gradients.
 
     Recordings have every term. One that does not count at the recorded iteration is computed apart.
@@ -78,11 +81,13 @@ def run_recorded(path: Path, overrides: dict[str, Any] | None = None) -> tuple[d
         arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
     meta = arrays["meta"] = json.loads(str(arrays["meta"]))
     experiment = recorded_experiment(arrays, overrides)
-    model = ToCoNet(experiment.model, meta["num_classes"] - 1)
+    model = ToCoNet(experiment.model, meta["num_classes"] - 1, compute=experiment.compute)
     model.load_state_dict(from_published(recorded_weights(meta["layout"])))
     model.encoder.vit.pos_embed.requires_grad_(False)
+    model.to(device)
     named = {"view1": "images", "view2": "view2", "local": "local", "labels": "labels", "box": "boxes"}
     batch = {name: torch.from_numpy(arrays[recorded]) for name, recorded in named.items()}
+    batch |= {name: batch[name].to(device) for name in ("view1", "view2", "local")}
     draws = {"priority": priority_of(torch.from_numpy(arrays["positions"]), experiment)}
     step = ToCoObjective(model, experiment)(batch, draws, meta["n_iter"], all_classes=True)
     step.total.backward()
@@ -93,9 +98,9 @@ def run_recorded(path: Path, overrides: dict[str, Any] | None = None) -> tuple[d
     return arrays, step, model
 
 
-def compare(path: Path) -> list[Row]:
-    """Every recorded figure of the file at `path` against ours."""
-    arrays, step, model = run_recorded(path)
+def compare(path: Path, overrides: dict[str, Any] | None = None, device: torch.device = HOST) -> list[Row]:
+    """Every recorded figure of the file at `path` against ours, made on a device."""
+    arrays, step, model = run_recorded(path, overrides, device)
     return [
         *loss_rows(arrays["meta"]["terms"], step),
         *gradient_rows(arrays["meta"]["grad_norms"], model, from_published),
@@ -121,8 +126,8 @@ def _array_rows(arrays: dict[str, Any], step: ToCoStep) -> Iterable[Row]:
         scale = float(np.abs(arrays[name]).max())
         yield distance(name, arrays[name] / scale, ours.detach() / scale, FEATURE_TOLERANCE)
     for name, ours in (("flags", contrast.flags), ("positions", contrast.positions)):
-        unequal = float((ours != torch.from_numpy(arrays[name])).sum())
+        unequal = float((ours.cpu() != torch.from_numpy(arrays[name])).sum())
         yield Row(f"{name} unequal", 0.0, unequal, unequal, 0)
     for name, ours in (("refined", refined), ("aux_label", affinity_label)):
-        agreement = float((ours.numpy() == arrays[name]).mean())
+        agreement = float((ours.cpu().numpy() == arrays[name]).mean())
         yield Row(f"{name} agreement", 1.0, agreement, 1 - agreement, 1 - LABEL_AGREEMENT)
