@@ -27,7 +27,7 @@ from mcc_core.data.label_source import local_zip
 from mcc_core.errors import UsageError
 from orchestrator.cluster.session import Capacity, cluster
 from orchestrator.environment import environment_record
-from orchestrator.execution.director import director
+from orchestrator.execution.choose_queue import queue_of
 from orchestrator.execution.queue import population_key
 from orchestrator.execution.supervisor import Control, prune_key, stop_key
 from orchestrator.execution.tuner import TuneRun
@@ -188,7 +188,7 @@ def _run_trials(
         return replace(_assignment(plan, trial, settings, launch, room), **changes)
 
     tune_run = TuneRun(
-        director(plan, todo, storage, assign, meter),
+        queue_of(plan, todo, storage, assign, meter),
         concurrent=room.at_a_time,
         max_failures=plan.file.resources.max_failures,
         name=launch,

@@ -79,7 +79,7 @@ class Control:
         """Write down how the sweep stands."""
         self._welcome()
         self.meter.tick(())
-        reason = self.reached or self.meter.out_of_trials(self.tune_run.director.refused)
+        reason = self.reached or self.meter.out_of_trials(self.tune_run.queue.refused)
         if reason:
             state = "budget reached"
         elif self.tune_run.stopping:
@@ -89,7 +89,7 @@ class Control:
         retry(lambda: self.meter.save(state, reason or ""), 30)
 
     def _welcome(self) -> None:
-        new = self.tune_run.director.new
+        new = self.tune_run.queue.new
         while new:
             trial = new.popleft()
             self._workers[trial.identity] = trial.workers

@@ -24,7 +24,7 @@ _TAIL_LINES = 15
 
 
 class TuneRun:
-    """One Tune experiment over what a director hands out.
+    """One Tune experiment over what a queue hands out.
 
     Setting `stopping` hands out no further trial. Runs in a thread of its own: Tune would otherwise take over the
     signals of the process. `keep`: processes of trials with one worker wait for the next; for sweeps without any trial
@@ -33,7 +33,7 @@ class TuneRun:
 
     def __init__(
         self,
-        director: TrialQueue,
+        queue: TrialQueue,
         *,
         concurrent: int,
         max_failures: int,
@@ -41,7 +41,7 @@ class TuneRun:
         storage_path: str,
         keep: bool,
     ) -> None:
-        self.director = director
+        self.queue = queue
         self._keep = keep
         self._concurrent, self._max_failures = concurrent, max_failures
         self._name, self._storage_path = name, storage_path
@@ -88,7 +88,7 @@ class TuneRun:
             tune.with_resources(driver, driver_resources()),
             tune_config=tune.TuneConfig(
                 search_alg=_searcher(self),
-                num_samples=-1,  # until the director says that it is over
+                num_samples=-1,  # until the queue says that it is over
                 max_concurrent_trials=self._concurrent,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
@@ -117,7 +117,7 @@ def _silence() -> Any:
 
 
 def _searcher(run: TuneRun) -> Any:
-    """A Tune searcher that hands out what the run's director says."""
+    """A Tune searcher that hands out what the run's queue says."""
     from ray.tune.search import Searcher
 
     class Queue(Searcher):
@@ -131,9 +131,9 @@ def _searcher(run: TuneRun) -> Any:
         def suggest(self, trial_id: str) -> Any:
             if self.run.stopping:
                 return Searcher.FINISHED
-            task = self.run.director.take()
+            task = self.run.queue.take()
             if task is None:
-                return Searcher.FINISHED if self.run.director.over() else None
+                return Searcher.FINISHED if self.run.queue.over() else None
             self.run.active[trial_id] = task.identity
             self.run.begun.add(task.identity)
             return {"task": json.dumps(asdict(task))}
@@ -141,7 +141,7 @@ def _searcher(run: TuneRun) -> Any:
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
             identity = self.run.active.pop(trial_id, None)
             if identity is not None:
-                self.run.director.ended(identity)
+                self.run.queue.ended(identity)
 
         def save(self, checkpoint_path: str) -> None:
             """Nothing to keep: what is left to do is read from storage."""

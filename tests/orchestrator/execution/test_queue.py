@@ -12,7 +12,7 @@ import pytest
 from tiny import settings_in, tiny_sweep
 
 from mcc_core.validation import flatten
-from orchestrator.execution.director import director
+from orchestrator.execution.choose_queue import queue_of
 from orchestrator.execution.queue import PopulationQueue, SearchQueue, TrialQueue
 from orchestrator.planning.configurations import Trial
 from orchestrator.planning.plan import Plan, plan_sweep, recorded
@@ -52,7 +52,7 @@ def assign(trial: Trial, **changes: Any) -> Assignment:
 
 def directing(made: Plan, storage: Storage, todo: list[Trial] | None = None) -> TrialQueue:
     trials = list(made.trials) if todo is None else todo
-    return director(made, trials, storage, assign, Meter(storage, made.sweep, made.file.budget))
+    return queue_of(made, trials, storage, assign, Meter(storage, made.sweep, made.file.budget))
 
 
 def write(storage: Storage, identity: str, attempt: int, events: list[dict[str, Any]]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from staged import staged_plan
 
-from orchestrator.execution.director import director
+from orchestrator.execution.choose_queue import queue_of
 from orchestrator.execution.stage_queue import StageQueue
 from orchestrator.planning.configurations import Trial
 from orchestrator.planning.plan import Plan, plan_document
@@ -53,7 +53,7 @@ def made(settings: Settings) -> Plan:
 def queue(made: Plan, storage: Storage, *names: str, budget: int | None = None) -> StageQueue:
     """A queue of the trials of these names, of all without any."""
     todo = [t for t in made.trials if not names or t.name in names]
-    found = director(made, todo, storage, assign, Meter(storage, made.sweep, Budget(trials=budget)))
+    found = queue_of(made, todo, storage, assign, Meter(storage, made.sweep, Budget(trials=budget)))
     assert isinstance(found, StageQueue)
     return found
 

@@ -14,8 +14,8 @@ from orchestrator.spec.stages_file import StagesFile
 from orchestrator.storage.store import Storage
 
 
-def director(plan: Plan, todo: Sequence[Trial], storage: Storage, assign: Assign, meter: Meter) -> TrialQueue:
-    """The director that a plan needs."""
+def queue_of(plan: Plan, todo: Sequence[Trial], storage: Storage, assign: Assign, meter: Meter) -> TrialQueue:
+    """The trials of a plan as its search, its stages or its population hand them out."""
     kind: Callable[..., TrialQueue] = TrialQueue
     if plan.open is not None:
         kind = SearchQueue
