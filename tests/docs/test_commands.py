@@ -21,6 +21,7 @@ from PIL import Image
 from mcc_core.structured_files import read_yaml
 from mcc_core.validation import validate
 from orchestrator.spec.posthoc_file import PosthocFile
+from orchestrator.spec.stages_file import is_staged, load_stages
 from orchestrator.spec.sweep_file import load_sweep
 from orchestrator.workflows.posthoc import is_posthoc
 
@@ -81,6 +82,8 @@ def _photographs(here: Path) -> None:
 
 def _cut_down(sweep: dict) -> dict:  # type: ignore[type-arg]
     """A shipped sweep with two values of one parameter, two points, and trials of seconds."""
+    if "stages" in sweep:
+        return sweep | {"stages": {name: _cut_down_stage(stage) for name, stage in sweep["stages"].items()}}
     if "of" in sweep:
         return sweep | {"limit": 2, "parameters": {k: v[:2] for k, v in sweep["parameters"].items()}}
     smallest = dict(text.split("=", 1) for text in docs.SMALLEST)
@@ -95,6 +98,15 @@ def _cut_down(sweep: dict) -> dict:  # type: ignore[type-arg]
     if "points" in sweep:
         cut["points"] = sweep["points"][:2]
     return cut | {"set": sweep.get("set", {}) | fixed, "parameters": kept, "seeds": [0]}
+
+
+def _cut_down_stage(stage: dict) -> dict:  # type: ignore[type-arg]
+    """A stage that trains for seconds; refinements take none."""
+    if "base" not in stage:
+        return stage
+    small = (*(docs.SMALLEST if "of" not in stage else docs.TRAINING), *docs.SHAPES)
+    fixed = {k: yaml.safe_load(v.replace(":", ": ")) for k, v in (text.split("=", 1) for text in small)}
+    return stage | {"set": stage.get("set", {}) | fixed}
 
 
 @pytest.mark.parametrize("command", RUN)
@@ -159,6 +171,8 @@ def test_sweep_files_within_the_text_are_valid(page: str, tmp_path: Path) -> Non
             (tmp_path / "sweep.yaml").write_text(block.text)
             if is_posthoc(tmp_path / "sweep.yaml"):
                 validate(PosthocFile, read_yaml(tmp_path / "sweep.yaml"), f"{page}:{block.line}")
+            elif is_staged(tmp_path / "sweep.yaml"):
+                load_stages(tmp_path / "sweep.yaml")
             else:
                 load_sweep(tmp_path / "sweep.yaml")
 

@@ -46,8 +46,9 @@ SMALLEST = (
     "train.loader_workers=0",
 )
 SHAPES = ("data.shapes_train=8", "data.shapes_val=4", "data.shapes_size=48")
+TRAINING = tuple(s for s in SMALLEST if s.startswith("train."))
 _RESNET = (
-    *(s for s in SMALLEST if s.startswith("train.")),
+    *TRAINING,
     "model.backbone_args={layers:[1,1,1,1],channels:[4,4,8,8]}",
 )
 SMALLER = {
