@@ -100,7 +100,7 @@ def labels(
     ] = "weak",
     set_: Set = None,
 ) -> None:
-    """Make a label set of label maps, to train a segmentation network on.
+    """Make a label set of a folder of label maps, or of masks.
 
     `mcc train segmentation --set labels.source=OUT` does.
     """

@@ -24,7 +24,7 @@ class _Exports(TyperGroup):
 
 app = typer.Typer(
     cls=_Exports,
-    help="A trained network, or label maps, for other programs. `mcc export CHECKPOINT` exports a network.",
+    help="Networks and label maps for other programs.\n\n`mcc export CHECKPOINT` exports a network.",
     no_args_is_help=True,
 )
 
