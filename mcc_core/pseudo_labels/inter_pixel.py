@@ -39,14 +39,14 @@ def path(offset: Offset) -> tuple[Offset, ...]:
 def path_affinity(boundary: Tensor, radius: int) -> Tensor:
     """Affinity B,P,h-r,w-2r of pairs: one minus the largest value on the way, of a boundary map B,h,w in [0, 1]."""
     return torch.stack(
-        [1 - torch.stack([_moved(boundary, at, radius) for at in path(to)]).amax(0) for to in directions(radius)], 1
+        [1 - torch.stack([moved_to(boundary, at, radius) for at in path(to)]).amax(0) for to in directions(radius)], 1
     )
 
 
 def differences(field: Tensor, radius: int) -> Tensor:
     """Source minus destination, B,D,P,h-r,w-2r, of a field B,D,h,w."""
-    source = _moved(field, (0, 0), radius)
-    return torch.stack([source - _moved(field, to, radius) for to in directions(radius)], 2)
+    source = moved_to(field, (0, 0), radius)
+    return torch.stack([source - moved_to(field, to, radius) for to in directions(radius)], 2)
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Relations:
 
 def relations(label: Tensor, radius: int) -> Relations:
     """What pairs are by a label map B,h,w: 0 background, 1..C classes, IGNORE."""
-    source = _moved(label, (0, 0), radius)[:, None]
-    destination = torch.stack([_moved(label, to, radius) for to in directions(radius)], 1)
+    source = moved_to(label, (0, 0), radius)[:, None]
+    destination = torch.stack([moved_to(label, to, radius) for to in directions(radius)], 1)
     known = (source != IGNORE) & (destination != IGNORE)
     same = known & (source == destination)
     return Relations(same & (source == 0), same & (source != 0), known & ~same)
@@ -73,7 +73,9 @@ def affinity_losses(affinity: Tensor, pairs: Relations) -> tuple[Tensor, Tensor]
     The first is the mean of those of background and of foreground pairs. A kind of pair that does not occur adds 0.
     """
     alike, unlike = -(affinity + _EPSILON).log(), -(1 + _EPSILON - affinity).log()
-    return (_mean(alike, pairs.background) + _mean(alike, pairs.foreground)) / 2, _mean(unlike, pairs.different)
+    return (mean_where(alike, pairs.background) + mean_where(alike, pairs.foreground)) / 2, mean_where(
+        unlike, pairs.different
+    )
 
 
 def displacement_losses(field: Tensor, pairs: Relations, radius: int) -> tuple[Tensor, Tensor]:
@@ -84,21 +86,26 @@ def displacement_losses(field: Tensor, pairs: Relations, radius: int) -> tuple[T
     found = differences(field, radius)
     wanted = torch.tensor(directions(radius), dtype=field.dtype, device=field.device).T[None, :, :, None, None]
     foreground = (found - wanted).abs().mean(1)
-    return _mean(foreground, pairs.foreground), _mean(found.abs().mean(1), pairs.background)
+    return mean_where(foreground, pairs.foreground), mean_where(found.abs().mean(1), pairs.background)
 
 
 def transitions(boundary: Tensor, radius: int, power: float) -> Tensor:
-    """Transition probabilities N,N, sparse, from row to column, of a boundary map h,w with N = h w pixels.
-
-    Affinities to the power, 1 of a pixel with itself, with columns of sum 1.
-    """
-    height, width = boundary.shape
-    reach = radius - 1
+    """Transition probabilities N,N of a boundary map h,w with N = h w pixels, as `transition_matrix` has them."""
     # What is beyond the border is behind a boundary.
-    affinity = path_affinity(F.pad(boundary[None], (reach, reach, 0, reach), value=1.0), radius)[0]
-    pixels = torch.arange(height * width, device=boundary.device)
+    affinity = path_affinity(bordered(boundary[None], radius, 1.0), radius)[0]
+    return transition_matrix(affinity, radius, power)
+
+
+def transition_matrix(affinity: Tensor, radius: int, power: float) -> Tensor:
+    """Transition probabilities N,N, sparse, from row to column, of affinities P,h,w with N = h w pixels.
+
+    Affinities to the power, 1 of a pixel with itself, with columns of sum 1. Affinities with what is beyond the border
+    do not count.
+    """
+    height, width = affinity.shape[-2:]
+    pixels = torch.arange(height * width, device=affinity.device)
     rows, columns = pixels // width, pixels % width
-    starts, ends, values = [pixels], [pixels], [torch.ones_like(boundary).flatten()]
+    starts, ends, values = [pixels], [pixels], [affinity.new_ones(height * width)]
     for (y, x), strength in zip(directions(radius), affinity, strict=True):
         inside = (rows + y < height) & (columns + x >= 0) & (columns + x < width)
         starts.append(pixels[inside])
@@ -106,31 +113,42 @@ def transitions(boundary: Tensor, radius: int, power: float) -> Tensor:
         values.append(strength.flatten()[inside].pow(power))
     start, end = (torch.cat([*first, *second[1:]]) for first, second in ((starts, ends), (ends, starts)))
     weight = torch.cat([*values, *values[1:]])
-    total = torch.zeros_like(boundary).flatten().index_add(0, end, weight)
+    total = affinity.new_zeros(height * width).index_add(0, end, weight)
     size = (height * width, height * width)
     return torch.sparse_coo_tensor(torch.stack([start, end]), weight / total[end], size, check_invariants=False)
 
 
 def random_walk(maps: Tensor, boundary: Tensor, *, radius: int, power: float, log_steps: int) -> Tensor:
-    """Class maps K,h,w after 2^log_steps steps of a random walk that boundaries h,w in [0, 1] hold up.
+    """Class maps K,h,w after 2^log_steps steps of a random walk that boundaries h,w in [0, 1] hold up."""
+    return walked(maps * (1 - boundary), transitions(boundary, radius, power), log_steps)
+
+
+def walked(maps: Tensor, matrix: Tensor, log_steps: int) -> Tensor:
+    """Maps K,h,w after 2^log_steps steps by a `transition_matrix` N,N.
 
     Each step costs a product with a sparse matrix, which for K maps is cheaper than squaring it.
     """
-    walk = transitions(boundary, radius, power).t()
     with warnings.catch_warnings(action="ignore"):  # torch: sparse CSR is in beta
-        walk = walk.coalesce().to_sparse_csr()
-    x = (maps * (1 - boundary)).flatten(1).T.contiguous()
+        walk = matrix.t().coalesce().to_sparse_csr()
+    x = maps.flatten(1).T.contiguous()
     for _ in range(2**log_steps):
         x = walk @ x
     return x.T.reshape(maps.shape)
 
 
-def _moved(x: Tensor, offset: Offset, radius: int) -> Tensor:
+def bordered(x: Tensor, radius: int, value: float) -> Tensor:
+    """A map ...,h,w with a border of a value, so that every pixel of it is a source."""
+    reach = radius - 1
+    return F.pad(x, (reach, reach, 0, reach), value=value)
+
+
+def moved_to(x: Tensor, offset: Offset, radius: int) -> Tensor:
     """The part of a map ...,h,w that lies `offset` from the sources."""
     reach, (y, x_by) = radius - 1, offset
     height, width = x.shape[-2] - reach, x.shape[-1] - 2 * reach
     return x[..., y : y + height, reach + x_by : reach + x_by + width]
 
 
-def _mean(values: Tensor, where: Tensor) -> Tensor:
+def mean_where(values: Tensor, where: Tensor) -> Tensor:
+    """Mean of values where a boolean map of their shape is true; 0 where it nowhere is."""
     return (values * where).sum() / (where.to(values.dtype).sum() + _EPSILON)

@@ -41,6 +41,12 @@ SMALLEST: dict[str, tuple[str, dict[str, Any]]] = {
         "irn-tiny",
         RESNET | {"model.frozen": True, "relations.radius": 3, "walk.radius": 3, "walk.log_steps": 2},
     ),
+    "psa": (
+        "psa-tiny",
+        RESNET
+        | {"model.frozen": True, "model.channels": [4, 4, 4], "relations.radius": 3}
+        | {"walk.radius": 3, "walk.log_steps": 2},
+    ),
     "segmentation": (
         "segmentation-tiny",
         {k: v for k, v in SMALL.items() if k.startswith(("train.", "data."))}
