@@ -25,6 +25,7 @@ class Psa(Step):
     """
 
     kind: ClassVar[Kind] = "psa"
+    learner: ClassVar[str | None] = "psa"
 
     def asks(self, viewer: Viewer | None, config: Refinement) -> Asked | None:
         radius = config.psa.radius

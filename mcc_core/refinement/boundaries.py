@@ -25,6 +25,7 @@ class Irn(Step):
     """
 
     kind: ClassVar[Kind] = "irn"
+    learner: ClassVar[str | None] = "irn"
 
     def asks(self, viewer: Viewer | None, config: Refinement) -> Asked | None:
         network, device = second_network(viewer, config.irn.network, "irn", "boundaries")

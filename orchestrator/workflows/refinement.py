@@ -10,7 +10,6 @@ from typing import Any
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.clip.config import ClipConfig
-from mcc_core.clip.seeds import ClipSeeds
 from mcc_core.config import DataConfig
 from mcc_core.data.index import DataIndex, build_index
 from mcc_core.data.label_maps import LABELS, LabelSet, read_label_set
@@ -20,6 +19,7 @@ from mcc_core.errors import MCCError, UsageError
 from mcc_core.experiment_files import merge
 from mcc_core.files import file_digest, whole
 from mcc_core.refinement.base import Refinement
+from mcc_core.refinement.clip_seeds import ClipSeeds
 from mcc_core.refinement.make import Refined, Split, refine
 from mcc_core.refinement.seeds import LabelSeeds, NetworkSeeds, Seeds
 from mcc_core.validation import validate
