@@ -10,7 +10,7 @@ import ast
 import hashlib
 import inspect
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from functools import lru_cache, reduce
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,12 @@ def trial_identity(experiment: Experiment, seed: int, fingerprint: str) -> str:
         "weights": weights_identity(experiment.model),
         "data": fingerprint,
     }
+    for name, file in method.files(experiment).items():
+        *sections, last = name.split(".")
+        stat = file.stat()
+        reduce(lambda node, section: node[section], sections, fields)[last] = _file_hash(
+            file, stat.st_size, stat.st_mtime_ns
+        )
     if (labels := method.labels(experiment)) is not None:
         fields["labels"].pop("source")
         content["labels"] = labels_identity(labels)
@@ -86,7 +92,8 @@ def method_source(method: Method) -> str:
     """
     package = Path(mcc_core.__file__).parent
     others = tuple(f"methods/{name}/" for name in METHODS if name != method.name)
-    shared = source_hash(package, (*_NOT_TRAINING_PLACES, *others))
+    places = tuple(place for place in _NOT_TRAINING_PLACES if place not in method.rooms)
+    shared = source_hash(package, (*places, *others))
     own = Path(inspect.getfile(type(method)))
     if own.is_relative_to(package):
         return shared
