@@ -154,6 +154,7 @@ class Step:
     """One kind of refinement. Has no state: what it needs comes with the picture."""
 
     kind: ClassVar[Kind]
+    learner: ClassVar[str | None] = None  # the method that trains the `network` of its section, where it has one
 
     def asks(self, viewer: Viewer | None, config: Refinement) -> Asked | None:
         """What must be asked of a network for each image; None where pixels and scores suffice.

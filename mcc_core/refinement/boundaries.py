@@ -32,6 +32,7 @@ class Irn(Step):
     """
 
     kind: ClassVar[Kind] = "irn"
+    learner: ClassVar[str | None] = "irn"
 
     def asks(self, viewer: Viewer | None, config: Refinement) -> Asked | None:
         network, device = boundary_network(viewer, config.irn.network)
