@@ -164,7 +164,7 @@ def with_overrides(file: StagesFile, changes: Mapping[str, Any], source: str) ->
     `STAGE.FIELD` is a field of one stage; a FIELD alone is put into every stage that has it. Raises UsageError for a
     field that no stage has, or that a stage varies.
     """
-    fields = {name: _fields_of(file, name, source) for name in file.stages}
+    fields = {name: fields_of(file, name, source) for name in file.stages}
     sets: dict[str, dict[str, Any]] = {name: dict(stage.set) for name, stage in file.stages.items()}
     for key, value in changes.items():
         first, _, rest = key.partition(".")
@@ -191,7 +191,8 @@ def _given(file: StagesFile) -> dict[str, Any]:
     return {name: value for name, value in file if name in file.model_fields_set}
 
 
-def _fields_of(file: StagesFile, name: str, source: str) -> list[str]:
+def fields_of(file: StagesFile, name: str, source: str) -> list[str]:
+    """Dotted fields that a stage may set. Raises UsageError for a base that cannot be read."""
     stage = file.stages[name]
     if stage.trains:
         return known_fields(file.training(name, source), f"{source}: stages.{name}")
