@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ def stage_name(row: str, stage: str) -> str:
     return f"{row}{BETWEEN}{stage}"
 
 
+@lru_cache
 def load_pipeline(name: str) -> Pipeline:
     """A shipped pipeline. Raises UsageError."""
     file = FOLDER / f"{name}.yaml"
