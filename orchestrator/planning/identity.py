@@ -66,9 +66,14 @@ def trial_identity(experiment: Experiment, seed: int, fingerprint: str) -> str:
     return json_digest(content, 16)
 
 
-def refined_identity(refine: Mapping[str, Any], of: str, fingerprint: str) -> str:
-    """Identity of the labels that a refinement makes of what the trial `of` made: 16 hexadecimal digits."""
+def refined_identity(refine: Mapping[str, Any], of: str, fingerprint: str, network: str | None = None) -> str:
+    """Identity of the labels that a refinement makes of what the trial `of` made: 16 hexadecimal digits.
+
+    Args:
+        network: of the trial whose network the refinement brings along.
+    """
     content = {"refine": refine, "of": of, "source": refinement_source(), "data": fingerprint}
+    content |= {"network": network} if network is not None else {}
     return json_digest(content, 16)
 
 

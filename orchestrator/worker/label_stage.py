@@ -24,6 +24,7 @@ from orchestrator.records.checkpoints import newest_checkpoint
 from orchestrator.records.speeds import Speed, refinement_profile, speed_record
 from orchestrator.storage.store import Storage, retry
 from orchestrator.worker.assignment import Assignment
+from orchestrator.worker.brought_network import brought
 from orchestrator.worker.reporter import Reporter
 
 _TELL_S = 2.0  # between events of how far it is
@@ -46,7 +47,7 @@ def make_labels(
 
     Raises MCCError when the input's product cannot be had; UsageError or DataError as the refinement does.
     """
-    refinement = validate(Refinement, task.refine or {}, f"{task.name}: refine")
+    refinement = brought(validate(Refinement, task.refine or {}, f"{task.name}: refine"), task, storage, work)
     seeds = _seeds(task, refinement, storage, index, work, device)
     splits: tuple[Literal["train", "val"], ...] = ("train", "val") if index.has_masks else ("train",)
     images = len(index.train) + (len(index.val) if index.has_masks else 0)
