@@ -162,12 +162,16 @@ def _level(scores: Collection[float]) -> str:
 
 
 def _lines(tested: Sequence[Step]) -> list[list[str]]:
+    """The differences as text; where no seed is repeated, without tests."""
     if not tested:
         return []
-    lines = [["stage", "configuration", "scored", "less", "on", "difference", "seeds", "p (Holm)", ""]]
+    repeated = any(step.difference.n > 1 for step in tested)
+    head = ["stage", "configuration", "scored", "less", "on", "difference", "seeds"]
+    lines = [[*head, *(["p (Holm)", ""] if repeated else [])]]
     for step in tested:
         p = "" if math.isnan(step.p) else f"{step.p:.3f}"
-        told = [percent(step.difference), str(step.difference.n), p, verdict(step.difference, step.p)]
+        told = [percent(step.difference), str(step.difference.n)]
+        told += [p, verdict(step.difference, step.p)] if repeated else []
         lines.append([step.stage, step.configuration, step.scored, step.against, step.split, *told])
     return lines
 

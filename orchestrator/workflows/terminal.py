@@ -266,7 +266,7 @@ def board(lines: Sequence[Sequence[str]], title: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     texts = {"configuration", "method", "stage", "scored", "less", "on", ""}
     for name in lines[0]:
-        table.add_column(name, justify="left" if name in texts else "right")
+        table.add_column(name, justify="left" if name in texts else "right", overflow="fold")
     for line in lines[1:]:
         table.add_row(*map(Text, line))
     return table

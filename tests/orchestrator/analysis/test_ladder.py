@@ -106,11 +106,11 @@ def test_labels_of_labels_are_compared_with_those() -> None:
 def test_one_seed_has_no_interval_and_says_so() -> None:
     climbed = ladder(pipeline(0, 0.4, 0.3, 0.5, 0.6, 0.8))
     assert climbed.levels[1][3:5] == ["50.0", "40.0"]
-    assert {tuple(line[6:]) for line in climbed.steps[1:]} == {("1", "", "one seed: undecided")}
+    assert climbed.steps[0][5:] == ["difference", "seeds"] and {line[6] for line in climbed.steps[1:]} == {"1"}
     assert climbed.notes[0].startswith("One seed: no interval can be given")
     files = summary({"name": "x", "file": {"metric": SEG, "mode": "max"}}, pipeline(0, 0.4, 0.3, 0.5, 0.6, 0.8), {})  # type: ignore[typeddict-item]
     text = files["ladder.md"].decode()
-    assert "| segment | t=1 | segmentation | refine: labels | val | +10.0 | 1 |  | one seed: undecided |" in text
+    assert "| segment | t=1 | segmentation | refine: labels | val | +10.0 | 1 |" in text
     assert "One seed: no interval can be given" in text
     line = next(csv.DictReader(io.StringIO(files["ladder_differences.csv"].decode())))
     assert float(line["miou"]) == pytest.approx(0.1) and line["low"] == line["p"] == ""
