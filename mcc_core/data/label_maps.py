@@ -143,10 +143,12 @@ class LabelSetWriter:
     """Writes a label set beside its folder and renames it at the end: it is there whole, or not at all.
 
     Args:
-        folder: where it will be; raises UsageError where there is something already.
+        folder: where it will be; raises UsageError where there is something already, unless `goes_on`.
         identity: 16 hexadecimal digits of what makes it; None: that of its content.
         supervision: `full` where the maps come from masks that people drew of a dataset.
         origin: what makes it; JSON.
+        goes_on: write into the folder itself, and leave there what is written when it ends early, for another writer to
+            `adopt`. It is a label set once `labels.json`, the last file, is there.
     """
 
     def __init__(
@@ -157,8 +159,10 @@ class LabelSetWriter:
         identity: str | None = None,
         supervision: Supervision = "weak",
         origin: Mapping[str, Any] | None = None,
+        goes_on: bool = False,
     ) -> None:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        self._goes_on = goes_on
+        if not goes_on and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UsageError(f"{folder}: is there already; give a folder that is not, or is empty")
         self.folder, self.classes = folder, valid_classes(classes, str(folder))
         self.identity, self.supervision, self.origin = identity, supervision, dict(origin or {})
@@ -166,7 +170,11 @@ class LabelSetWriter:
         self._closed = False
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            self._partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=PART, dir=folder.parent))
+            if goes_on:
+                folder.mkdir(exist_ok=True)
+                self._partial = folder
+            else:
+                self._partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=PART, dir=folder.parent))
         except OSError as error:
             raise UsageError(f"{folder}: cannot be made a folder: {error.strerror or error}") from None
         self._partial.chmod(0o755)
@@ -176,10 +184,33 @@ class LabelSetWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         if not self._closed:
-            self.discard() if kind else self.close()
+            if kind is None:
+                self.close()
+            elif not self._goes_on:
+                self.discard()
 
-    def add(self, name: str, label: np.ndarray, confidence: np.ndarray | None = None) -> None:
-        """Add an image's label map H,W (0..C, 255 ignored) and confidence H,W in [0, 1].
+    def adopt(self, maps: Mapping[str, MapFile]) -> set[str]:
+        """Take in what an earlier writer left of these images; names of those whose files are whole.
+
+        Every other file of a map is removed: half written, or of an image that is not among them.
+        """
+        (self._partial / LABELS).unlink(missing_ok=True)
+        for name, entry in maps.items():
+            try:
+                _content(self._partial, f"{_MAPS}/{name}.png", entry.sha256)
+                if entry.confidence_sha256:
+                    _content(self._partial, f"{_CONFIDENCE}/{name}.png", entry.confidence_sha256)
+            except DataError:
+                continue
+            self._maps[name] = entry
+        kept = {f"{_MAPS}/{name}.png" for name in self._maps}
+        kept |= {f"{_CONFIDENCE}/{name}.png" for name, entry in self._maps.items() if entry.confidence_sha256}
+        for member in _members(self._partial) - kept:
+            (self._partial / member).unlink()
+        return set(self._maps)
+
+    def add(self, name: str, label: np.ndarray, confidence: np.ndarray | None = None) -> MapFile:
+        """Add an image's label map H,W (0..C, 255 ignored) and confidence H,W in [0, 1]; the digests of its files.
 
         Raises ValueError for what no label map may be.
         """
@@ -195,6 +226,7 @@ class LabelSetWriter:
                 raise ValueError(f"{name}: confidence: expected {label.shape} in [0, 1], found {confidence.shape}")
             sure = self._write(_CONFIDENCE, name, _grey_png(np.round(confidence * 255).astype(np.uint8)))
         self._maps[name] = MapFile(sha256=digest, confidence_sha256=sure)
+        return self._maps[name]
 
     def close(self) -> LabelSet:
         """Write `labels.json`, put the set in its place, and give it back. Raises UsageError when it has no map."""
@@ -211,8 +243,10 @@ class LabelSetWriter:
             origin=self.origin,
             maps=maps,
         )
-        (self._partial / LABELS).write_text(file.model_dump_json(indent=1, exclude_none=True), encoding="utf-8")
-        self._partial.rename(self.folder)  # over an empty folder too
+        with whole(self._partial / LABELS) as partial:
+            partial.write_text(file.model_dump_json(indent=1, exclude_none=True), encoding="utf-8")
+        if not self._goes_on:
+            self._partial.rename(self.folder)  # over an empty folder too
         self._closed = True
         return LabelSet(self.folder, file)
 
@@ -222,9 +256,8 @@ class LabelSetWriter:
         self._closed = True
 
     def _write(self, kind: str, name: str, content: bytes) -> str:
-        path = self._partial / kind / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        with whole(self._partial / kind / f"{name}.png") as partial:
+            partial.write_bytes(content)
         return hashlib.sha256(content).hexdigest()
 
 

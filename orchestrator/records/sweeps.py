@@ -13,7 +13,7 @@ from mcc_core.methods.registry import DEFAULT
 from orchestrator.records import layout
 from orchestrator.records.events import TrialState, history, trial_states
 from orchestrator.records.leases import claimed
-from orchestrator.records.plans import PlanRecord, inputs, last_stages
+from orchestrator.records.plans import PlanRecord, inputs, last_stages, supervision
 from orchestrator.records.results import Result
 from orchestrator.records.status import CUT_OFF, DONE, TrialStatus
 from orchestrator.storage.store import Storage
@@ -154,7 +154,7 @@ def _result(
     point, varied, seed = trial["point"], trial["varied"], trial["seed"]
     method = trial["experiment"].get("method", DEFAULT)
     stage = trial.get("stage", "")
-    shown = (stage, stage in last)
+    shown = (stage, stage in last, trial.get("input"), supervision(trial) == "full")
     return Result(
         identity, trial["name"], point, varied, seed, status, metrics, message, log, state.cause, method, *shown
     )

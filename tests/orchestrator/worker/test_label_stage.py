@@ -65,8 +65,8 @@ class Place:
         fields |= {"storage": self.storage.url, "home": str(self.home), "stop_key": "s", "launch": "L"}
         fields |= {"cpus_per_worker": 1, "gpus_per_worker": 0, "input": of, "refine": refine, "network": network}
         task = Assignment(**fields)
-        work = self.folder / identity
-        work.mkdir()
+        work = self.folder / identity / "rank0"
+        work.mkdir(parents=True, exist_ok=True)
         outbox = Outbox(self.storage, self.folder / f"{identity}-outbox")
         try:
             reporter = Reporter(task, EXPERIMENT, outbox, Resume(1, 0, None, []), [], to_ray=False)
