@@ -267,6 +267,9 @@ def test_a_folder_that_is_in_use_and_a_class_called_as_none_is_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match="photos: is there already"):
         write_labels(labels, items, label_format("voc"), tmp_path / "photos")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"--out .*file/out: cannot be made a folder: File exists"):
+        write_labels(labels, items, label_format("voc"), tmp_path / "file" / "out")
     with pytest.raises(UsageError, match="--format vocc: not one of voc, coco, labelme, cvat"):
         label_format("vocc")
     with LabelSetWriter(tmp_path / "odd", ("cat", "__ignore__")) as writer:
