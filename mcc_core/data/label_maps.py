@@ -43,7 +43,10 @@ _DIGEST = "^[0-9a-f]{64}$"
 _NAME = re.compile(r"(?!/)(?:(?!\.\.?(?:/|$))[^/\\\0]+(?:/(?=.)|$))+")  # cannot leave the folder
 _MOST_BYTES = 1 << 28  # of a file in a zip, which may say little of what it grows to
 # What reading a file of a zip raises, by how it was packed; OSError of folders too.
-_DAMAGED = (OSError, KeyError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError)
+_DAMAGED = (
+    *(OSError, KeyError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+    *(EOFError, NotImplementedError, RuntimeError),
+)
 _SEALED = (1980, 1, 1, 0, 0, 0)  # the time of every file in a zip, so that equal sets are equal files
 
 
