@@ -100,6 +100,10 @@ def corrected_labels(
     """
     if base is None and items is None:
         raise UsageError("--of: is missing: the label set that was corrected, or --data: whose images these are")
+    if base is not None and (base.supervision, supervision) == ("full", "weak"):
+        raise UsageError(
+            f"--supervision weak: {base.path} was made of masks that people drew, and so are maps that it leaves"
+        )
     if not source.exists():
         raise DataError(f"{source}: no such file or folder")
     reading, changed, counts = Reading(), dict[str, int](), {"same": 0, "new": 0}
