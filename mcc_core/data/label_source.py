@@ -51,7 +51,7 @@ def read_labels(config: LabelsConfig, home: Path) -> LabelSet:
     source = _source(config)
     identity = stored_identity(source)
     if identity is None:
-        return read_label_set(source.expanduser())
+        return read_label_set(source)
     file = local_zip(identity, home)
     if not file.is_file():
         raise UsageError(f"labels.source: {source}: no such folder, and no label set of storage is at {file}")
@@ -109,4 +109,4 @@ def _source(config: LabelsConfig) -> Path:
             "labels.source: is missing: the label set to train on (--set labels.source=FOLDER); mcc data labels makes "
             "one"
         )
-    return config.source
+    return config.source.expanduser()
