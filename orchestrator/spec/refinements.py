@@ -29,7 +29,7 @@ def refinement(given: Mapping[str, Any], source: str, network: Experiment | None
     """
     from mcc_core.pseudo_labels.crf import require_crf
     from mcc_core.refinement.base import Refinement
-    from mcc_core.refinement.seeds import asked_of_labels
+    from mcc_core.refinement.seeds import asked_of_labels, refuse_certainty
 
     where = f"{source}.refine"
     made = validate(Refinement, given, where)
@@ -41,6 +41,8 @@ def refinement(given: Mapping[str, Any], source: str, network: Experiment | None
     try:
         if network is None:
             asked_of_labels(made)
+        else:
+            refuse_certainty(made)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
     if network is not None and made.seeds not in (known := method_of(network).map_stages):
