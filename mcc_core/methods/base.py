@@ -44,6 +44,7 @@ class Method:
     terms: ClassVar[tuple[str, ...]]  # loss terms, fields of `loss`, in display order
     optional_terms: ClassVar[tuple[str, ...]] = ()  # further ones, whose weight is 0 unless an experiment asks for them
     map_stages: ClassVar[tuple[str, ...]]  # class maps of its network; () where it has none
+    finds_boundaries: ClassVar[bool] = False  # whether its network says where classes end
     # Of weights files of others: tensors that no other method's have; those of which one has a row for each class;
     # what names of the backbone begin with, in published networks and in ours.
     published_marks: ClassVar[tuple[str, ...]] = ()

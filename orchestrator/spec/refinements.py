@@ -50,4 +50,10 @@ def refinement(given: Mapping[str, Any], source: str, network: Experiment | None
             f"{where}: seeds: {made.seeds!r}: method {network.method} has "
             f"{' and '.join(known) or 'no class maps to refine'}"
         )
+    own = network is not None and method_of(network).finds_boundaries
+    if "irn" in made.chain and made.irn.network is None and not own:
+        raise UsageError(
+            f"{where}: irn.network: is missing: the checkpoint of a trial of the method irn; "
+            f"{'a label set' if network is None else f'method {network.method}'} finds no boundaries"
+        )
     return made
