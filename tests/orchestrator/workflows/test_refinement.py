@@ -154,7 +154,9 @@ def test_exporting_a_network_needs_no_word_for_it() -> None:
         assert [*context._protected_args, *context.args] == ["network", *arguments]
 
 
-def test_masks_that_say_weak_are_not_refined_into_weak_labels(work: Path, tmp_path: Path) -> None:
+def test_masks_that_say_weak_are_not_refined_into_weak_labels(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data, settings = smallest("mcc").data, Settings.at(work / "home")
     masks, _ = label_set_of_masks(build_index(data, settings.home), tmp_path / "full")
     with LabelSetWriter(tmp_path / "weak", masks.classes, origin={"dataset": data.model_dump(mode="json")}) as writer:
@@ -162,3 +164,6 @@ def test_masks_that_say_weak_are_not_refined_into_weak_labels(work: Path, tmp_pa
             writer.add(name, masks.label(name))
     with pytest.raises(UsageError, match=r"weak: says weak, but 8 of its maps are masks of the dataset"):
         prepared(str(tmp_path / "weak"), "crf", {}, settings)
+    more = ("--data", "tiny", *SHAPES, "--out", str(tmp_path / "again"))
+    out = run(work, "refine", str(masks.path), "--kind", "none", *more, monkeypatch=monkeypatch)
+    assert re.search(r"8 label maps in .*, label set [0-9a-f]{16}, full supervision", out)
