@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import lzma
 import os
 import re
 import shutil
-import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,7 +30,7 @@ from mcc_core.data.index import Item
 from mcc_core.data.pixels import decode_bytes, decode_mask, stored_size
 from mcc_core.data.voc import palette_png, valid_classes
 from mcc_core.errors import DataError, UsageError
-from mcc_core.files import PART, json_digest, whole
+from mcc_core.files import json_digest, partial_folder, whole
 from mcc_core.structured_files import parse_json
 from mcc_core.validation import validate
 
@@ -40,6 +41,12 @@ FORMAT = 1
 _MAPS, _CONFIDENCE = "maps", "confidence"
 _DIGEST = "^[0-9a-f]{64}$"
 _NAME = re.compile(r"(?!/)(?:(?!\.\.?(?:/|$))[^/\\\0]+(?:/(?=.)|$))+")  # cannot leave the folder
+_MOST_BYTES = 1 << 28  # of a file in a zip, which may say little of what it grows to
+# What reading a file of a zip raises, by how it was packed; OSError of folders too.
+_DAMAGED = (
+    *(OSError, KeyError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+    *(EOFError, NotImplementedError, RuntimeError),
+)
 _SEALED = (1980, 1, 1, 0, 0, 0)  # the time of every file in a zip, so that equal sets are equal files
 
 
@@ -162,22 +169,18 @@ class LabelSetWriter:
         goes_on: bool = False,
     ) -> None:
         self._goes_on = goes_on
-        if not goes_on and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UsageError(f"{folder}: is there already; give a folder that is not, or is empty")
         self.folder, self.classes = folder, valid_classes(classes, str(folder))
         self.identity, self.supervision, self.origin = identity, supervision, dict(origin or {})
         self._maps: dict[str, MapFile] = {}
         self._closed = False
+        if not goes_on:
+            self._partial = partial_folder(folder, str(folder))
+            return
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            if goes_on:
-                folder.mkdir(exist_ok=True)
-                self._partial = folder
-            else:
-                self._partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=PART, dir=folder.parent))
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"{folder}: cannot be made a folder: {error.strerror or error}") from None
-        self._partial.chmod(0o755)
+        self._partial = folder
 
     def __enter__(self) -> Self:
         return self
@@ -216,9 +219,10 @@ class LabelSetWriter:
         """
         if not _NAME.fullmatch(name) or name in self._maps:
             raise ValueError(f"{name!r}: {'added twice' if name in self._maps else 'not the name of an image'}")
-        if label.ndim != 2 or not label.size or (wrong := label[(label != 255) & (label > len(self.classes))]).size:
-            said = f"of shape {label.shape}" if label.ndim != 2 or not label.size else f"label {wrong[0]}"
-            raise ValueError(f"{name}: {said}; expected H,W with 0..{len(self.classes)} or 255")
+        if label.ndim != 2 or not label.size or label.dtype.kind not in "iu":
+            raise ValueError(f"{name}: {label.dtype} of shape {label.shape}; expected whole numbers H,W")
+        if (wrong := label[(label != 255) & ((label < 0) | (label > len(self.classes)))]).size:
+            raise ValueError(f"{name}: label {wrong[0]}; expected 0..{len(self.classes)} or 255")
         digest = self._write(_MAPS, name, palette_png(np.ascontiguousarray(label.astype(np.uint8))))
         sure = None
         if confidence is not None:
@@ -246,7 +250,7 @@ class LabelSetWriter:
         with whole(self._partial / LABELS) as partial:
             partial.write_text(file.model_dump_json(indent=1, exclude_none=True), encoding="utf-8")
         if not self._goes_on:
-            self._partial.rename(self.folder)  # over an empty folder too
+            self._partial.rename(self.folder.resolve())  # over an empty folder too
         self._closed = True
         return LabelSet(self.folder, file)
 
@@ -352,10 +356,13 @@ def _member(path: Path, member: str) -> bytes:
     try:
         if path.is_dir():
             return (path / member).read_bytes()
-        return _archive(path, os.getpid(), path.stat().st_mtime_ns).read(member)
-    except OSError as error:
-        raise DataError(f"{path / member}: {error.strerror or error}") from None
-    except (KeyError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError):
+        archive = _archive(path, os.getpid(), path.stat().st_mtime_ns)
+        if (size := archive.getinfo(member).file_size) > _MOST_BYTES:
+            raise DataError(f"{path / member}: {size:,} bytes; at most {_MOST_BYTES:,} are read")
+        return archive.read(member)
+    except _DAMAGED as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise DataError(f"{path / member}: {error.strerror}") from None
         raise DataError(f"{path / member}: cannot be read: the zip is damaged, or of a kind that is not read") from None
 
 

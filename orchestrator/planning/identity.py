@@ -108,8 +108,10 @@ def method_source(method: Method) -> str:
 def refinement_source() -> str:
     """Hash of the code that makes labels of maps; that of the network is in the identity of what it refines."""
     package = Path(mcc_core.__file__).parent
-    rooms = ("refinement", "pseudo_labels")
-    return _sha256("".join(source_hash(package / room, skipped=frozenset()) for room in rooms).encode())
+    rooms = [source_hash(package / room, skipped=frozenset()) for room in ("refinement", "pseudo_labels")]
+    # How a network is asked for its maps, which training does not run.
+    asked = [_code((package / "evaluation" / name).read_text("utf-8")) for name in ("protocols.py", "scoring.py")]
+    return _sha256("\0".join([*rooms, *asked]).encode())
 
 
 @lru_cache(maxsize=32)

@@ -33,7 +33,7 @@ def refinement(
     from mcc_core.pseudo_labels.crf import require_crf
     from mcc_core.refinement.base import Refinement
     from mcc_core.refinement.kinds import learned
-    from mcc_core.refinement.seeds import asked_of_labels
+    from mcc_core.refinement.seeds import asked_of_labels, refuse_certainty
 
     where = f"{source}.refine"
     made = validate(Refinement, given, where)
@@ -47,6 +47,8 @@ def refinement(
         if network is None:
             there = made.chain if brought is None else [kind for kind in made.chain if kind not in learned(made)]
             asked_of_labels(made.model_copy(update={"kind": tuple(there) or ("none",)}))
+        else:
+            refuse_certainty(made)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
     if network is not None and made.seeds not in (known := method_of(network).map_stages):

@@ -127,8 +127,9 @@ def test_a_label_set_is_refined_further(saved: Checkpoint, index: DataIndex, tmp
     same = Refinement(keep_confidence=False)
     kept = refine(LabelSeeds(made.labels, same), same, index, tmp_path / "kept").labels
     for name in kept.names:
-        before, after = made.labels.label(name), kept.label(name)
-        assert (before[before != 255] == after[before != 255]).all()
+        assert (made.labels.label(name) == kept.label(name)).all()
+    with pytest.raises(UsageError, match="certainty: is of a label set without confidence"):
+        NetworkSeeds(saved, Refinement(certainty=0.9), CPU)
     with pytest.raises(UsageError, match="threshold: is of class maps"):
         LabelSeeds(made.labels, Refinement(threshold=0.3))
     with pytest.raises(UsageError, match="needs a network's attention"):
