@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import yaml
 
@@ -15,6 +15,7 @@ from orchestrator.analysis.importance import Configuration, importances, means_b
 from orchestrator.analysis.ladder import ladder
 from orchestrator.analysis.leaderboard import ABSENT, COLUMNS, all_background, front, lacks, table
 from orchestrator.analysis.statistics import paired
+from orchestrator.records.results import Result
 from orchestrator.records.status import DONE, TrialStatus
 from orchestrator.reports.document import Code, Grid, Part, Picture, Section, Text
 from orchestrator.reports.evidence import Evidence, jpeg, panels
@@ -71,7 +72,12 @@ def outcome(evidence: Evidence) -> Section:
 
 def steps(evidence: Evidence) -> Section | None:
     """What each stage reached, where the sweep has stages."""
-    climbed = ladder(evidence.results)
+    return stages(evidence.results)
+
+
+def stages(results: Sequence[Result]) -> Section | None:
+    """What each stage of a sweep reached; None where it has none."""
+    climbed = ladder(results)
     if not climbed.levels:
         return None
     told = (
@@ -79,7 +85,7 @@ def steps(evidence: Evidence) -> Section | None:
         "maps with the images' classes. "
         "labels: what the refinement makes of them, on the pixels that it decides. segmentation: what the network "
         "predicts itself. Scores on train are of the images that have masks, up to train.eval_train_images of a "
-        "network. The leaderboard below compares the last stages alone."
+        "network."
     )
     parts: list[Part] = [Grid(climbed.levels), Text(told)]
     if climbed.steps:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mcc_core.errors import MCCError
-from orchestrator.analysis.ladder import ladder
 from orchestrator.planning.plan import Plan, plan_document
 from orchestrator.records import sweeps as catalog
 from orchestrator.records.events import history
 from orchestrator.reports.document import Code, Grid, Part, Picture, Section, Text, pictures, to_html, to_markdown
 from orchestrator.reports.pages import marked, require_ours
+from orchestrator.reports.results import stages
 from orchestrator.reproduction.lines import Line, compared, rows
 from orchestrator.settings import Settings
 from orchestrator.spec.paper_table import PaperTable, load_table
@@ -87,11 +87,8 @@ def _sections(
         made.append(Section(f"Under one protocol: differences to {table.common}", parts))
     if plan is not None and table.pipelines:
         results = catalog.results(Storage(settings.storage), plan_document(plan, [], None))
-        if steps := ladder(results):
-            text = Text(
-                "Percent: class maps, the labels that are made of them, and what the networks predict themselves."
-            )
-            made.append(Section("What each stage of a row reached", [Grid(steps), text]))
+        if (reached := stages(results)) is not None:
+            made.append(reached)
     noted = [[point, table.row(point).note] for point in table.points if table.row(point).note]
     if noted:
         made.append(Section("Recipes that are not their authors'", [Grid([["configuration", "what differs"], *noted])]))
