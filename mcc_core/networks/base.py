@@ -75,9 +75,9 @@ class Network(nn.Module):
         raise TypeError(f"{type(self).__name__} has no class maps")
 
     def given(self, labels: Tensor) -> AbstractContextManager[None]:
-        """Within it class maps are of images that have the labels B,C, 0/1, or of such a batch more than once.
+        """Within it class maps are of images that have the labels B,C, or of such a batch more than once.
 
-        A network that does not ask for labels has no use for it.
+        They are 0 or 1, on the host. A network that does not ask for labels has no use for it.
         """
         return nullcontext()
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcc_core.config import ComputeConfig, OptimConfig
+from mcc_core.device import moved
 from mcc_core.networks import base
 from mcc_core.networks.base import MapStage, Network, ParameterGroup
 from mcc_core.networks.resnet import STRIDE, ResNetStages
@@ -60,7 +61,7 @@ class ResNetClassifier(Network):
 
     @contextmanager
     def given(self, labels: Tensor) -> Iterator[None]:
-        """Within it `labels_of` are those of images that have the labels B,C."""
+        """Within it `labels_of` are those of images that have the labels B,C, of the host."""
         self._given = labels
         try:
             yield
@@ -71,7 +72,12 @@ class ResNetClassifier(Network):
         """Labels B,C, 0/1: those `given`, which may be of a batch that comes more than once, or what the logits say."""
         if self._given is None:
             return (cls > 0).to(cls.dtype)
-        return self._given.to(cls.dtype).repeat(len(cls) // len(self._given), 1)
+        return moved(self._given, cls.device).to(cls.dtype).repeat(len(cls) // len(self._given), 1)
+
+    def labels_on_host(self, cls: Tensor) -> Tensor:
+        """Where those labels are 1, B,C on the host, so that they can decide sizes. Logits would be waited for."""
+        labels = (cls if self._given is None else self._given) > 0
+        return labels.cpu().repeat(len(cls) // len(labels), 1)
 
     def map_weight(self) -> Tensor:
         """What features are multiplied by to become class maps, C,D,1,1."""

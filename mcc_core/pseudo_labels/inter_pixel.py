@@ -7,7 +7,6 @@ with r the radius minus one. B images, K maps.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mcc_core.device import constant, moved
 from mcc_core.pseudo_labels.labels import IGNORE
 
 Offset = tuple[int, int]  # rows, columns
@@ -84,55 +84,71 @@ def displacement_losses(field: Tensor, pairs: Relations, radius: int) -> tuple[T
     Foreground pixels of a pair point at one place; background ones have one displacement.
     """
     found = differences(field, radius)
-    wanted = torch.tensor(directions(radius), dtype=field.dtype, device=field.device).T[None, :, :, None, None]
+    wanted = constant(directions(radius), field.dtype, field.device).T[None, :, :, None, None]
     foreground = (found - wanted).abs().mean(1)
     return mean_where(foreground, pairs.foreground), mean_where(found.abs().mean(1), pairs.background)
 
 
-def transitions(boundary: Tensor, radius: int, power: float) -> Tensor:
-    """Transition probabilities N,N of a boundary map h,w with N = h w pixels, as `transition_matrix` has them."""
-    # What is beyond the border is behind a boundary.
-    affinity = path_affinity(bordered(boundary[None], radius, 1.0), radius)[0]
-    return transition_matrix(affinity, radius, power)
+@dataclass(frozen=True)
+class Links:
+    """Pixels closer than a radius to each other, each with itself too: E of them, behind each other by pixel."""
+
+    begins: Tensor  # N+1, int32: where those of each pixel begin, and the end
+    to: Tensor  # E, int32: the other pixel, ascending
+    places: Tensor  # E, int32: of 1 and then the affinities P,h,w in one line, which is theirs
 
 
-def transition_matrix(affinity: Tensor, radius: int, power: float) -> Tensor:
-    """Transition probabilities N,N, sparse, from row to column, of affinities P,h,w with N = h w pixels.
-
-    Affinities to the power, 1 of a pixel with itself, with columns of sum 1. Affinities with what is beyond the border
-    do not count.
-    """
-    height, width = affinity.shape[-2:]
-    pixels = torch.arange(height * width, device=affinity.device)
+@lru_cache(maxsize=4)  # an evaluation's scales
+def links(height: int, width: int, radius: int, device: torch.device) -> Links:
+    """Of maps h,w; `weights` gives the numbers. Sizes alone decide them, so that no GPU is waited for."""
+    pixels = torch.arange(height * width)
     rows, columns = pixels // width, pixels % width
-    starts, ends, values = [pixels], [pixels], [affinity.new_ones(height * width)]
-    for (y, x), strength in zip(directions(radius), affinity, strict=True):
+    starts, ends, places = [pixels], [pixels], [torch.zeros_like(pixels)]
+    for number, (y, x) in enumerate(directions(radius)):
         inside = (rows + y < height) & (columns + x >= 0) & (columns + x < width)
         starts.append(pixels[inside])
         ends.append(pixels[inside] + y * width + x)
-        values.append(strength.flatten()[inside].pow(power))
+        places.append(1 + number * len(pixels) + pixels[inside])
     start, end = (torch.cat([*first, *second[1:]]) for first, second in ((starts, ends), (ends, starts)))
-    weight = torch.cat([*values, *values[1:]])
-    total = affinity.new_zeros(height * width).index_add(0, end, weight)
-    size = (height * width, height * width)
-    return torch.sparse_coo_tensor(torch.stack([start, end]), weight / total[end], size, check_invariants=False)
+    order = (start * len(pixels) + end).argsort()
+    begins = F.pad(start.bincount(minlength=len(pixels)).cumsum(0), (1, 0))
+    place = torch.cat([*places, *places[1:]])
+    return Links(*(moved(x.to(torch.int32), device) for x in (begins, end[order], place[order])))
+
+
+def between(boundary: Tensor, radius: int) -> Tensor:
+    """Affinities P,h,w of the pairs of a boundary map h,w: what is beyond the border is behind a boundary."""
+    return path_affinity(bordered(boundary[None], radius, 1.0), radius)[0]
+
+
+def weights(affinity: Tensor, near: Links, power: float) -> Tensor:
+    """Weights E of links by affinities P,h,w: these to the power, and 1 of a pixel with itself."""
+    return F.pad(affinity.flatten().pow(power), (1, 0), value=1.0).index_select(0, near.places)
 
 
 def random_walk(maps: Tensor, boundary: Tensor, *, radius: int, power: float, log_steps: int) -> Tensor:
     """Class maps K,h,w after 2^log_steps steps of a random walk that boundaries h,w in [0, 1] hold up."""
-    return walked(maps * (1 - boundary), transitions(boundary, radius, power), log_steps)
+    return walked(maps * (1 - boundary), between(boundary, radius), radius=radius, power=power, log_steps=log_steps)
 
 
-def walked(maps: Tensor, matrix: Tensor, log_steps: int) -> Tensor:
-    """Maps K,h,w after 2^log_steps steps by a `transition_matrix` N,N.
+def walked(maps: Tensor, affinity: Tensor, *, radius: int, power: float, log_steps: int) -> Tensor:
+    """Maps K,h,w after 2^log_steps steps by affinities P,h,w. Those with what is beyond the border do not count.
 
-    Each step costs a product with a sparse matrix, which for K maps is cheaper than squaring it.
+    The probability of a step from a pixel to another is their affinity to the power over the sum of the other's, so
+    that each step is a weighted mean over nearby pixels: for K maps that costs less than squaring the matrix of all
+    pairs.
     """
-    with warnings.catch_warnings(action="ignore"):  # torch: sparse CSR is in beta
-        walk = matrix.t().coalesce().to_sparse_csr()
+    near = links(*maps.shape[-2:], radius, maps.device)
+    weight = weights(affinity, near, power)
+
+    def step(x: Tensor) -> Tensor:
+        """N,K summed over the linked pixels."""
+        return F.embedding_bag(near.to, x, near.begins, per_sample_weights=weight, mode="sum", include_last_offset=True)
+
     x = maps.flatten(1).T.contiguous()
+    total = step(torch.ones_like(x[:, :1]))
     for _ in range(2**log_steps):
-        x = walk @ x
+        x = step(x) / total
     return x.T.reshape(maps.shape)
 
 

@@ -19,7 +19,6 @@ from mcc_core.pseudo_labels.inter_pixel import (
     mean_where,
     moved_to,
     relations,
-    transition_matrix,
     walked,
 )
 from mcc_core.pseudo_labels.labels import IGNORE
@@ -79,4 +78,4 @@ def affinity_walk(scores: Tensor, affinity: Tensor, *, radius: int, power: float
     A step mixes a cell with those closer than `radius`, itself among them, in proportion to their affinities to the
     power.
     """
-    return walked(scores, transition_matrix(affinity, radius, power), log_steps)
+    return walked(scores, affinity, radius=radius, power=power, log_steps=log_steps)
