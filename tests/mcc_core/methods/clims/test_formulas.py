@@ -136,6 +136,7 @@ def test_identity_has_what_files_hold_and_not_where_they_lie(tmp_path: Path) -> 
     assert method_of(experiment()).told == "I+L" and named("a", experiment()) == "a (I+L)"
     with pytest.raises(UsageError, match=r"^clip\.weights: .*none\.pt: no such file$"):
         _absolute(experiment(**{"clip.weights": "none.pt"}))
+    (tmp_path / "x").mkdir()
     found = _absolute(experiment(**{"clip.prompts": str(tmp_path / "x" / ".." / "a.yaml")}))
     assert cast(Experiment, found).clip.prompts == str(tmp_path / "a.yaml")
     assert cast(Experiment, _absolute(experiment())).clip.prompts == "clims"
