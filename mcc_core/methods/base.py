@@ -68,9 +68,10 @@ class Method:
         raise TypeError(f"{self.name} has no objective")
 
     def files(self, experiment: Any) -> dict[str, Path]:
-        """Dotted fields that name a file which decides a trial's numbers, beside `model.weights` and a label set.
+        """Fields, as `section.field`, that name a file which decides a trial's numbers, beside `model.weights` and a
+        label set.
 
-        Its content is part of the trial's identity; where it lies is not.
+        Its content is part of the trial's identity; where it lies is not. Raises UsageError for one that is none.
         """
         return {}
 

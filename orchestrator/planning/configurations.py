@@ -285,6 +285,15 @@ def _absolute(experiment: Experiment) -> Experiment:
                 "or timm to download, or random"
             )
         experiment = experiment.model_copy(update={"model": model.model_copy(update={"weights": file})})
+    for name, file in method_of(experiment).files(experiment).items():
+        section, field = name.split(".")
+        config = getattr(experiment, section)
+        if Path(getattr(config, field)) != file:  # the name of a shipped one
+            continue
+        found = file.expanduser().resolve()
+        if not found.is_file():
+            raise UsageError(f"{name}: {found}: no such file")
+        experiment = experiment.model_copy(update={section: config.model_copy(update={field: str(found)})})
     return experiment
 
 

@@ -10,7 +10,7 @@ import ast
 import hashlib
 import inspect
 from collections.abc import Iterator, Mapping
-from functools import lru_cache, reduce
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -55,11 +55,9 @@ def trial_identity(experiment: Experiment, seed: int, fingerprint: str) -> str:
         "data": fingerprint,
     }
     for name, file in method.files(experiment).items():
-        *sections, last = name.split(".")
+        section, field = name.split(".")
         stat = file.stat()
-        reduce(lambda node, section: node[section], sections, fields)[last] = _file_hash(
-            file, stat.st_size, stat.st_mtime_ns
-        )
+        fields[section][field] = _file_hash(file, stat.st_size, stat.st_mtime_ns)
     if (labels := method.labels(experiment)) is not None:
         fields["labels"].pop("source")
         content["labels"] = labels_identity(labels)

@@ -22,7 +22,9 @@ from mcc_core.methods.clims.config import Experiment
 from mcc_core.methods.clims.network import CLIMSNet
 from mcc_core.methods.clims.objective import CLIMSObjective, matched, unmatched
 from mcc_core.methods.registry import method_of
+from orchestrator.planning.configurations import _absolute
 from orchestrator.planning.identity import trial_identity
+from orchestrator.planning.label_sets import named
 
 CLASSES = ("cat", "dog", "cow")
 LABELS = torch.tensor([[1.0, 0, 0], [0, 1, 1]])
@@ -131,7 +133,13 @@ def test_identity_has_what_files_hold_and_not_where_they_lie(tmp_path: Path) -> 
 
     first = identity("a.yaml", PROMPTS)
     assert identity("b.yaml", PROMPTS) == first != identity("c.yaml", PROMPTS.replace("sofa", "chair"))
-    assert method_of(experiment()).told == "I+L"
+    assert method_of(experiment()).told == "I+L" and named("a", experiment()) == "a (I+L)"
+    with pytest.raises(UsageError, match=r"^clip\.weights: .*none\.pt: no such file$"):
+        _absolute(experiment(**{"clip.weights": "none.pt"}))
+    (tmp_path / "x").mkdir()
+    found = _absolute(experiment(**{"clip.prompts": str(tmp_path / "x" / ".." / "a.yaml")}))
+    assert cast(Experiment, found).clip.prompts == str(tmp_path / "a.yaml")
+    assert cast(Experiment, _absolute(experiment())).clip.prompts == "clims"
 
 
 def test_shipped_prompts_suit_voc_and_mistakes_are_one_line(tmp_path: Path) -> None:
