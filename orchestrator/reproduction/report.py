@@ -87,19 +87,19 @@ def _sections(
         made.append(Section(f"Under one protocol: differences to {table.common}", parts))
     if plan is not None and table.pipelines:
         results = catalog.results(Storage(settings.storage), plan_document(plan, [], None))
-        if steps := ladder(results):
-            text = Text(
-                "Percent: class maps, the labels that are made of them, and what the networks predict themselves."
-            )
-            made.append(Section("What each stage of a row reached", [Grid(steps), text]))
+        if (climbed := ladder(results)).levels:
+            told = "Percent: class maps, the labels that are made of them, and what the networks predict themselves."
+            parts = [Grid(climbed.levels), *map(Text, (told, *climbed.notes))]
+            parts += [Grid(climbed.steps, signed=True)] if climbed.steps else []
+            made.append(Section("What each stage of a row reached", parts))
     noted = [[point, table.row(point).note] for point in table.points if table.row(point).note]
     if noted:
         made.append(Section("Recipes that are not their authors'", [Grid([["configuration", "what differs"], *noted])]))
     aspects = {line.target.point: line.aspects for line in lines if line.aspects}
     if aspects:
-        told = [["configuration", "aspect", "", "here"]]
-        told += [[p, a.name, "same" if a.same else "differs", a.text] for p, some in aspects.items() for a in some]
-        made.append(Section("What is as it was published", [Grid(told)]))
+        stated = [["configuration", "aspect", "", "here"]]
+        stated += [[p, a.name, "same" if a.same else "differs", a.text] for p, some in aspects.items() for a in some]
+        made.append(Section("What is as it was published", [Grid(stated)]))
     if plan is not None and (drawn := _curves(table, plan, settings)) is not None:
         caption = "Evaluation during training, over the points of the published log"
         if _is_tiny(plan):
