@@ -94,9 +94,9 @@ def _sections(
         made.append(Section("Recipes that are not their authors'", [Grid([["configuration", "what differs"], *noted])]))
     aspects = {line.target.point: line.aspects for line in lines if line.aspects}
     if aspects:
-        told = [["configuration", "aspect", "", "here"]]
-        told += [[p, a.name, "same" if a.same else "differs", a.text] for p, some in aspects.items() for a in some]
-        made.append(Section("What is as it was published", [Grid(told)]))
+        stated = [["configuration", "aspect", "", "here"]]
+        stated += [[p, a.name, "same" if a.same else "differs", a.text] for p, some in aspects.items() for a in some]
+        made.append(Section("What is as it was published", [Grid(stated)]))
     if plan is not None and (drawn := _curves(table, plan, settings)) is not None:
         caption = "Evaluation during training, over the points of the published log"
         if _is_tiny(plan):
