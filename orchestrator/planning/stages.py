@@ -14,7 +14,7 @@ from typing import Any
 from mcc_core.data.index import DataIndex, build_index
 from mcc_core.errors import UsageError
 from mcc_core.experiment_files import load_base
-from mcc_core.methods.registry import method_of_fields
+from mcc_core.methods.registry import method_of_fields, supervision_of
 from orchestrator.planning.configurations import MAX_TRIALS, Candidate, ConfigurationBuilder, Trial, text
 from orchestrator.planning.identity import refined_identity, trial_identity
 from orchestrator.planning.label_sets import FULL, labelled
@@ -92,9 +92,23 @@ class StageTrials:
                 f"{where}: data: other images than those of stage {self.file.line(name)[0]}, whose labels it trains "
                 "on; give both stages the same data.… fields"
             )
+        if of is not None and (made := self._supervision(of)) != supervision_of(experiment):
+            saw = "masks that people drew" if made == "full" else "no masks"
+            raise UsageError(
+                f"{where}: labels.supervision: {supervision_of(experiment)}: what makes its labels saw {saw}; expected "
+                f"{made}"
+            )
         identity = trial_identity(experiment, seed, fingerprint)
         varied = {key: value for key, value in candidate.varied.items() if key != LABELS}
         return Trial(identity, "", varied, experiment, seed, "", fingerprint, name, of.identity if of else None)
+
+    def _supervision(self, of: Trial) -> str:
+        """Of what the labels that a trial makes come from: its seeds and all networks that refined them."""
+        line = [of]
+        for trial in line:  # which grows
+            line += [self.trials[identity] for identity in trial.inputs]
+        own = "full" if any(supervision_of(trial.experiment) == "full" for trial in line) else "weak"
+        return refinements.supervision(own, [trial.refine for trial in line if trial.refine is not None])
 
     def _refine(self, name: str, stage: Stage, of: Trial) -> None:
         """Trials of a stage that makes labels."""

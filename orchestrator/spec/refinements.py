@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mcc_core.config import Experiment
@@ -19,6 +19,16 @@ def fields() -> list[str]:
     from mcc_core.refinement.base import Refinement
 
     return settable(Refinement)
+
+
+def supervision(own: str, refines: Iterable[Mapping[str, Any]]) -> str:
+    """`full` of labels that refinements make of seeds of the supervision `own`, where those or a step's network saw
+    masks that people drew; else `weak`."""
+    from mcc_core.refinement.base import Refinement
+    from mcc_core.refinement.seeds import supervision_with
+
+    seen = (supervision_with("weak", Refinement.model_validate(fields)) for fields in refines)
+    return "full" if own == "full" or "full" in seen else "weak"
 
 
 def refinement(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from staged import staged_plan
 from tiny import settings_in
 from trained import SMALLEST, smallest
 
@@ -104,3 +105,18 @@ def test_labels_are_made_anew_when_networks_are_asked_otherwise(monkeypatch: pyt
     before, code = identities.refinement_source(), identities._code
     monkeypatch.setattr(identities, "_code", lambda text: code(text.replace("def padded", "def padded_otherwise")))
     assert identities.refinement_source() != before  # the function is of evaluation/protocols.py
+
+
+def test_labels_of_networks_that_saw_masks_must_be_asked_for(settings: Settings, tmp_path: Path) -> None:
+    label_set_of_masks(build_index(smallest("segmentation").data, settings.home), tmp_path / "masks")
+    taught = {"labels.source": str(tmp_path / "masks"), "labels.supervision": "full"}
+    (base, small), (other, more) = SMALLEST["amn"], SMALLEST["segmentation"]
+    seeds: dict[str, Any] = {"base": base, "set": small | taught}
+    last: dict[str, Any] = {"base": other, "set": dict(more)}
+    with pytest.raises(UsageError, match=r"stages\.last: labels\.supervision: weak: .* saw masks .*; expected full"):
+        staged_plan(settings, seeds=seeds, last=last | {"of": "refine"})
+    last["set"] |= {"labels.supervision": "full"}
+    made = staged_plan(settings, seeds=seeds, last=last | {"of": "refine"})
+    assert all("(full supervision)" in trial.name for trial in made.trials)
+    with pytest.raises(UsageError, match=r"labels\.supervision: full: .* saw no masks; expected weak"):
+        staged_plan(settings, last=last | {"of": "refine"})
