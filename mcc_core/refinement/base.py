@@ -211,14 +211,17 @@ def refined(picture: Picture, config: Refinement, steps: Mapping[Kind, Step]) ->
         open.
 
     Of maps without a background there is one pass per background score: what beats `foreground` is of its class, what
-    loses to `threshold` is background, and what is between is open (Eq. 8 of the paper).
+    loses to `threshold` is background, and what is between is open (Eq. 8 of the paper). Where a background is among
+    the maps, pixels whose scores are all the same are open.
     """
     size = picture.image.shape[:2]
     if not picture.classes:
         return np.zeros(size, np.uint8), np.ones(size, np.float32)
     chosen = [steps[kind] for kind in config.chain]
     if picture.has_background:
-        label, sure = _strongest(_through(picture.maps, chosen, picture, config))
+        scores = _through(picture.maps, chosen, picture, config)
+        label, sure = _strongest(scores)
+        label = label.masked_fill((scores == scores[0]).all(0), IGNORE)  # of which nothing is known
     else:
         label, sure = _strongest(_through(_above(picture.maps, config.threshold), chosen, picture, config))
         if config.foreground is not None and config.foreground > config.threshold:

@@ -87,4 +87,5 @@ def _print(made: Refined, console: Console) -> None:
     for line in made.left_out:
         console.print(f"left out by the index: {line}", highlight=False, markup=False, soft_wrap=True)
     said = f"{len(made.labels.names)} label maps in {made.labels.path}, label set {made.labels.identity}"
+    said += ", full supervision" if made.labels.supervision == "full" else ""
     console.print(said, highlight=False, markup=False, soft_wrap=True)

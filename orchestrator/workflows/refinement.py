@@ -13,7 +13,7 @@ from mcc_core.clip.config import ClipConfig
 from mcc_core.config import DataConfig
 from mcc_core.data.index import DataIndex, build_index
 from mcc_core.data.label_maps import LABELS, LabelSet, read_label_set
-from mcc_core.data.label_source import local_zip, stored_identity
+from mcc_core.data.label_source import local_zip, refuse_copies, stored_identity
 from mcc_core.device import chosen_device
 from mcc_core.errors import MCCError, UsageError
 from mcc_core.experiment_files import merge
@@ -82,7 +82,9 @@ def prepared(
         dataset = dataset_of(labels_dataset(labels), data, changes)
         seeds: Seeds = LabelSeeds(labels, refinement)
         seeds.origin = {**seeds.origin, DATASET: dataset.model_dump(mode="json")}
-        return Prepared(seeds, refinement, build_index(dataset, settings.home))
+        index = build_index(dataset, settings.home)
+        refuse_copies(labels, index)  # which, once refined, nobody could tell from weak ones
+        return Prepared(seeds, refinement, index)
     if source == CLIP:
         given = {key: value for key, value in changes.items() if key.startswith(f"{CLIP}.")}
         config = validate(ClipConfig, merge({CLIP: {}}, given, "--set")[CLIP], "--set clip")
