@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,17 +31,22 @@ class ResNetClassifier(Network):
     """A ResNet, averaged over space, and a bias-free linear classifier (Zhou et al., CVPR 2016).
 
     It has no decoder. A method says in `forward` what the segmentation of its class maps is.
+
+    Args:
+        backbone: has `widths` and gives a list of features as `ResNetStages` does, which it is by default.
     """
 
     stride = STRIDE
     map_stages: tuple[MapStage, ...] = ("cam",)
 
-    def __init__(self, config: ResNetConfig, num_classes: int, compute: ComputeConfig) -> None:
+    def __init__(
+        self, config: ResNetConfig, num_classes: int, compute: ComputeConfig, backbone: Any | None = None
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self._given: Tensor | None = None
         self.use_bfloat16 = compute.precision == "bfloat16"
-        self.backbone = ResNetStages(config, recompute=compute.recompute == "blocks")
+        self.backbone: Any = backbone or ResNetStages(config, recompute=compute.recompute == "blocks")
         self.classifier = nn.Conv2d(self.backbone.widths[-1], num_classes, 1, bias=False)
         if compute.channels_last:
             self.to(memory_format=torch.channels_last)

@@ -39,14 +39,14 @@ def path(offset: Offset) -> tuple[Offset, ...]:
 def path_affinity(boundary: Tensor, radius: int) -> Tensor:
     """Affinity B,P,h-r,w-2r of pairs: one minus the largest value on the way, of a boundary map B,h,w in [0, 1]."""
     return torch.stack(
-        [1 - torch.stack([_moved(boundary, at, radius) for at in path(to)]).amax(0) for to in directions(radius)], 1
+        [1 - torch.stack([moved_to(boundary, at, radius) for at in path(to)]).amax(0) for to in directions(radius)], 1
     )
 
 
 def differences(field: Tensor, radius: int) -> Tensor:
     """Source minus destination, B,D,P,h-r,w-2r, of a field B,D,h,w."""
-    source = _moved(field, (0, 0), radius)
-    return torch.stack([source - _moved(field, to, radius) for to in directions(radius)], 2)
+    source = moved_to(field, (0, 0), radius)
+    return torch.stack([source - moved_to(field, to, radius) for to in directions(radius)], 2)
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Relations:
 
 def relations(label: Tensor, radius: int) -> Relations:
     """What pairs are by a label map B,h,w: 0 background, 1..C classes, IGNORE."""
-    source = _moved(label, (0, 0), radius)[:, None]
-    destination = torch.stack([_moved(label, to, radius) for to in directions(radius)], 1)
+    source = moved_to(label, (0, 0), radius)[:, None]
+    destination = torch.stack([moved_to(label, to, radius) for to in directions(radius)], 1)
     known = (source != IGNORE) & (destination != IGNORE)
     same = known & (source == destination)
     return Relations(same & (source == 0), same & (source != 0), known & ~same)
@@ -73,7 +73,9 @@ def affinity_losses(affinity: Tensor, pairs: Relations) -> tuple[Tensor, Tensor]
     The first is the mean of those of background and of foreground pairs. A kind of pair that does not occur adds 0.
     """
     alike, unlike = -(affinity + _EPSILON).log(), -(1 + _EPSILON - affinity).log()
-    return (_mean(alike, pairs.background) + _mean(alike, pairs.foreground)) / 2, _mean(unlike, pairs.different)
+    return (mean_where(alike, pairs.background) + mean_where(alike, pairs.foreground)) / 2, mean_where(
+        unlike, pairs.different
+    )
 
 
 def displacement_losses(field: Tensor, pairs: Relations, radius: int) -> tuple[Tensor, Tensor]:
@@ -84,7 +86,7 @@ def displacement_losses(field: Tensor, pairs: Relations, radius: int) -> tuple[T
     found = differences(field, radius)
     wanted = constant(directions(radius), field.dtype, field.device).T[None, :, :, None, None]
     foreground = (found - wanted).abs().mean(1)
-    return _mean(foreground, pairs.foreground), _mean(found.abs().mean(1), pairs.background)
+    return mean_where(foreground, pairs.foreground), mean_where(found.abs().mean(1), pairs.background)
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,12 @@ class Links:
 
     begins: Tensor  # N+1, int32: where those of each pixel begin, and the end
     to: Tensor  # E, int32: the other pixel, ascending
-    places: Tensor  # E, int32: of 1 and then the affinities P,h,w' in one line, which is theirs
+    places: Tensor  # E, int32: of 1 and then the affinities P,h,w in one line, which is theirs
 
 
 @lru_cache(maxsize=4)  # an evaluation's scales
 def links(height: int, width: int, radius: int, device: torch.device) -> Links:
-    """Of maps h,w; `affinities` gives the numbers. Sizes alone decide them, so that no GPU is waited for."""
+    """Of maps h,w; `weights` gives the numbers. Sizes alone decide them, so that no GPU is waited for."""
     pixels = torch.arange(height * width)
     rows, columns = pixels // width, pixels % width
     starts, ends, places = [pixels], [pixels], [torch.zeros_like(pixels)]
@@ -114,43 +116,55 @@ def links(height: int, width: int, radius: int, device: torch.device) -> Links:
     return Links(*(moved(x.to(torch.int32), device) for x in (begins, end[order], place[order])))
 
 
-def affinities(boundary: Tensor, radius: int, power: float) -> Tensor:
-    """Affinities E, to the power, of the `links` of a boundary map h,w; 1 of a pixel with itself."""
-    height, width = boundary.shape
-    reach = radius - 1
-    # What is beyond the border is behind a boundary.
-    pairs = path_affinity(F.pad(boundary[None], (reach, reach, 0, reach), value=1.0), radius).pow(power)
-    line = F.pad(pairs.flatten(), (1, 0), value=1.0)
-    return line.index_select(0, links(height, width, radius, boundary.device).places)
+def between(boundary: Tensor, radius: int) -> Tensor:
+    """Affinities P,h,w of the pairs of a boundary map h,w: what is beyond the border is behind a boundary."""
+    return path_affinity(bordered(boundary[None], radius, 1.0), radius)[0]
+
+
+def weights(affinity: Tensor, near: Links, power: float) -> Tensor:
+    """Weights E of links by affinities P,h,w: these to the power, and 1 of a pixel with itself."""
+    return F.pad(affinity.flatten().pow(power), (1, 0), value=1.0).index_select(0, near.places)
 
 
 def random_walk(maps: Tensor, boundary: Tensor, *, radius: int, power: float, log_steps: int) -> Tensor:
-    """Class maps K,h,w after 2^log_steps steps of a random walk that boundaries h,w in [0, 1] hold up.
+    """Class maps K,h,w after 2^log_steps steps of a random walk that boundaries h,w in [0, 1] hold up."""
+    return walked(maps * (1 - boundary), between(boundary, radius), radius=radius, power=power, log_steps=log_steps)
 
-    The probability of a step from a pixel to another is their affinity over the sum of the other's, so that each step
-    is a weighted mean over nearby pixels: for K maps that costs less than squaring the matrix of all pairs.
+
+def walked(maps: Tensor, affinity: Tensor, *, radius: int, power: float, log_steps: int) -> Tensor:
+    """Maps K,h,w after 2^log_steps steps by affinities P,h,w. Those with what is beyond the border do not count.
+
+    The probability of a step from a pixel to another is their affinity to the power over the sum of the other's, so
+    that each step is a weighted mean over nearby pixels: for K maps that costs less than squaring the matrix of all
+    pairs.
     """
-    near, weights = links(*boundary.shape, radius, boundary.device), affinities(boundary, radius, power)
+    near = links(*maps.shape[-2:], radius, maps.device)
+    weight = weights(affinity, near, power)
 
     def step(x: Tensor) -> Tensor:
         """N,K summed over the linked pixels."""
-        return F.embedding_bag(
-            near.to, x, near.begins, per_sample_weights=weights, mode="sum", include_last_offset=True
-        )
+        return F.embedding_bag(near.to, x, near.begins, per_sample_weights=weight, mode="sum", include_last_offset=True)
 
-    x = (maps * (1 - boundary)).flatten(1).T.contiguous()
+    x = maps.flatten(1).T.contiguous()
     total = step(torch.ones_like(x[:, :1]))
     for _ in range(2**log_steps):
         x = step(x) / total
     return x.T.reshape(maps.shape)
 
 
-def _moved(x: Tensor, offset: Offset, radius: int) -> Tensor:
+def bordered(x: Tensor, radius: int, value: float) -> Tensor:
+    """A map ...,h,w with a border of a value, so that every pixel of it is a source."""
+    reach = radius - 1
+    return F.pad(x, (reach, reach, 0, reach), value=value)
+
+
+def moved_to(x: Tensor, offset: Offset, radius: int) -> Tensor:
     """The part of a map ...,h,w that lies `offset` from the sources."""
     reach, (y, x_by) = radius - 1, offset
     height, width = x.shape[-2] - reach, x.shape[-1] - 2 * reach
     return x[..., y : y + height, reach + x_by : reach + x_by + width]
 
 
-def _mean(values: Tensor, where: Tensor) -> Tensor:
+def mean_where(values: Tensor, where: Tensor) -> Tensor:
+    """Mean of values where a boolean map of their shape is true; 0 where it nowhere is."""
     return (values * where).sum() / (where.to(values.dtype).sum() + _EPSILON)

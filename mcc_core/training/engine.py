@@ -161,6 +161,7 @@ class _Run:
             self.model = network_of(experiment, len(index.classes)).to(device)
         self.optimizer = build_optimizer(self.model, experiment.optim)
         self.objective = self.method.objective(self.model, experiment)
+        self.objective.begin(index.classes)
         self.parallel: torch.nn.Module = self.objective
         if self.world > 1:
             # Buffers are equal on all ranks: each method that has running statistics sees to it itself.

@@ -43,6 +43,12 @@ class Trial:
     stage: str = ""  # of a sweep of stages: the name of this trial's
     input: str | None = None  # identity of the trial whose product this one takes
     refine: dict[str, Any] | None = None  # fields of a refinement: labels are made, nothing is trained
+    network: str | None = None  # identity of the trial whose network the refinement brings along
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Identities of the trials that must have finished before."""
+        return tuple(identity for identity in (self.input, self.network) if identity is not None)
 
     @property
     def workers(self) -> int:

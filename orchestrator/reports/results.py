@@ -71,16 +71,27 @@ def outcome(evidence: Evidence) -> Section:
 
 def steps(evidence: Evidence) -> Section | None:
     """What each stage reached, where the sweep has stages."""
-    lines = ladder(evidence.results)
-    if not lines:
+    climbed = ladder(evidence.results)
+    if not climbed.levels:
         return None
     told = (
-        "Percent, mean ± standard deviation over seeds. CAM: the network's class maps with the images' classes. "
+        "Percent, mean ± standard deviation over seeds with the 95 % interval of the mean. CAM: the network's class "
+        "maps with the images' classes. "
         "labels: what the refinement makes of them, on the pixels that it decides. segmentation: what the network "
         "predicts itself. Scores on train are of the images that have masks, up to train.eval_train_images of a "
         "network. The leaderboard below compares the last stages alone."
     )
-    return Section("What each stage reached", [Grid(lines), Text(told)])
+    parts: list[Part] = [Grid(climbed.levels), Text(told)]
+    if climbed.steps:
+        explained = (
+            "What each stage adds to the one that it takes from, and what the last one is beside the first network's "
+            "own segmentation and beside networks trained on masks: differences seed by seed, with 95 % intervals and "
+            "p values of the paired t test, adjusted for their number (Holm). Labels are compared with the maps that "
+            "they are made of on the same images; networks are scored on the first images of a split alone where "
+            "train.eval_images or train.eval_train_images says so."
+        )
+        parts += [Text(explained), Grid(climbed.steps, signed=True)]
+    return Section("What each stage reached", [*parts, *(Text(f"{note}.") for note in climbed.notes)])
 
 
 def board(evidence: Evidence) -> Section | None:

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mcc_core.errors import MCCError
+from orchestrator.analysis.ladder import ladder
 from orchestrator.planning.plan import Plan, plan_document
+from orchestrator.records import sweeps as catalog
 from orchestrator.records.events import history
 from orchestrator.reports.document import Code, Grid, Part, Picture, Section, Text, pictures, to_html, to_markdown
 from orchestrator.reports.pages import marked, require_ours
 from orchestrator.reproduction.lines import Line, compared, rows
 from orchestrator.settings import Settings
 from orchestrator.spec.paper_table import PaperTable, load_table
-from orchestrator.spec.sweep_file import SweepFile
 from orchestrator.storage.store import Storage
 from orchestrator.tracking import sync as tracking
 
@@ -84,6 +85,13 @@ def _sections(
             Text("Percent, with 95 % intervals of the paired t test over shared seeds."),
         ]
         made.append(Section(f"Under one protocol: differences to {table.common}", parts))
+    if plan is not None and table.pipelines:
+        results = catalog.results(Storage(settings.storage), plan_document(plan, [], None))
+        if steps := ladder(results):
+            text = Text(
+                "Percent: class maps, the labels that are made of them, and what the networks predict themselves."
+            )
+            made.append(Section("What each stage of a row reached", [Grid(steps), text]))
     noted = [[point, table.row(point).note] for point in table.points if table.row(point).note]
     if noted:
         made.append(Section("Recipes that are not their authors'", [Grid([["configuration", "what differs"], *noted])]))
@@ -102,7 +110,7 @@ def _sections(
 
 
 def _is_tiny(plan: Plan) -> bool:
-    return isinstance(plan.file, SweepFile) and plan.file.base == "tiny"
+    return plan.file.name.endswith("-tiny")
 
 
 def _again(name: str, table: PaperTable, plan: Plan | None) -> str:
@@ -122,7 +130,9 @@ def _curves(table: PaperTable, plan: Plan, settings: Settings) -> bytes | None:
     from matplotlib.figure import Figure
 
     storage = Storage(settings.storage)
-    events = {trial.name: history(storage, trial.identity) for trial in plan.trials}
+    stages = table.stages()
+    trials = [trial for trial in plan.trials if trial.stage not in stages]
+    events = {trial.name: history(storage, trial.identity) for trial in trials}
     figure = Figure(figsize=(4.2 * len(table.curves), 3.6), layout="constrained")
     panels = figure.subplots(1, len(table.curves), sharey=True, squeeze=False)[0]
     for axes, curve in zip(panels, table.curves, strict=True):
@@ -134,7 +144,7 @@ def _curves(table: PaperTable, plan: Plan, settings: Settings) -> bytes | None:
             marker="o",
             label=label,
         )
-        for trial in plan.trials:
+        for trial in trials:
             curves = [
                 (event["iteration"] / trial.experiment.train.iterations, 100 * event["metrics"][curve.metric])
                 for event in events[trial.name]

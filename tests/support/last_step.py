@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from mcc_core.config import Experiment
+from mcc_core.data.voc import VOC_CLASSES
 from mcc_core.experiment_files import resolve
 from mcc_core.methods.base import Step
 from mcc_core.methods.registry import method_of, network_of
@@ -21,6 +22,7 @@ class LastStep:
         self.draws = method.draws(experiment, network, images, (crop, crop), self.last, generator)
         self.parameters = network.parameters
         self.objective = method.objective(network.to(device), experiment)
+        self.objective.begin(VOC_CLASSES[:6])
         views = {name: torch.rand(images, 3, crop, crop, device=device) for name in ("view1", "view2", "local", "view")}
         labels = torch.zeros(images, 6)
         labels[1:, [1, 4]] = 1  # the first image has no class

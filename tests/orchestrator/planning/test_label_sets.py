@@ -16,6 +16,7 @@ from mcc_core.data.index import build_index
 from mcc_core.data.label_maps import LabelSetWriter
 from mcc_core.data.make_labels import label_set_of_masks
 from mcc_core.errors import UsageError
+from orchestrator.planning import identity as identities
 from orchestrator.planning.plan import Plan, plan_document, plan_sweep
 from orchestrator.records.plans import supervision
 from orchestrator.settings import Settings
@@ -97,3 +98,9 @@ def test_what_its_evaluation_lacks_is_no_metric(settings: Settings, write: Write
     assert plan(settings, metric="val/seg/single/miou", set=fields).trials
     with pytest.raises(UsageError, match="evaluation records no such metric"):
         plan(settings, metric="val/cam/ms/miou", set=fields)
+
+
+def test_labels_are_made_anew_when_networks_are_asked_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, code = identities.refinement_source(), identities._code
+    monkeypatch.setattr(identities, "_code", lambda text: code(text.replace("def padded", "def padded_otherwise")))
+    assert identities.refinement_source() != before  # the function is of evaluation/protocols.py
