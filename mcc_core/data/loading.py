@@ -53,7 +53,7 @@ def training_loader(
     )
 
 
-def _write_as(process: int, worker: int) -> None:
+def _write_as(process: int, _worker: int) -> None:
     """Let a loader process write where a process writes now: the one it is forked from writes where that one once did,
     which for the process of several trials is the log of the first."""
     for number in (1, 2):
