@@ -40,6 +40,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mcc_core.config import ComputeConfig
+from mcc_core.data.voc import VOC_CLASSES
 from mcc_core.experiment_files import merge
 from mcc_core.losses import terms as losses
 from mcc_core.methods.registry import experiment_of, method_named, network_of
@@ -70,6 +71,8 @@ METHODS = {
     "recam": Form(backbone="resnet50"),
     "irn": Form(backbone="resnet50"),
     "amn": Form(backbone="resnet50"),
+    "psa": Form(backbone="resnet50"),
+    "clims": Form(backbone="resnet50", fields={"clip.weights": "random", "clip.prompts": "clims"}),
     "segmentation": Form(backbone="resnet50"),
 }
 ITERATION = 7000  # all terms of the published schedules are on; the last of those that are shorter
@@ -130,6 +133,7 @@ class Case:
         self.optimizer = build_optimizer(self.model, experiment.optim)
         build = self.plain_module.PlainObjective if plainly and self.plain_module else method.objective
         self.objective = build(self.model, experiment)
+        self.objective.begin(VOC_CLASSES)
         coarse = torch.randn(3, batch, 3, crop // 16, crop // 16, generator=generator)
         smooth = F.interpolate(coarse.flatten(0, 1), size=crop, mode="bicubic").unflatten(0, (3, batch))
         images = (smooth + 0.1 * torch.randn(smooth.shape, generator=generator)).to(self.device)

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from last_step import PRESETS, LastStep
+from last_step import LastStep
 from operations import operations_of
 from torch import nn
+from trained import SMALLEST, smallest
 
 from mcc_core.determinism import bicubic, repeatable
 from mcc_core.experiment_files import resolve
@@ -60,9 +61,9 @@ def test_all_is_set_inside_and_restored(workspace: str | None, monkeypatch: pyte
         assert _state() == before
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_a_step_has_only_operations_with_a_deterministic_form(preset: str) -> None:
-    case = LastStep(preset, torch.device("cpu"), images=2)
+@pytest.mark.parametrize("name", SMALLEST)
+def test_a_step_has_only_operations_with_a_deterministic_form(name: str) -> None:
+    case = LastStep(smallest(name), torch.device("cpu"), images=2)
     with repeatable():
         found = operations_of(case.run).kernels
     assert not WITHOUT & set(found)

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from last_step import LastStep
 from tiny import TINY
+from trained import SMALLEST, smallest
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
@@ -20,7 +22,7 @@ from mcc_core.experiment_files import merge
 from mcc_core.methods.mcc.config import Experiment
 from mcc_core.methods.registry import network_of
 from mcc_core.networks.base import Network, Output
-from mcc_core.precision import advice, arithmetic, suggested
+from mcc_core.precision import advice, arithmetic, cast_once, suggested
 from mcc_core.training.engine import probe
 from mcc_core.validation import validate
 
@@ -87,6 +89,17 @@ def test_a_checkpoint_is_read_back_in_its_precision() -> None:
         trained, read = (_seg(one, images) for one in (network, again))
         exact = _seg(Checkpoint(experiment("float32"), *_rest(saved)).network(), images)
     assert again.precision == "bfloat16" and torch.equal(trained, read) and not torch.equal(trained, exact)
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_a_step_of_every_method_in_bfloat16_has_weights_and_losses_of_float32(name: str) -> None:
+    chosen, device = smallest(name, **{"compute.precision": "bfloat16"}), torch.device("cpu")
+    case = LastStep(chosen, device, images=2)
+    with cast_once("bfloat16", device):
+        step = case.run()
+    assert {term.dtype for term in (*step.terms.values(), step.total)} == {torch.float32} and step.total.isfinite()
+    gradients = [p.grad for p in case.parameters() if p.grad is not None]
+    assert gradients and all(g.dtype == torch.float32 and g.isfinite().all() for g in gradients)
 
 
 def _seg(network: Network, images: torch.Tensor) -> torch.Tensor:

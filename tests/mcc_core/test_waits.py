@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from last_step import PRESETS, LastStep
+import torch.nn.functional as F
+from last_step import LastStep
 from operations import operations_of
 from trained import SMALLEST, smallest
 from waits import DEVICE, counted
@@ -21,21 +22,21 @@ from mcc_core.methods.registry import method_of, network_of
 from mcc_core.training.running_means import RunningMeans
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_a_step_waits_at_most_twice(preset: str) -> None:
-    case = LastStep(preset, DEVICE)
+@pytest.mark.parametrize("name", SMALLEST)
+def test_a_step_waits_at_most_twice(name: str) -> None:
+    case = LastStep(smallest(name), DEVICE)
     with counted() as waits:
         step = case.run()
     assert set(step.terms) == case.terms
     assert waits.waits.total() <= 2 and set(waits.waits) <= {"unique_consecutive"}
-    assert waits.copies <= 14
+    assert waits.copies <= 14 and not waits.mixed
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_a_step_makes_no_tensor_of_numbers(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", SMALLEST)
+def test_a_step_makes_no_tensor_of_numbers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mcc_core.pseudo_labels.par.PIECEWISE", set())
     monkeypatch.setattr("mcc_core.pseudo_labels.labels.PIECEWISE", set())
-    case = LastStep(preset, torch.device("cpu"))
+    case = LastStep(smallest(name), torch.device("cpu"))
     case.run()  # constants are made once
     assert operations_of(case.run).constants == 0
     assert operations_of(lambda: torch.tensor([1.0, 2.0])).constants == 1
@@ -53,6 +54,7 @@ def test_evaluation_waits_for_no_image(name: str, tmp_path: Path) -> None:
         with counted() as waits:
             evaluate(network, index, experiment, DEVICE, 1, images=images)
         found.append(waits.waits)
+        assert not waits.mixed
     assert found[0] == found[1] and set(found[1]) <= {"to the host"} and found[1].total() <= 6
 
 
@@ -65,7 +67,7 @@ def test_maps_of_an_image_are_fetched_together(name: str) -> None:
     image = np.zeros((70, 90, 3), np.uint8)
     with counted() as waits:
         maps = network_maps(network, image, [1, 2], supported(method.map_stages), config, DEVICE)
-    assert not waits.waits and maps.single is not None and maps.single.device.type == "cpu"
+    assert not waits.waits and not waits.mixed and maps.single is not None and maps.single.device.type == "cpu"
 
 
 def test_a_record_waits_once() -> None:
@@ -77,6 +79,14 @@ def test_a_record_waits_once() -> None:
         assert not waits.waits
         record = means.close(DEVICE, 1)
     assert waits.waits == {"to the host": 1} and record["lr"] == pytest.approx(0.1)
+
+
+def test_what_a_gpu_would_refuse_is_counted() -> None:
+    there, here = torch.empty(2, 8, device=DEVICE), torch.ones(8, 8)
+    with counted() as waits:
+        F.linear(there, here), there.mul_(here[0])
+        there * torch.tensor(2.0), there[:, moved(torch.arange(3), DEVICE)]
+    assert waits.mixed.total() == 2 and waits.mixed["mul_"] == 1
 
 
 def test_what_would_be_waited_for_is_counted() -> None:

@@ -4,35 +4,25 @@ from __future__ import annotations
 
 import torch
 
+from mcc_core.config import Experiment
+from mcc_core.data.voc import VOC_CLASSES
 from mcc_core.experiment_files import resolve
 from mcc_core.methods.base import Step
 from mcc_core.methods.registry import method_of, network_of
 
-PRESETS = (
-    "tiny",
-    "toco-tiny",
-    "afa-tiny",
-    "fsr-tiny",
-    "slrnet-tiny",
-    "segmentation-tiny",
-    "mctformer-tiny",
-    "recam-tiny",
-    "irn-tiny",
-    "amn-tiny",
-)
-
 
 class LastStep:
-    """A method's step at the end of its preset, on a device."""
+    """A method's step at the end of an experiment, or of its preset, on a device."""
 
-    def __init__(self, preset: str, device: torch.device, images: int = 4) -> None:
-        experiment = resolve(preset)
+    def __init__(self, what: str | Experiment, device: torch.device, images: int = 4) -> None:
+        experiment = resolve(what) if isinstance(what, str) else what
         method, self.last = method_of(experiment), experiment.train.iterations - 1
         network, crop = network_of(experiment, 6), experiment.train.crop
         generator = torch.Generator().manual_seed(0)
         self.draws = method.draws(experiment, network, images, (crop, crop), self.last, generator)
         self.parameters = network.parameters
         self.objective = method.objective(network.to(device), experiment)
+        self.objective.begin(VOC_CLASSES[:6])
         views = {name: torch.rand(images, 3, crop, crop, device=device) for name in ("view1", "view2", "local", "view")}
         labels = torch.zeros(images, 6)
         labels[1:, [1, 4]] = 1  # the first image has no class

@@ -1,7 +1,8 @@
 """A device that computes nothing and counts what a GPU would be waited for: PyTorch's `meta` under a dispatch mode.
 
 Tensors there have shapes and no values, so that whoever needs a value must ask the mode, whose answer is made up. What
-it has no answer for, a mask as an index among others, raises NotImplementedError. Tensors of the host do not mix in.
+it has no answer for, a mask as an index among others, raises NotImplementedError. Some operations take tensors of the
+host there, which a GPU would refuse: they are counted.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ class Waits(TorchDispatchMode):
         waits: by name, operations that need a value on the host: reading a number, sizes that depend on values, copies
             that are not asynchronous. Not seen: numbers of Python's that become a tensor (`operations.constants`).
         copies: asynchronous copies, either way.
+        mixed: by name, operations that get tensors of both, other than single numbers of the host: a GPU refuses them.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: Counter[str] = Counter()
+        self.mixed: Counter[str] = Counter()
         self.copies = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -49,6 +52,8 @@ class Waits(TorchDispatchMode):
         elif there and name in _ANSWERS:
             self.waits[name] += 1
             return _ANSWERS[name](*args)  # type: ignore[operator]
+        elif there and name not in _INDEXING and any(t.device != DEVICE and t.ndim for t in _tensors((args, kwargs))):
+            self.mixed[name] += 1
         elif there and name in _INDEXING and any(i.device != DEVICE for i in args[1] if i is not None):
             self.waits["index from the host"] += 1
         return func(*args, **kwargs)

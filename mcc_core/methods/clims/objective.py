@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
 
 from mcc_core.clip.network import ClipNetwork
 from mcc_core.clip.prompts import load_prompts
-from mcc_core.device import moved
+from mcc_core.device import constant, moved
 from mcc_core.losses.terms import classification
 from mcc_core.methods.base import Step
 from mcc_core.methods.clims.config import Experiment
@@ -95,4 +94,8 @@ def _as_clip_sees(images: Tensor) -> Tensor:
     from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
     pixels = denormalise(images, quantise=False) / 255
-    return TF.normalize(pixels, list(OPENAI_DATASET_MEAN), list(OPENAI_DATASET_STD))
+    mean, deviation = (
+        constant(tuple(values), pixels.dtype, pixels.device)[:, None, None]
+        for values in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
+    )
+    return (pixels - mean) / deviation
