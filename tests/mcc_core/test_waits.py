@@ -9,7 +9,6 @@ import pytest
 import torch
 from last_step import PRESETS, LastStep
 from operations import operations_of
-from trained import smallest
 from waits import DEVICE, counted
 
 from mcc_core.data.index import build_index
@@ -42,9 +41,9 @@ def test_a_step_makes_no_tensor_of_numbers(preset: str, monkeypatch: pytest.Monk
     assert operations_of(lambda: torch.tensor([1.0, 2.0])).constants == 1
 
 
-@pytest.mark.parametrize("name", ["mcc", "slrnet"])
-def test_evaluation_waits_for_no_image(name: str, tmp_path: Path) -> None:
-    experiment = smallest(name, **{"data.shapes_val": 4, "train.eval_batch": 1})
+@pytest.mark.parametrize("preset", ["tiny", "slrnet-tiny"])
+def test_evaluation_waits_for_no_image(preset: str, tmp_path: Path) -> None:
+    experiment = resolve(preset, {"data.shapes_val": 4, "train.eval_batch": 1})
     index = build_index(experiment.data, tmp_path)
     network = network_of(experiment, len(index.classes)).to(DEVICE)
     found = []
