@@ -65,7 +65,8 @@ def mcc(*arguments: object, cwd: Path) -> str:
 
 
 @pytest.mark.parametrize("by_ray", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_it_is_swept_scored_and_predicted_with(by_ray: bool, tmp_path: Path) -> None:
+def test_it_is_swept_scored_and_predicted_with(by_ray: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the base is named from there
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(FIELDS))
     sweep = {
         "name": "toys",
