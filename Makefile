@@ -46,7 +46,7 @@ test: lint
 test-slow: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest --slow -m "slow or before_slow or hypothesis"
 
-# The floor is in pyproject.toml. Not in `make test`: counting lines makes the tests about half as long again.
+# The floor is in pyproject.toml. Not in `make test`: counting lines doubles the time of most tests.
 coverage: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder --cov
 
