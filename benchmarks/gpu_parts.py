@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from mcc_core.experiment_files import resolve
 from mcc_core.methods.registry import network_of
 from mcc_core.precision import arithmetic
 from mcc_core.training import engine
+from mcc_core.training.compile_cost import CompileWatch
 
 Row = dict[str, Any]
 RECORDINGS = Path(__file__).parents[1] / "tests" / "data" / "golden"
@@ -146,8 +147,10 @@ def steps(setting: Setting) -> Iterator[Row]:
             release(setting.where)
 
 
-def _times(setting: Setting, precision: Precision, plainly: bool, rounds: int) -> Row:
-    case = step.Case(setting.size, {"precision": precision}, plainly)
+def _times(
+    setting: Setting, precision: Precision, plainly: bool, rounds: int, compute: Mapping[str, Any] | None = None
+) -> Row:
+    case = step.Case(setting.size, {"precision": precision, **(compute or {})}, plainly)
     on_gpu = setting.where.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(setting.where)
@@ -297,6 +300,51 @@ def evaluation(setting: Setting) -> Iterator[Row]:
             release(setting.where)
 
 
+def compiling(setting: Setting) -> Iterator[Row]:
+    """A pass without gradients at one size, as it is, compiled and as a CUDA graph; then steps, plain and compiled.
+
+    Graphs are no option of an experiment: this is to tell whether they would gain anything.
+    """
+    precision, rounds = setting.precisions[-1], 2 if setting.small else 20
+    before = torch.compiler.get_default_backend()
+    if setting.small:  # compiling for a CPU takes minutes
+        torch.compiler.set_default_backend("eager")
+    try:
+        case = step.Case(setting.size, {"precision": precision})
+        modes: dict[str, str | None] = {"compiled": "default", "CUDA graph": "reduce-overhead", "as it is": None}
+        for name, mode in modes.items():
+            encoder: Any = case.model.encoder
+            called = encoder if mode is None else torch.compile(encoder, mode=mode)
+            row: Row = {"pass": name, "precision": precision}
+            try:
+                with torch.no_grad(), arithmetic(precision):
+                    first, *seconds = [_seconds(setting, called, case.batch["view1"]) for _ in range(rounds + 1)]
+                yield row | {"first s": first, "median ms": 1000 * sorted(seconds)[len(seconds) // 2]}
+            except Exception as error:  # of one form; the others are measured all the same
+                yield row | {"failed": f"{type(error).__name__}: {error}".strip().splitlines()[0]}
+            torch.compiler.reset()
+        del case
+        release(setting.where)
+        for compiles in (False, True):
+            with CompileWatch(compiles) as watch:
+                times = _times(setting, precision, False, 1 if setting.small else 5, {"compile": compiles})
+                cost = watch.spent()
+            row = {"steps": "compiled" if compiles else "as they are", "step ms": times["step ms"]}
+            row |= {"peak GiB": times["peak GiB"], "graphs": 0 if cost is None else cost.graphs}
+            yield row | {"compile s": 0.0 if cost is None else cost.seconds, "given up": cost.given_up if cost else 0}
+            release(setting.where)
+    finally:
+        torch.compiler.set_default_backend(before)
+
+
+def _seconds(setting: Setting, call: Callable[..., object], images: torch.Tensor) -> float:
+    synchronise(setting.where)
+    began = time.perf_counter()
+    call(images)
+    synchronise(setting.where)
+    return time.perf_counter() - began
+
+
 PARTS = {
     "kernels": Part(45, "What the libraries chose, and the kernels of a step that take longest.", kernels),
     "golden": Part(75, "Steps of the published code of every recorded method against this device's.", golden_steps),
@@ -305,4 +353,5 @@ PARTS = {
     "loader": Part(40, "Training images, JPEGs of 500 x 375, on one core and on the device.", loading),
     "training": Part(120, "The `voc` preset on generated images, the loader's time among it.", training),
     "evaluation": Part(40, "The evaluation during training.", evaluation),
+    "compiling": Part(90, "What torch.compile and CUDA graphs gain, and what compiling costs.", compiling),
 }

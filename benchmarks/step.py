@@ -1,15 +1,16 @@
-"""Time, memory and FLOPs of one training step against the same step written plainly (`plain.py`, `plain_<method>.py`).
+"""Time, memory and FLOPs of one training step, against the same step written plainly (`plain.py`, `plain_<method>.py`).
 
     python benchmarks/step.py                                         MCC, DeiT-Tiny, crop 448, batch 1, all cores
-    python benchmarks/step.py --method toco                           or afa, fsr, slrnet
+    python benchmarks/step.py --method toco                           or another: at its published crop
     python benchmarks/step.py --backbone deit_base_patch16_224 --flops-only
     python benchmarks/step.py --crop 224 448 --batch 1 2 --views 4 8  scaling
+    python benchmarks/step.py --method fsr --memory                   peak memory alone
     python benchmarks/step.py --options                               what each field of `compute` gains and changes
     python benchmarks/step.py --operations --batch 4                  what a step asks of a GPU, counted on a CPU
 
 Everything is measured in one process, by turns, with the same weights, images and draws; losses are compared first.
 Times are medians, ratios are plain over ours. Peak memory is that of a fresh process which makes two steps (CPU) or the
-allocator's peak (GPU).
+allocator's peak (GPU). A method without a plain form saves nothing: its step is as one would write it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,7 +54,7 @@ from mcc_core.training.optim import build_optimizer
 class Form:
     """What is measured of a method."""
 
-    plain: str  # module of its plain form
+    plain: str | None = None  # module of its plain form; None: ours is plain
     backbone: str = "deit_tiny_patch16_224"
     views: str | None = None  # field with the number of local views
     fields: Mapping[str, Any] = field(default_factory=dict)  # nothing random, so that both forms are equal
@@ -65,8 +66,13 @@ METHODS = {
     "afa": Form("plain_afa", "mit_b1", fields={"model.dropout": 0.0, "model.drop_path": 0.0}),
     "fsr": Form("plain_fsr", fields={"model.stochastic_depth": 0.0}),
     "slrnet": Form("plain_slrnet", "wide_resnet38"),  # its dropout draws the same in both
+    "mctformer": Form(),
+    "recam": Form(backbone="resnet50"),
+    "irn": Form(backbone="resnet50"),
+    "amn": Form(backbone="resnet50"),
+    "segmentation": Form(backbone="resnet50"),
 }
-ITERATION = 7000  # all terms of the published schedules are on
+ITERATION = 7000  # all terms of the published schedules are on; the last of those that are shorter
 TIMED = {
     **{"multi_scale_maps": "cams", "raw_maps": "cams", "refined_label": "refinement", "mask_label": "refinement"},
     "dense_energy": "energy",
@@ -113,7 +119,8 @@ class Case:
         experiment = experiment_of(merge({}, fields, "benchmark"), "benchmark")
         method = method_named(size.method)
         self.module = importlib.import_module(f"mcc_core.methods.{size.method}.objective")
-        self.plain_module = importlib.import_module(form.plain)
+        self.plain_module = importlib.import_module(form.plain) if form.plain else None
+        self.iteration = min(ITERATION, experiment.train.iterations - 1)
         self.plainly = plainly
         self.device = torch.device(size.device)
         generator = torch.Generator().manual_seed(0)
@@ -121,7 +128,7 @@ class Case:
             torch.manual_seed(0)
             self.model = network_of(experiment, 20).to(self.device).train()
         self.optimizer = build_optimizer(self.model, experiment.optim)
-        build = self.plain_module.PlainObjective if plainly else method.objective
+        build = self.plain_module.PlainObjective if plainly and self.plain_module else method.objective
         self.objective = build(self.model, experiment)
         coarse = torch.randn(3, batch, 3, crop // 16, crop // 16, generator=generator)
         smooth = F.interpolate(coarse.flatten(0, 1), size=crop, mode="bicubic").unflatten(0, (3, batch))
@@ -130,8 +137,10 @@ class Case:
         labels[:, [3, 7]] = 1
         boxes = torch.tensor([[0, crop, 0, crop]] * batch)
         views = dict(view=images[0], view1=images[0], view2=images[1], local=images[2])
-        self.batch = views | dict(labels=labels, box=boxes)
-        self.draws = method.draws(experiment, self.model, batch, (crop, crop), ITERATION, generator)
+        places = smooth[0].argmax(1)  # in pieces, as objects are
+        label = torch.tensor([0, 4, 8], dtype=torch.uint8)[places].to(self.device)
+        self.batch = views | dict(labels=labels, box=boxes, label=label)
+        self.draws = method.draws(experiment, self.model, batch, (crop, crop), self.iteration, generator)
 
     def step(self, stage: Callable[[str], Any]) -> dict[str, float]:
         """One optimiser step at a learning rate of 0, so that every step is the same; its losses."""
@@ -153,7 +162,7 @@ class Case:
                 for place, name, other in getattr(self.plain_module, "REPLACED", ()):
                     plainly.enter_context(mock.patch.object(place, name, other))
             self.optimizer.zero_grad(set_to_none=True)
-            step = self.objective(self.batch, self.draws, ITERATION)
+            step = self.objective(self.batch, self.draws, self.iteration)
             with stage("backward"):
                 step.total.backward()
         with stage("optimizer"):
@@ -224,12 +233,16 @@ def gflop(call: Callable[[], object]) -> float:
 
 def forward_gflop(case: Case) -> float:
     """Of one image: of the encoder, or of what the plain form names."""
-    one = getattr(case.plain_module, "one_forward", lambda model, images: model.encoder(images))
+    one = getattr(case.plain_module, "one_forward", _through_encoder)
     case.model.eval()
     with torch.no_grad():
         found = gflop(lambda: one(case.model, case.batch["view1"][:1]))
     case.model.train()
     return found
+
+
+def _through_encoder(model: Any, images: torch.Tensor) -> object:
+    return (model.backbone if hasattr(model, "backbone") else model.encoder)(images)
 
 
 def _peak(out: Any, size: Size, compute: Mapping[str, Any], plainly: bool, threads: int) -> None:
@@ -258,32 +271,39 @@ def peak_gib(size: Size, compute: Mapping[str, Any] | None = None, plainly: bool
 
 
 def against_plain(size: Size, rounds: int, flops_only: bool, console: Console) -> None:
-    cases = {"ours": Case(size), "plain": Case(size, plainly=True)}
+    cases = {"ours": Case(size)}
+    if METHODS[size.method].plain:
+        cases["plain"] = Case(size, plainly=True)
     one = forward_gflop(cases["ours"])
-    ours, plain = (gflop(case.run) / size.batch / one for case in cases.values())
+    forwards = {name: gflop(case.run) / size.batch / one for name, case in cases.items()}
     views = f", {size.views} local views" if METHODS[size.method].views else ""
     console.print(
         f"{method_named(size.method).title}, {size.backbone}, crop {size.crop}, batch {size.batch}{views}\n"
-        f"forward-equivalents per image ({one:.1f} GFLOP each): ours {ours:.2f}, plain {plain:.2f}, "
-        f"ratio {plain / ours:.2f}"
+        f"forward-equivalents per image ({one:.1f} GFLOP each): "
+        + ", ".join(f"{name} {count:.2f}" for name, count in forwards.items())
+        + (f", ratio {forwards['plain'] / forwards['ours']:.2f}" if "plain" in forwards else "; no plain form")
     )
     if flops_only:
         return
     found = {name: case.run() for name, case in cases.items()}
-    gap = max(abs(found["ours"][k] - v) / max(abs(v), 1e-8) for k, v in found["plain"].items())
-    console.print(f"total loss {found['ours']['total']:.6f}; largest relative gap of a loss {gap:.1e}")
+    if "plain" in found:
+        gap = max(abs(found["ours"][k] - v) / max(abs(v), 1e-8) for k, v in found["plain"].items())
+        console.print(f"total loss {found['ours']['total']:.6f}; largest relative gap of a loss {gap:.1e}")
     medians = median_seconds(cases, rounds)
     table = Table("median seconds", box=None, pad_edge=False)
-    for name in ("ours", "plain", "ratio"):
+    for name in (*cases, *(["ratio"] if "plain" in cases else [])):
         table.add_column(name, justify="right")
+
+    def add(name: str, values: Sequence[float], digits: int = 2, *, rate: bool = False) -> None:
+        """What is taken by each, and how many times as much, or of a rate as little, by the plain one."""
+        ratio = [f"{values[0] / values[1] if rate else values[1] / values[0]:.2f}"] if len(values) > 1 else []
+        table.add_row(name, *(f"{value:.{digits}f}" for value in values), *ratio)
+
     for stage in STAGES:
-        a, b = medians["ours"][stage], medians["plain"][stage]
-        if a or b:  # not every method has every stage
-            table.add_row(stage, f"{a:.3f}", f"{b:.3f}", f"{b / a:.2f}")
-    a, b = (size.batch / medians[name]["step"] for name in ("ours", "plain"))
-    table.add_row("images per second", f"{a:.2f}", f"{b:.2f}", f"{a / b:.2f}")
-    a, b = peak_gib(size), peak_gib(size, plainly=True)
-    table.add_row("peak GiB", f"{a:.2f}", f"{b:.2f}", f"{b / a:.2f}")
+        if any(seconds := [medians[name][stage] for name in cases]):  # not every method has every stage
+            add(stage, seconds, 3)
+    add("images per second", [size.batch / medians[name]["step"] for name in cases], rate=True)
+    add("peak GiB", [peak_gib(size, plainly=case.plainly) for case in cases.values()])
     console.print(table)
 
 
@@ -338,11 +358,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", choices=METHODS, default="mcc")
     parser.add_argument("--backbone", help="default: DeiT-Tiny, or the method's own kind")
-    parser.add_argument("--crop", type=int, nargs="+", default=[448])
+    parser.add_argument("--crop", type=int, nargs="+", help="default: the published one")
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--views", type=int, nargs="+", default=[8])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--flops-only", action="store_true")
+    parser.add_argument("--memory", action="store_true", help="peak memory alone")
     parser.add_argument("--options", action="store_true")
     parser.add_argument("--operations", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -352,9 +373,15 @@ def main() -> None:
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, {given.device}, python {sys.version.split()[0]}"
     )
     form = METHODS[given.method]
-    for crop, batch, views in itertools.product(given.crop, given.batch, given.views if form.views else [0]):
+    crops = given.crop or [experiment_of({"method": given.method}, "benchmark").train.crop]
+    for crop, batch, views in itertools.product(crops, given.batch, given.views if form.views else [0]):
         size = Size(given.method, given.backbone or form.backbone, crop, batch, views, given.device)
-        if given.operations:
+        if given.memory:
+            peaks = {"ours": peak_gib(size)}
+            if form.plain:
+                peaks["plain"] = peak_gib(size, plainly=True)
+            console.print(size, {name: round(gib, 2) for name, gib in peaks.items()})
+        elif given.operations:
             operations(size, console)
         elif given.options:
             options(size, given.rounds, console)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,23 @@ def whole(target: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def partial_folder(folder: Path, named: str) -> Path:
+    """A new folder beside one that is not there yet, or empty, over which it can be renamed once it is whole.
+
+    Raises UsageError, beginning with `named`, where something is there already, or no folder can be.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{named}: is there already; give a folder that is not, or is empty")
+    place = folder.resolve()  # of `.` too the folder that it lies in
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=PART, dir=place.parent))
+        partial.chmod(0o755)
+    except OSError as error:
+        raise UsageError(f"{named}: cannot be made a folder: {error.strerror or error}") from None
+    return partial
 
 
 def made_folder(folder: Path, option: str) -> Path:

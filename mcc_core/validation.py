@@ -90,6 +90,7 @@ _WORDS = {
     "string_pattern_mismatch": "has a character that may not be in it (expected {pattern})",
     "string_too_long": "may have at most {max_length} characters",
     "string_type": "expected text",
+    "finite_number": "expected a finite number",
     "literal_error": "expected {expected}",
 }
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "a list", "list": "a list"}

@@ -19,6 +19,7 @@ from mcc_core.evaluation.in_training import EvaluationRecord
 from mcc_core.files import made_folder, whole
 from mcc_core.journal import Journal, OtherJournal
 from mcc_core.training import engine
+from mcc_core.training.compile_cost import CompileCost
 
 METRIC = "val/seg/single/miou"
 Report = Callable[[int, Mapping[str, float]], None]
@@ -129,6 +130,9 @@ class _Recorder(engine.Callbacks):
 
     def on_step(self, record: engine.StepRecord) -> None:
         self._add(record.iteration, record.metrics)
+
+    def on_compile(self, iteration: int, cost: CompileCost) -> None:
+        self._add(iteration, cost.whole)
 
     def on_checkpoint(self, iteration: int, file: Path, sha256: str) -> None:
         # After the scores are in the log: a run that goes on from it does not score again.

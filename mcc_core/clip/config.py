@@ -1,4 +1,4 @@
-"""What decides the seeds of a frozen CLIP."""
+"""Which frozen CLIP, and what decides the seeds that it makes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pydantic import Field
 from mcc_core.config import Strict
 
 
-class ClipConfig(Strict):
-    """The network, its prompts, and the way from attention and gradients to class maps. Defaults are CLIP-ES's."""
+class ClipNetworkConfig(Strict):
+    """The network and its prompts."""
 
     model: str = Field("ViT-B-16-quickgelu", description="name of an open_clip network with a vision transformer")
     model_args: dict[str, Any] = Field(
@@ -23,6 +23,17 @@ class ClipConfig(Strict):
         "file: .safetensors or .pt in open_clip's or OpenAI's naming",
     )
     prompts: str = Field("default", description="default, voc or coco, which are shipped, or a YAML file")
+
+    @property
+    def file(self) -> Path | None:
+        """The local file of weights, where it is one."""
+        path = Path(self.weights)
+        return path if path.suffix or path.parent != Path(".") else None
+
+
+class ClipConfig(ClipNetworkConfig):
+    """The network, its prompts, and the way from attention and gradients to class maps. Defaults are CLIP-ES's."""
+
     long_side: int = Field(640, ge=16, description="images with a longer side are made smaller, in pixels")
     attention: bool = Field(True, description="class maps are spread by attention between patches; false: as they are")
     attention_blocks: int = Field(8, ge=1, description="last blocks whose attention is averaged")
@@ -31,9 +42,3 @@ class ClipConfig(Strict):
     box: float = Field(
         0.4, ge=0, lt=1, description="a class spreads from boxes around what is above this share of its maximum"
     )
-
-    @property
-    def file(self) -> Path | None:
-        """The local file of weights, where it is one."""
-        path = Path(self.weights)
-        return path if path.suffix or path.parent != Path(".") else None

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from mcc_core.clip.config import ClipConfig
+from mcc_core.clip.config import ClipConfig, ClipNetworkConfig
 from mcc_core.clip.prompts import Prompts
 from mcc_core.determinism import bicubic
 from mcc_core.device import moved
@@ -41,8 +41,8 @@ class Seen:
     grid: tuple[int, int]  # h,w
 
 
-class FrozenClip:
-    """A CLIP that is not trained.
+class ClipNetwork:
+    """A CLIP that is not trained, of whole images and texts.
 
     Attributes:
         digest: of its weights' file, for the record.
@@ -51,17 +51,13 @@ class FrozenClip:
     fit.
     """
 
-    def __init__(self, config: ClipConfig, device: torch.device) -> None:
+    def __init__(self, config: ClipNetworkConfig, device: torch.device) -> None:
         require_clip()
-        self.config, self.device = config, device
+        self.device = device
         self.clip, self._tokenizer = _network(config)
         self.digest = _load(self.clip, config)
         self.clip.requires_grad_(False).eval().to(device)
         self.visual: Any = self.clip.visual
-        self.patch: int = self.visual.patch_size[0]
-        if config.attention_blocks > len(self.visual.transformer.resblocks):
-            count = len(self.visual.transformer.resblocks)
-            raise UsageError(f"clip.attention_blocks: {config.attention_blocks}: {config.model} has {count} blocks")
 
     @torch.no_grad()
     def text_features(self, names: Sequence[str], prompts: Prompts) -> Tensor:
@@ -79,6 +75,26 @@ class FrozenClip:
 
     def _words(self) -> str:
         return f"{self.clip.context_length} tokens"
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Unit features B,E of images B,3,H,W that are normalised as CLIP's are; gradients reach the images."""
+        small = F.interpolate(images, size=self.visual.image_size, mode="bilinear", align_corners=False)
+        return F.normalize(self.clip.encode_image(small), dim=-1)
+
+
+class FrozenClip(ClipNetwork):
+    """A CLIP that is not trained, with what class maps are made of.
+
+    Raises UsageError as any, and where `attention_blocks` are more than it has.
+    """
+
+    def __init__(self, config: ClipConfig, device: torch.device) -> None:
+        super().__init__(config, device)
+        self.config = config
+        self.patch: int = self.visual.patch_size[0]
+        if config.attention_blocks > len(self.visual.transformer.resblocks):
+            count = len(self.visual.transformer.resblocks)
+            raise UsageError(f"clip.attention_blocks: {config.attention_blocks}: {config.model} has {count} blocks")
 
     @torch.no_grad()
     def seen(self, image: np.ndarray) -> Seen:
@@ -145,7 +161,7 @@ def require_clip() -> None:
         raise UsageError("CLIP needs open_clip, which is not installed: run `pip install 'mcc[clip]'`")
 
 
-def _network(config: ClipConfig) -> tuple[Any, Any]:
+def _network(config: ClipNetworkConfig) -> tuple[Any, Any]:
     """The network with random weights, and its tokenizer."""
     import open_clip
     from open_clip.tokenizer import SimpleTokenizer
@@ -186,7 +202,7 @@ def _overlaid(sizes: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
     return merged
 
 
-def _load(clip: Any, config: ClipConfig) -> str:
+def _load(clip: Any, config: ClipNetworkConfig) -> str:
     """Put the weights in; the digest of their file."""
     if config.weights == "random":
         return "random"
@@ -204,7 +220,7 @@ def _load(clip: Any, config: ClipConfig) -> str:
     return file_digest(path)
 
 
-def _downloaded(config: ClipConfig) -> Path:
+def _downloaded(config: ClipNetworkConfig) -> Path:
     import open_clip
 
     tags = open_clip.list_pretrained_tags_by_model(config.model)

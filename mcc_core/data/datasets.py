@@ -130,6 +130,20 @@ class TrainingBatches(Sampler[list[Draw]]):
             yield [(draw, int(index)) for index in chosen]
 
 
+class Turns(Sampler[list[Draw]]):
+    """Batches of several samplers, one of each by turns."""
+
+    def __init__(self, samplers: Sequence[TrainingBatches]) -> None:
+        self.samplers = samplers
+
+    def __len__(self) -> int:
+        return sum(map(len, self.samplers))
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for batches in zip(*self.samplers, strict=True):
+            yield from batches
+
+
 def _tensor(image: np.ndarray) -> Tensor:
     """H,W,3 to 3,H,W."""
     return torch.from_numpy(image).permute(2, 0, 1)

@@ -21,7 +21,7 @@ from mcc_core.config import DataConfig
 from mcc_core.data import shapes
 from mcc_core.data.index_file import INDEX, read_index
 from mcc_core.data.mask_checks import compared_masks, labelled_mask, mask_content
-from mcc_core.data.pixels import READING, image_size
+from mcc_core.data.pixels import READING, examined, simplification_notes
 from mcc_core.data.voc import VOC_CLASSES, read_class_file, read_labels, read_split, valid_classes
 from mcc_core.errors import DataError
 from mcc_core.files import file_digest, file_stamp, whole
@@ -52,7 +52,7 @@ class DataIndex:
     masks: Mapping[str, Path]  # masks of val items and of the train items that have one, for evaluation only
     skipped: tuple[str, ...]  # `path: reason` of images left out
     fingerprint: str  # of names, labels, image contents and val masks; the folder does not matter
-    notes: tuple[str, ...] = ()  # about masks and labels that do not agree
+    notes: tuple[str, ...] = ()  # about masks and labels that do not agree, and what is not read of images
     labels: LabelSet | None = None  # maps of the train items, for methods that learn from some
 
     @property
@@ -83,7 +83,7 @@ def build_index(config: DataConfig, home: Path, *, blind: bool = False) -> DataI
     train_names, val_names = read_split(root, config.train_split), read_split(root, config.val_split)
     _check_disjoint(root, config, train_names, val_names)
     paths = {name: root / "JPEGImages" / f"{name}.jpg" for name in train_names + val_names}
-    images = _checked(list(paths.values()), home, "image", image_size)
+    images = _checked(list(paths.values()), home, "image", examined)
     broken = tuple(checked.problem for checked in images.values() if checked.problem)
     if broken and config.on_corrupt == "stop":
         more = f" (and {len(broken) - 1} more images)" if len(broken) > 1 else ""
@@ -122,6 +122,7 @@ def build_index(config: DataConfig, home: Path, *, blind: bool = False) -> DataI
     _check_content(train, val, digests)
     scored = [labelled_mask(masks[i.name], i.labels, truth[masks[i.name]].detail) for i in val if i.name in masks]
     notes = compared_masks(scored, classes, str(root), own=True)
+    notes += simplification_notes({i.image.name: images[i.image].detail.split() for i in (*train, *val)})
     fingerprint = _fingerprint(classes, train, val, masks, digests)
     return DataIndex(classes, train, val, masks, broken, fingerprint, tuple(notes))
 

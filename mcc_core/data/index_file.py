@@ -32,6 +32,8 @@ class IndexedImage(Strict):
     mask_classes: tuple[int, ...] | None = Field(None, description="foreground classes in the mask, from 0")
     mask_open: bool = Field(False, description="whether pixels of the mask are 255, which are not scored")
     scaled: bool = Field(False, description="more than 8 bits a channel, scaled to 8")
+    pages: bool = Field(False, description="several pages or frames, of which the first is read")
+    transparent: bool = Field(False, description="transparent pixels, whose stored colours are read")
 
 
 class IndexFile(Strict):

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import lzma
 import os
 import re
 import shutil
-import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,7 +30,7 @@ from mcc_core.data.index import Item
 from mcc_core.data.pixels import decode_bytes, decode_mask, stored_size
 from mcc_core.data.voc import palette_png, valid_classes
 from mcc_core.errors import DataError, UsageError
-from mcc_core.files import PART, json_digest, whole
+from mcc_core.files import json_digest, partial_folder, whole
 from mcc_core.structured_files import parse_json
 from mcc_core.validation import validate
 
@@ -40,6 +41,12 @@ FORMAT = 1
 _MAPS, _CONFIDENCE = "maps", "confidence"
 _DIGEST = "^[0-9a-f]{64}$"
 _NAME = re.compile(r"(?!/)(?:(?!\.\.?(?:/|$))[^/\\\0]+(?:/(?=.)|$))+")  # cannot leave the folder
+_MOST_BYTES = 1 << 28  # of a file in a zip, which may say little of what it grows to
+# What reading a file of a zip raises, by how it was packed; OSError of folders too.
+_DAMAGED = (
+    *(OSError, KeyError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+    *(EOFError, NotImplementedError, RuntimeError),
+)
 _SEALED = (1980, 1, 1, 0, 0, 0)  # the time of every file in a zip, so that equal sets are equal files
 
 
@@ -143,10 +150,12 @@ class LabelSetWriter:
     """Writes a label set beside its folder and renames it at the end: it is there whole, or not at all.
 
     Args:
-        folder: where it will be; raises UsageError where there is something already.
+        folder: where it will be; raises UsageError where there is something already, unless `goes_on`.
         identity: 16 hexadecimal digits of what makes it; None: that of its content.
         supervision: `full` where the maps come from masks that people drew of a dataset.
         origin: what makes it; JSON.
+        goes_on: write into the folder itself, and leave there what is written when it ends early, for another writer to
+            `adopt`. It is a label set once `labels.json`, the last file, is there.
     """
 
     def __init__(
@@ -157,37 +166,63 @@ class LabelSetWriter:
         identity: str | None = None,
         supervision: Supervision = "weak",
         origin: Mapping[str, Any] | None = None,
+        goes_on: bool = False,
     ) -> None:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UsageError(f"{folder}: is there already; give a folder that is not, or is empty")
+        self._goes_on = goes_on
         self.folder, self.classes = folder, valid_classes(classes, str(folder))
         self.identity, self.supervision, self.origin = identity, supervision, dict(origin or {})
         self._maps: dict[str, MapFile] = {}
         self._closed = False
+        if not goes_on:
+            self._partial = partial_folder(folder, str(folder))
+            return
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            self._partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=PART, dir=folder.parent))
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"{folder}: cannot be made a folder: {error.strerror or error}") from None
-        self._partial.chmod(0o755)
+        self._partial = folder
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         if not self._closed:
-            self.discard() if kind else self.close()
+            if kind is None:
+                self.close()
+            elif not self._goes_on:
+                self.discard()
 
-    def add(self, name: str, label: np.ndarray, confidence: np.ndarray | None = None) -> None:
-        """Add an image's label map H,W (0..C, 255 ignored) and confidence H,W in [0, 1].
+    def adopt(self, maps: Mapping[str, MapFile]) -> set[str]:
+        """Take in what an earlier writer left of these images; names of those whose files are whole.
+
+        Every other file of a map is removed: half written, or of an image that is not among them.
+        """
+        (self._partial / LABELS).unlink(missing_ok=True)
+        for name, entry in maps.items():
+            try:
+                _content(self._partial, f"{_MAPS}/{name}.png", entry.sha256)
+                if entry.confidence_sha256:
+                    _content(self._partial, f"{_CONFIDENCE}/{name}.png", entry.confidence_sha256)
+            except DataError:
+                continue
+            self._maps[name] = entry
+        kept = {f"{_MAPS}/{name}.png" for name in self._maps}
+        kept |= {f"{_CONFIDENCE}/{name}.png" for name, entry in self._maps.items() if entry.confidence_sha256}
+        for member in _members(self._partial) - kept:
+            (self._partial / member).unlink()
+        return set(self._maps)
+
+    def add(self, name: str, label: np.ndarray, confidence: np.ndarray | None = None) -> MapFile:
+        """Add an image's label map H,W (0..C, 255 ignored) and confidence H,W in [0, 1]; the digests of its files.
 
         Raises ValueError for what no label map may be.
         """
         if not _NAME.fullmatch(name) or name in self._maps:
             raise ValueError(f"{name!r}: {'added twice' if name in self._maps else 'not the name of an image'}")
-        if label.ndim != 2 or not label.size or (wrong := label[(label != 255) & (label > len(self.classes))]).size:
-            said = f"of shape {label.shape}" if label.ndim != 2 or not label.size else f"label {wrong[0]}"
-            raise ValueError(f"{name}: {said}; expected H,W with 0..{len(self.classes)} or 255")
+        if label.ndim != 2 or not label.size or label.dtype.kind not in "iu":
+            raise ValueError(f"{name}: {label.dtype} of shape {label.shape}; expected whole numbers H,W")
+        if (wrong := label[(label != 255) & ((label < 0) | (label > len(self.classes)))]).size:
+            raise ValueError(f"{name}: label {wrong[0]}; expected 0..{len(self.classes)} or 255")
         digest = self._write(_MAPS, name, palette_png(np.ascontiguousarray(label.astype(np.uint8))))
         sure = None
         if confidence is not None:
@@ -195,6 +230,7 @@ class LabelSetWriter:
                 raise ValueError(f"{name}: confidence: expected {label.shape} in [0, 1], found {confidence.shape}")
             sure = self._write(_CONFIDENCE, name, _grey_png(np.round(confidence * 255).astype(np.uint8)))
         self._maps[name] = MapFile(sha256=digest, confidence_sha256=sure)
+        return self._maps[name]
 
     def close(self) -> LabelSet:
         """Write `labels.json`, put the set in its place, and give it back. Raises UsageError when it has no map."""
@@ -211,8 +247,10 @@ class LabelSetWriter:
             origin=self.origin,
             maps=maps,
         )
-        (self._partial / LABELS).write_text(file.model_dump_json(indent=1, exclude_none=True), encoding="utf-8")
-        self._partial.rename(self.folder)  # over an empty folder too
+        with whole(self._partial / LABELS) as partial:
+            partial.write_text(file.model_dump_json(indent=1, exclude_none=True), encoding="utf-8")
+        if not self._goes_on:
+            self._partial.rename(self.folder.resolve())  # over an empty folder too
         self._closed = True
         return LabelSet(self.folder, file)
 
@@ -222,9 +260,8 @@ class LabelSetWriter:
         self._closed = True
 
     def _write(self, kind: str, name: str, content: bytes) -> str:
-        path = self._partial / kind / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        with whole(self._partial / kind / f"{name}.png") as partial:
+            partial.write_bytes(content)
         return hashlib.sha256(content).hexdigest()
 
 
@@ -319,10 +356,13 @@ def _member(path: Path, member: str) -> bytes:
     try:
         if path.is_dir():
             return (path / member).read_bytes()
-        return _archive(path, os.getpid(), path.stat().st_mtime_ns).read(member)
-    except OSError as error:
-        raise DataError(f"{path / member}: {error.strerror or error}") from None
-    except (KeyError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError):
+        archive = _archive(path, os.getpid(), path.stat().st_mtime_ns)
+        if (size := archive.getinfo(member).file_size) > _MOST_BYTES:
+            raise DataError(f"{path / member}: {size:,} bytes; at most {_MOST_BYTES:,} are read")
+        return archive.read(member)
+    except _DAMAGED as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise DataError(f"{path / member}: {error.strerror}") from None
         raise DataError(f"{path / member}: cannot be read: the zip is damaged, or of a kind that is not read") from None
 
 

@@ -51,7 +51,7 @@ def read_labels(config: LabelsConfig, home: Path) -> LabelSet:
     source = _source(config)
     identity = stored_identity(source)
     if identity is None:
-        return read_label_set(source.expanduser())
+        return read_label_set(source)
     file = local_zip(identity, home)
     if not file.is_file():
         raise UsageError(f"labels.source: {source}: no such folder, and no label set of storage is at {file}")
@@ -85,10 +85,15 @@ def check_supervision(labels: LabelSet, config: LabelsConfig, index: DataIndex) 
                 "it, and every table then says so"
             )
         raise UsageError(f"labels.supervision: full: {labels.path} was not made of masks; leave it out")
+    refuse_copies(labels, index, "labels.source: ")
+
+
+def refuse_copies(labels: LabelSet, index: DataIndex, named: str = "") -> None:
+    """Raise UsageError, beginning with `named`, for a set that says weak while its maps are the dataset's masks."""
     if labels.supervision == "weak" and (copied := _copies(labels, index)):
         raise UsageError(
-            f"labels.source: {labels.path}: says weak, but {copied} of its maps are masks of the dataset, pixel by "
-            "pixel: make it with --supervision full and set labels.supervision: full"
+            f"{named}{labels.path}: says weak, but {copied} of its maps are masks of the dataset, pixel by pixel: make "
+            "it with --supervision full and set labels.supervision: full"
         )
 
 
@@ -109,4 +114,4 @@ def _source(config: LabelsConfig) -> Path:
             "labels.source: is missing: the label set to train on (--set labels.source=FOLDER); mcc data labels makes "
             "one"
         )
-    return config.source
+    return config.source.expanduser()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,18 @@ def training_loader(
         prefetch_factor=_AHEAD,
         pin_memory=pin,
         multiprocessing_context="forkserver",
+        worker_init_fn=partial(_write_as, os.getpid()),
     )
+
+
+def _write_as(process: int, _worker: int) -> None:
+    """Let a loader process write where a process writes now: the one it is forked from writes where that one once did,
+    which for the process of several trials is the log of the first."""
+    for number in (1, 2):
+        with suppress(OSError):  # a socket cannot be opened so; nor is there a /proc everywhere
+            own = os.open(f"/proc/{process}/fd/{number}", os.O_WRONLY | os.O_APPEND)
+            os.dup2(own, number)
+            os.close(own)
 
 
 def _check_shared_memory(dataset: TrainingSet, batches: Sampler[list[Draw]], processes: int) -> None:

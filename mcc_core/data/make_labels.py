@@ -70,11 +70,10 @@ def _maps(folder: Path | None, items: dict[str, Item]) -> dict[str, Path]:
     """PNG files by the name of their image. Raises DataError for one of no training image."""
     if folder is None:
         return {}
-    files = {
-        file.relative_to(folder).with_suffix("").as_posix(): file
-        for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() == ".png" and file.is_file()
-    }
+    maps = [file for file in sorted(folder.rglob("*")) if file.suffix.lower() == ".png" and file.is_file()]
+    files = {file.relative_to(folder).with_suffix("").as_posix(): file for file in maps}
+    if twice := set(maps) - set(files.values()):
+        raise DataError(f"{min(twice)}: a second map of one image; expected one PNG of each")
     if unknown := [name for name in files if name not in items]:
         more = f" ({len(unknown)} of {len(files)} files)" if len(unknown) > 1 else ""
         raise DataError(f"{files[unknown[0]]}: no training image of the dataset is called {unknown[0]}{more}")

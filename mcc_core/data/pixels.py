@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mcc_core.errors import DataError
 
-READING = 4  # of images and masks: a change to what is accepted, or to what is read of a file, changes this
+READING = 5  # of images and masks: a change to what is accepted, or to what is read of a file, changes this
 
 
 MAX_PIXELS = 64_000_000  # of an image of unknown origin
@@ -30,6 +30,15 @@ IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.
 
 
 _DARK = 4096  # 12 bits stored in 16, or 8: fewer than 16 of the 256 grey values would be left
+
+
+Simplified = Literal["scaled", "pages", "transparent"]
+# How each is said of images.
+SIMPLIFIED: Mapping[Simplified, str] = {
+    "scaled": "more than 8 bits a channel, scaled to 8",
+    "pages": "several pages or frames, of which the first is read",
+    "transparent": "transparent pixels, whose stored colours are read",
+}
 
 
 _KINDS = {"1": "1-bit", "RGB": "colour", "RGBA": "colour with alpha", "LA": "grey with alpha", "CMYK": "CMYK"}
@@ -66,10 +75,33 @@ def stored_size(path: Path) -> tuple[int, int]:
         return (image.height, image.width) if turned else (image.width, image.height)
 
 
-def is_scaled(path: Path) -> bool:
-    """Whether `read_rgb` scales an image to 8 bits. Raises DataError naming the file."""
+def simplified(path: Path) -> tuple[Simplified, ...]:
+    """What `read_rgb` leaves out of an image, see SIMPLIFIED. Raises DataError naming the file."""
     with _opened(path) as image:
-        return image.mode.startswith("I;16") or image.mode == "F"
+        tiles = getattr(image, "tile", None)
+        stored = str(tiles[0].args) if tiles else ""  # known only before the pixels are decoded
+        found: dict[Simplified, bool] = {
+            "scaled": image.mode.startswith("I;16") or image.mode == "F" or ";16" in stored
+        }
+        found["pages"] = getattr(image, "n_frames", 1) > 1
+        clear = image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] != 255
+        found["transparent"] = clear
+        return tuple(kind for kind, so in found.items() if so)
+
+
+def examined(path: Path) -> str:
+    """Decode an image whole; what `simplified` says of it, with spaces between. Raises DataError naming the file."""
+    image_size(path)
+    return " ".join(simplified(path))
+
+
+def simplification_notes(found: Mapping[str, Sequence[str]]) -> list[str]:
+    """A line for each kind of thing that reading leaves out, of what `simplified` says of images by name."""
+    notes = []
+    for kind, what in SIMPLIFIED.items():
+        if names := [name for name, kinds in found.items() if kind in kinds]:
+            notes.append(f"{len(names)} images have {what}, such as {names[0]}")
+    return notes
 
 
 def read_mask(path: Path, num_classes: int) -> np.ndarray:

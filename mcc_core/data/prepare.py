@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from mcc_core.data.index_file import HELD, INDEX, IndexedImage, IndexFile, faults, read_index, write_index
 from mcc_core.data.mask_checks import mask_notes
-from mcc_core.data.pixels import READING, image_size, is_scaled, read_mask
+from mcc_core.data.pixels import READING, SIMPLIFIED, image_size, read_mask, simplification_notes, simplified
 from mcc_core.errors import DataError
 from mcc_core.files import file_digest, file_stamp
 from mcc_core.parallel import each
@@ -94,7 +94,7 @@ def finish(draft: Draft, out: Path, *, skip_broken: bool = False, progress: Prog
     used = {name for names in splits.values() for name in names}
     images = {name: image for name, image in indexed.items() if name in used}
     index = IndexFile(source=draft.source, classes=draft.classes, splits=splits, images=images)
-    notes = [*draft.notes, *_alike(draft.classes), *mask_notes(index), *_scaled(index), *_replaced(index, out)]
+    notes = [*draft.notes, *_alike(draft.classes), *mask_notes(index), *_simplified(index), *_replaced(index, out)]
     return Prepared(index, write_index(index, out), tuple(problems), tuple(notes))
 
 
@@ -126,10 +126,11 @@ def _alike(classes: Sequence[str]) -> list[str]:
     return pairs
 
 
-def _scaled(index: IndexFile) -> list[str]:
-    """A note where images have more than 8 bits a channel."""
-    names = [name for name, image in index.images.items() if image.scaled]
-    return [f"{len(names)} images have more than 8 bits a channel, scaled to 8, such as {names[0]}"] if names else []
+def _simplified(index: IndexFile) -> list[str]:
+    """A note for each kind of thing that reading leaves out of images."""
+    return simplification_notes(
+        {name: [kind for kind in SIMPLIFIED if getattr(image, kind)] for name, image in index.images.items()}
+    )
 
 
 def _replaced(index: IndexFile, out: Path) -> list[str]:
@@ -216,7 +217,7 @@ def _examined(entry: Entry, classes: int) -> IndexedImage | str:
             "digest": fingerprint(entry.image),
             "size": size,
         }
-        facts["scaled"] = is_scaled(entry.image)
+        facts |= dict.fromkeys(simplified(entry.image), True)
         if entry.mask is not None:
             mask = read_mask(entry.mask, classes)
             height, width = mask.shape

@@ -31,13 +31,15 @@ class _Found:
 
     labels: dict[str, tuple[str, ...]]
     left_out: dict[str, list[str]] = field(default_factory=dict)
+    spare: str = ""  # a line on what else a table has
 
     def leave(self, why: str, path: str) -> None:
         self.left_out.setdefault(why, []).append(path)
 
     def notes(self) -> list[str]:
         """A line for each reason: how many files, and one of them."""
-        return [f"left out: {len(paths)} files ({why}), such as {paths[0]}" for why, paths in self.left_out.items()]
+        left = [f"left out: {len(paths)} files ({why}), such as {paths[0]}" for why, paths in self.left_out.items()]
+        return [*([self.spare] if self.spare else []), *left]
 
 
 def draft_folder(
@@ -181,6 +183,10 @@ def _table(file: Path, images: Path, classes: Sequence[str]) -> _Found:
             if twice := [column for column in columns if column and columns.count(column) > 1]:
                 raise DataError(f"{file}: line 1: the column {twice[0]} is there twice; take one out")
             reader.fieldnames = columns
+            if more := [column or "one without a name" for column in columns if column not in ("image", "labels")]:
+                listing.spare = (
+                    f"left out: {len(more)} columns of {file.name} ({', '.join(more[:5])}): image and labels are read"
+                )
             for row in reader:
                 path, labels = _row(row, f"{file}: line {reader.line_num}", classes)
                 if path in listing.labels:

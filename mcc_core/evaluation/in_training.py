@@ -120,7 +120,7 @@ class _Scorer:
         labels = moved(here, self.device)
         output = self.model(images)
         present = labels[:, :, None, None]
-        with self.model.given(labels):
+        with self.model.given(here):
             raw = multi_scale_maps(self.model, images, self.config.cam_scales, output)
         maps = {stage: cam * present for stage, cam in raw.items()}
         self.f1 += f1_counts(output.cls > 0, labels > 0)

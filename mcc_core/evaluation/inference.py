@@ -15,7 +15,7 @@ from torch import Tensor
 from mcc_core import checkpoint as checkpoints
 from mcc_core.config import Experiment
 from mcc_core.data.colours import normalise
-from mcc_core.data.pixels import is_scaled, read_rgb
+from mcc_core.data.pixels import Simplified, read_rgb, simplified
 from mcc_core.data.voc import palette_png
 from mcc_core.device import chosen_device, fetched, moved
 from mcc_core.errors import DataError
@@ -89,7 +89,7 @@ class Predicted:
     changed: list[Path] = field(default_factory=list)  # predicted again: the file has another content than before
     renamed: list[tuple[Path, str]] = field(default_factory=list)  # whose results have a number: the name is another's
     repeated: list[Path] = field(default_factory=list)  # named twice in the call
-    scaled: list[Path] = field(default_factory=list)  # of more than 8 bits a channel, scaled to 8
+    simplified: dict[Simplified, list[Path]] = field(default_factory=dict)  # of which reading leaves something out
     own: list[Path] = field(default_factory=list)  # left out: what predictions wrote
     broken: list[str] = field(default_factory=list)  # one line for each file that could not be predicted
 
@@ -154,8 +154,8 @@ def predict_files(
                 continue
             if state == "done":
                 image = None
-            if is_scaled(path):
-                result.scaled.append(path)
+            for kind in simplified(path):
+                result.simplified.setdefault(kind, []).append(path)
             if name != path.stem:
                 result.renamed.append((path, name))
             if image is None:

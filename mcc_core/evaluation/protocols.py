@@ -135,10 +135,9 @@ def network_maps(
         output = model(square)
         maps.single = output.seg
         if wants_cam:
-            classes = moved(torch.tensor(list(labels)), device)
-            present = torch.zeros_like(output.cls).index_fill(1, classes, 1)
-            with model.given(present):
-                raw = raw_maps(model, square, config.cam_scales, output, classes)
+            classes = torch.tensor(list(labels))
+            with model.given(torch.zeros(1, model.num_classes).index_fill(1, classes, 1)):
+                raw = raw_maps(model, square, config.cam_scales, output, moved(classes, device))
             for stage, pairs in raw.items():
                 getattr(maps, stage).update(zip(config.cam_scales, pairs, strict=True))
     if any(name in protocols for name in _MULTI):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mcc_core.config import EvaluationConfig, Experiment, LabelsConfig
@@ -43,6 +44,8 @@ class Method:
     experiment: ClassVar[type[Experiment]]
     terms: ClassVar[tuple[str, ...]]  # loss terms, fields of `loss`, in display order
     optional_terms: ClassVar[tuple[str, ...]] = ()  # further ones, whose weight is 0 unless an experiment asks for them
+    told: ClassVar[str] = "I"  # what it learns from, as tables print it: I image-level labels, L language
+    rooms: ClassVar[tuple[str, ...]] = ()  # folders of the package that only its training runs, such as clip/
     map_stages: ClassVar[tuple[str, ...]]  # class maps of its network; () where it has none
     # Of weights files of others: tensors that no other method's have; those of which one has a row for each class;
     # what names of the backbone begin with, in published networks and in ours.
@@ -63,6 +66,14 @@ class Method:
     def objective(self, network: Any, experiment: Any) -> Objective:
         """The losses of a network."""
         raise TypeError(f"{self.name} has no objective")
+
+    def files(self, experiment: Any) -> dict[str, Path]:
+        """Fields, as `section.field`, that name a file which decides a trial's numbers, beside `model.weights` and a
+        label set.
+
+        Its content is part of the trial's identity; where it lies is not. Raises UsageError for one that is none.
+        """
+        return {}
 
     def labels(self, experiment: Any) -> LabelsConfig | None:
         """The section `labels` of an experiment that learns from a label set; None where only image-level labels are

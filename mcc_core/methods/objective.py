@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,9 @@ class Objective(nn.Module):
     def __init__(self, experiment: Experiment) -> None:
         super().__init__()
         self.experiment: Any = experiment
+
+    def begin(self, classes: Sequence[str]) -> None:
+        """Before the first pass: the foreground names of the dataset. Raises UsageError where they do not suit."""
 
     @property
     def total_iterations(self) -> int:

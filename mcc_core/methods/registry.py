@@ -12,10 +12,12 @@ from mcc_core.errors import UsageError
 from mcc_core.methods.afa import AFA
 from mcc_core.methods.amn import AMN
 from mcc_core.methods.base import Method
+from mcc_core.methods.clims import CLIMS
 from mcc_core.methods.fsr import FSR
 from mcc_core.methods.irn import IRN
 from mcc_core.methods.mcc import MCC
 from mcc_core.methods.mctformer import MCTformer
+from mcc_core.methods.psa import PSA
 from mcc_core.methods.recam import ReCAM
 from mcc_core.methods.segmentation import Segmentation
 from mcc_core.methods.slrnet import SLR
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
 
 METHODS: dict[str, Method] = {
     method.name: method
-    for method in (MCC(), ToCo(), AFA(), SLR(), FSR(), MCTformer(), ReCAM(), AMN(), IRN(), Segmentation())
+    for method in (
+        *(MCC(), ToCo(), AFA(), SLR(), FSR(), MCTformer()),
+        *(ReCAM(), AMN(), IRN(), PSA(), CLIMS(), Segmentation()),
+    )
 }
 GROUP = "mcc.methods"  # entry points by which installed packages offer methods of their own
 DEFAULT = MCC.name

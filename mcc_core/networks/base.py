@@ -45,6 +45,7 @@ class Network(nn.Module):
         map_stages: names of the class maps that `class_maps` gives; empty where it has none.
         averages: what names of moving averages begin with, and names of what they average and begin as.
         has_boundaries: whether `boundaries` finds where classes end.
+        has_affinities: whether `affinities` says which neighbours are of one class.
         precision: of the trial's matrix products, which whoever uses the network sets (`arithmetic`).
         deterministic: whether the trial is repeatable to the bit, set likewise.
     """
@@ -54,6 +55,7 @@ class Network(nn.Module):
     map_stages: tuple[MapStage, ...] = ("cam",)
     averages: ClassVar[Mapping[str, str]] = {}
     has_boundaries: ClassVar[bool] = False
+    has_affinities: ClassVar[bool] = False
     precision: Precision = "float32"
     deterministic: bool = False
 
@@ -73,9 +75,9 @@ class Network(nn.Module):
         raise TypeError(f"{type(self).__name__} has no class maps")
 
     def given(self, labels: Tensor) -> AbstractContextManager[None]:
-        """Within it class maps are of images that have the labels B,C, 0/1, or of such a batch more than once.
+        """Within it class maps are of images that have the labels B,C, or of such a batch more than once.
 
-        A network that does not ask for labels has no use for it.
+        They are 0 or 1, on the host. A network that does not ask for labels has no use for it.
         """
         return nullcontext()
 
@@ -90,6 +92,14 @@ class Network(nn.Module):
     def boundaries(self, images: Tensor) -> Tensor:
         """Class boundaries B,h,w in [0, 1] at a quarter of the size of images B,3,H,W, where `has_boundaries`."""
         raise TypeError(f"{type(self).__name__} has no class boundaries")
+
+    def affinities(self, images: Tensor, radius: int) -> Tensor:
+        """Affinities B,P,h,w in (0, 1] at an eighth of the size of images B,3,H,W, where `has_affinities`.
+
+        They are those of each cell and the one that lies in each of the P directions closer than `radius` cells
+        (`inter_pixel.directions`); where that is outside, the value means nothing.
+        """
+        raise TypeError(f"{type(self).__name__} has no affinities")
 
     def parameter_groups(self, optim: OptimConfig) -> list[ParameterGroup]:
         """Parameters to optimise. What is frozen gets `requires_grad` off here."""

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mcc_core.networks.compiled import compiled
+
 try:  # attention that needs no padding
     from torch.nn.attention import varlen
 
@@ -148,8 +150,8 @@ class BlockRunner:
         self.after: Callable[..., Tensor] = _after
 
     def compile(self) -> None:
-        self.before = torch.compile(_before, dynamic=True)
-        self.after = torch.compile(_after, dynamic=True)
+        self.before = compiled(_before)
+        self.after = compiled(_after)
 
     def __deepcopy__(self, _memo: object) -> BlockRunner:
         return self  # of an encoder's copy: it has no weights

@@ -1,4 +1,7 @@
-"""timm networks of feature maps, as decoders of segmentation take them, with the weights that an experiment names."""
+"""timm networks of feature maps, as decoders of segmentation take them, with the weights that an experiment names.
+
+A vision transformer has one map, of its patches.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,30 @@ from torch import Tensor
 
 from mcc_core.config import ModelConfig
 from mcc_core.errors import UsageError
-from mcc_core.networks.backbones import shape_text
+from mcc_core.networks.backbones import build_vit, shape_text
+from mcc_core.networks.encoder import Encoder
 from mcc_core.weights_file import named_tensors, read_content
+
+
+class PatchMap(Encoder):
+    """A vision transformer whose forward gives its patches after the final norm, as the one feature map B,D,h,w."""
+
+    def __init__(self, vit: Any) -> None:
+        super().__init__(vit, len(getattr(vit, "blocks", ())))
+        self.out_channels = (self.width,)
+
+    def forward(self, images: Tensor) -> list[Tensor]:  # type: ignore[override]
+        return [super().forward(images).patches]
+
+
+def is_vit(backbone: str) -> bool:
+    """Whether a timm network is, by its name, a vision transformer."""
+    return backbone.startswith(("vit_", "deit"))
+
+
+def build_patch_map(config: ModelConfig) -> PatchMap:
+    """A vision transformer with the weights that `config` names. Raises UsageError when it cannot be had."""
+    return PatchMap(build_vit(config))
 
 
 def build_feature_maps(config: ModelConfig, output_stride: int) -> Any:

@@ -16,6 +16,7 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mcc_core.networks.compiled import compiled
 from mcc_core.networks.mix_sizes import MixSizes
 
 _STAGES = (1, 2, 3, 4)
@@ -95,11 +96,23 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
         self.norm2 = nn.LayerNorm(width, _EPSILON)
         self.mlp = MixFFN(width, mlp_ratio * width)
+        self.attended, self.fed = _attended, _fed
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """Tokens B,N,D of a grid."""
-        x = x + self.drop_path(self.attn(self.norm1(x), grid))
-        return x + self.drop_path(self.mlp(self.norm2(x), grid))
+        x = x + self.drop_path(self.attended(self, x, grid))
+        return x + self.drop_path(self.fed(self, x, grid))
+
+
+# What may be compiled of a block. Stochastic depth, whose rate each block has of its own, stays out of it.
+
+
+def _attended(block: Block, x: Tensor, grid: tuple[int, int]) -> Tensor:
+    return block.attn(block.norm1(x), grid)
+
+
+def _fed(block: Block, x: Tensor, grid: tuple[int, int]) -> Tensor:
+    return block.mlp(block.norm2(x), grid)
 
 
 @dataclass(frozen=True)
@@ -150,10 +163,11 @@ class MixTransformer(nn.Module):
         return getattr(self, f"block{stage}")
 
     def compile_blocks(self) -> None:
-        """torch.compile every block."""
+        """Compile the blocks' computation at their first use, once for each stage and any number of tokens."""
+        attended, fed = compiled(_attended), compiled(_fed)
         for stage in _STAGES:
             for block in self.blocks(stage):
-                block.compile()
+                block.attended, block.fed = attended, fed
 
     def forward(self, images: Tensor) -> Stages:
         """Normalised maps of all stages of images B,3,H,W."""

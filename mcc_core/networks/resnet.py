@@ -1,4 +1,4 @@
-"""ResNets of timm as classifiers of weakly supervised segmentation use them: stride 16, all stages at hand."""
+"""ResNets of timm as weakly supervised segmentation uses them: late stages do not stride, all stages are at hand."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from mcc_core.networks.backbones import shape_text
 from mcc_core.networks.resnet_config import ResNetConfig
 from mcc_core.weights_file import named_tensors, read_content
 
-STRIDE = 16  # pixels per cell of the last two stages
+STRIDE = 16  # pixels per cell of the last two stages, unless another is asked for
 
 
 class ResNetStages(nn.Module):
-    """The convolutional part of a timm ResNet, whose last stage does not stride.
+    """The convolutional part of a timm ResNet, whose last stage does not stride; with `stride` 8 the last two do not.
 
     Raises UsageError where the backbone or its weights cannot be had.
     """
 
-    def __init__(self, config: ResNetConfig, *, recompute: bool = False) -> None:
+    def __init__(self, config: ResNetConfig, *, recompute: bool = False, stride: int = STRIDE) -> None:
         super().__init__()
-        resnet = _create(config, pretrained=config.weights == "timm")
+        resnet = _create(config, stride, pretrained=config.weights == "timm")
         if isinstance(config.weights, Path):
             fill_resnet(resnet, named_tensors(read_content(config.weights, "model.weights: "), "model.weights"), config)
         self.conv1, self.bn1, self.act1, self.maxpool = resnet.conv1, resnet.bn1, resnet.act1, resnet.maxpool
@@ -51,7 +51,7 @@ class ResNetStages(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Features of the stem and of the four stages, at strides 4, 4, 8, 16, 16, of images B,3,H,W."""
+        """Features of the stem and of the four stages, at strides 4, 4, 8 and twice `stride`, of images B,3,H,W."""
         x = self.maxpool(self.act1(self.bn1(self.conv1(images))))
         features = [x]
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
@@ -92,13 +92,13 @@ def fill_resnet(resnet: nn.Module, tensors: Mapping[str, Tensor], config: ResNet
     resnet.load_state_dict({name: given[name] for name in needed}, strict=False)
 
 
-def _create(config: ResNetConfig, *, pretrained: bool) -> Any:
+def _create(config: ResNetConfig, stride: int, *, pretrained: bool) -> Any:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for each of its own tries, which we sum up
     if not timm.models.is_model_in_modules(config.backbone, ["resnet"]):
         raise UsageError(f"model.backbone: {config.backbone!r} is not a ResNet of timm; such as resnet50.tv_in1k")
     try:
         resnet = timm.create_model(
-            config.backbone, pretrained=pretrained, num_classes=0, output_stride=STRIDE, **config.backbone_args
+            config.backbone, pretrained=pretrained, num_classes=0, output_stride=stride, **config.backbone_args
         )
     except (TypeError, AssertionError) as error:
         raise UsageError(f"model.backbone_args: {config.backbone_args}: {error}") from None
@@ -110,8 +110,8 @@ def _create(config: ResNetConfig, *, pretrained: bool) -> Any:
             "(--set model.weights=FILE, .safetensors or .pth) or --set model.weights=random"
         ) from None
     if config.dilation == 1:
-        last: Any = resnet.layer4
-        for module in last.modules():
+        late: list[Any] = [resnet.layer4] if stride == 16 else [resnet.layer3, resnet.layer4]
+        for module in (module for layer in late for module in layer.modules()):
             if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
                 module.dilation = module.padding = (1, 1)
     return resnet

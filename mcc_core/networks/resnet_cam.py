@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcc_core.config import ComputeConfig, OptimConfig
+from mcc_core.device import moved
 from mcc_core.networks import base
 from mcc_core.networks.base import MapStage, Network, ParameterGroup
 from mcc_core.networks.resnet import STRIDE, ResNetStages
@@ -29,17 +31,22 @@ class ResNetClassifier(Network):
     """A ResNet, averaged over space, and a bias-free linear classifier (Zhou et al., CVPR 2016).
 
     It has no decoder. A method says in `forward` what the segmentation of its class maps is.
+
+    Args:
+        backbone: has `widths` and gives a list of features as `ResNetStages` does, which it is by default.
     """
 
     stride = STRIDE
     map_stages: tuple[MapStage, ...] = ("cam",)
 
-    def __init__(self, config: ResNetConfig, num_classes: int, compute: ComputeConfig) -> None:
+    def __init__(
+        self, config: ResNetConfig, num_classes: int, compute: ComputeConfig, backbone: Any | None = None
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self._given: Tensor | None = None
         self.use_bfloat16 = compute.precision == "bfloat16"
-        self.backbone = ResNetStages(config, recompute=compute.recompute == "blocks")
+        self.backbone: Any = backbone or ResNetStages(config, recompute=compute.recompute == "blocks")
         self.classifier = nn.Conv2d(self.backbone.widths[-1], num_classes, 1, bias=False)
         if compute.channels_last:
             self.to(memory_format=torch.channels_last)
@@ -54,7 +61,7 @@ class ResNetClassifier(Network):
 
     @contextmanager
     def given(self, labels: Tensor) -> Iterator[None]:
-        """Within it `labels_of` are those of images that have the labels B,C."""
+        """Within it `labels_of` are those of images that have the labels B,C, of the host."""
         self._given = labels
         try:
             yield
@@ -65,7 +72,12 @@ class ResNetClassifier(Network):
         """Labels B,C, 0/1: those `given`, which may be of a batch that comes more than once, or what the logits say."""
         if self._given is None:
             return (cls > 0).to(cls.dtype)
-        return self._given.to(cls.dtype).repeat(len(cls) // len(self._given), 1)
+        return moved(self._given, cls.device).to(cls.dtype).repeat(len(cls) // len(self._given), 1)
+
+    def labels_on_host(self, cls: Tensor) -> Tensor:
+        """Where those labels are 1, B,C on the host, so that they can decide sizes. Logits would be waited for."""
+        labels = (cls if self._given is None else self._given) > 0
+        return labels.cpu().repeat(len(cls) // len(labels), 1)
 
     def map_weight(self) -> Tensor:
         """What features are multiplied by to become class maps, C,D,1,1."""

@@ -6,7 +6,7 @@ dropping masked tokens stays exact. Shapes as in `encoder`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mcc_core.errors import UsageError
+from mcc_core.networks.compiled import compiled
 from mcc_core.networks.encoder import Encoder, Features
 
 
@@ -46,12 +47,12 @@ class RotaryEncoder(Encoder):
         self.patch: int = vit.patch_embed.proj.kernel_size[0]
         self.prefix: int = vit.num_prefix_tokens
         self.use_bfloat16, self.recompute = False, "nothing"  # elementwise keeps what nothing does
+        self._whole: Callable[..., Tensor] = _whole
         self.register_parameter("mask_token", None)
 
     def compile_blocks(self) -> None:
-        """torch.compile every block."""
-        for block in self.vit.blocks:
-            block.compile()
+        """Compile the blocks' computation at their first use, once for any number of tokens."""
+        self._whole = compiled(_whole)
 
     def embed(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """Token embeddings B,P+N,D of images B,3,H,W; where `mask` B,h,w is true, the mask token's."""
@@ -118,9 +119,13 @@ class RotaryEncoder(Encoder):
         aux, again = tokens, self.recompute == "blocks" and torch.is_grad_enabled()
         for number, block in enumerate(self.vit.blocks, start=1):
             if again:
-                tokens = checkpoint(block, tokens, turns, key_mask, use_reentrant=False)
+                tokens = checkpoint(self._whole, block, tokens, turns, key_mask, use_reentrant=False)
             else:
-                tokens = block(tokens, turns, key_mask)
+                tokens = self._whole(block, tokens, turns, key_mask)
             if number == self.aux_block:
                 aux = tokens
         return tokens, aux
+
+
+def _whole(block: Any, tokens: Tensor, turns: Tensor, key_mask: Tensor | None) -> Tensor:
+    return block(tokens, turns, key_mask)

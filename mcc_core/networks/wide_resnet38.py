@@ -106,17 +106,55 @@ class WideResNet38(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Shallow B,4w,H/4,W/4 and deep B,64w,H/8,W/8 features of images B,3,H,W; sides are rounded up."""
-        x, shallow = self.conv1(images), images
-        for number, stage in enumerate(self.stages):
+        outputs = self.stage_outputs(images)
+        return outputs[1], F.relu(self.norm(outputs[-1]))
+
+    def stage_outputs(self, images: Tensor) -> list[Tensor]:
+        """What stages 2 to 7 add up to, before any norm, of images B,3,H,W."""
+        x, outputs = self.conv1(images), []
+        for stage in self.stages:
             for block in stage:  # type: ignore[attr-defined]
                 x = checkpoint(block, x, use_reentrant=False) if self.recompute and self.training else block(x)
-            if number == 1:
-                shallow = x
-        return shallow, F.relu(self.norm(x))
+            outputs.append(x)
+        return outputs
 
     def first_layers(self) -> list[nn.Module]:
         """The first convolution and stage 2, which methods keep as ImageNet left them."""
         return [self.conv1, self.stages[0]]
+
+
+class WideResNet38Levels(WideResNet38):
+    """The same network as a backbone of three levels at stride 8: after stages 4, 5 and 7, each normed and rectified.
+
+    Args:
+        frozen: the first convolution, stage 2 and all batch norms stay as they came.
+    """
+
+    def __init__(
+        self, width: int = 64, depths: tuple[int, ...] = DEPTHS, *, frozen: bool, recompute: bool = False
+    ) -> None:
+        super().__init__(width, depths, recompute=recompute)
+        self.frozen, self.widths = frozen, (8 * width, 16 * width, self.channels)
+        if frozen:
+            for module in (*self.first_layers(), *self._norms()):
+                module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> WideResNet38Levels:
+        """Training mode, in which frozen batch norms keep to their running statistics."""
+        super().train(mode)
+        if self.frozen:
+            for norm in self._norms():
+                norm.eval()
+        return self
+
+    def forward(self, images: Tensor) -> list[Tensor]:  # type: ignore[override]
+        """Features B,D,H/8,W/8 of images B,3,H,W; sides are rounded up."""
+        outputs = self.stage_outputs(images)
+        norms = (self.stages[3][0].norm1, self.stages[4][0].norm1, self.norm)  # type: ignore[index]
+        return [F.relu(norm(x)) for norm, x in zip(norms, (outputs[2], outputs[3], outputs[5]), strict=True)]
+
+    def _norms(self) -> list[nn.BatchNorm2d]:
+        return [m for m in self.modules() if isinstance(m, nn.BatchNorm2d)]
 
 
 def own_name(published: str) -> str:

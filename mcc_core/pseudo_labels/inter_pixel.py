@@ -7,7 +7,6 @@ with r the radius minus one. B images, K maps.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mcc_core.device import constant, moved
 from mcc_core.pseudo_labels.labels import IGNORE
 
 Offset = tuple[int, int]  # rows, columns
@@ -39,14 +39,14 @@ def path(offset: Offset) -> tuple[Offset, ...]:
 def path_affinity(boundary: Tensor, radius: int) -> Tensor:
     """Affinity B,P,h-r,w-2r of pairs: one minus the largest value on the way, of a boundary map B,h,w in [0, 1]."""
     return torch.stack(
-        [1 - torch.stack([_moved(boundary, at, radius) for at in path(to)]).amax(0) for to in directions(radius)], 1
+        [1 - torch.stack([moved_to(boundary, at, radius) for at in path(to)]).amax(0) for to in directions(radius)], 1
     )
 
 
 def differences(field: Tensor, radius: int) -> Tensor:
     """Source minus destination, B,D,P,h-r,w-2r, of a field B,D,h,w."""
-    source = _moved(field, (0, 0), radius)
-    return torch.stack([source - _moved(field, to, radius) for to in directions(radius)], 2)
+    source = moved_to(field, (0, 0), radius)
+    return torch.stack([source - moved_to(field, to, radius) for to in directions(radius)], 2)
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Relations:
 
 def relations(label: Tensor, radius: int) -> Relations:
     """What pairs are by a label map B,h,w: 0 background, 1..C classes, IGNORE."""
-    source = _moved(label, (0, 0), radius)[:, None]
-    destination = torch.stack([_moved(label, to, radius) for to in directions(radius)], 1)
+    source = moved_to(label, (0, 0), radius)[:, None]
+    destination = torch.stack([moved_to(label, to, radius) for to in directions(radius)], 1)
     known = (source != IGNORE) & (destination != IGNORE)
     same = known & (source == destination)
     return Relations(same & (source == 0), same & (source != 0), known & ~same)
@@ -73,7 +73,9 @@ def affinity_losses(affinity: Tensor, pairs: Relations) -> tuple[Tensor, Tensor]
     The first is the mean of those of background and of foreground pairs. A kind of pair that does not occur adds 0.
     """
     alike, unlike = -(affinity + _EPSILON).log(), -(1 + _EPSILON - affinity).log()
-    return (_mean(alike, pairs.background) + _mean(alike, pairs.foreground)) / 2, _mean(unlike, pairs.different)
+    return (mean_where(alike, pairs.background) + mean_where(alike, pairs.foreground)) / 2, mean_where(
+        unlike, pairs.different
+    )
 
 
 def displacement_losses(field: Tensor, pairs: Relations, radius: int) -> tuple[Tensor, Tensor]:
@@ -82,55 +84,87 @@ def displacement_losses(field: Tensor, pairs: Relations, radius: int) -> tuple[T
     Foreground pixels of a pair point at one place; background ones have one displacement.
     """
     found = differences(field, radius)
-    wanted = torch.tensor(directions(radius), dtype=field.dtype, device=field.device).T[None, :, :, None, None]
+    wanted = constant(directions(radius), field.dtype, field.device).T[None, :, :, None, None]
     foreground = (found - wanted).abs().mean(1)
-    return _mean(foreground, pairs.foreground), _mean(found.abs().mean(1), pairs.background)
+    return mean_where(foreground, pairs.foreground), mean_where(found.abs().mean(1), pairs.background)
 
 
-def transitions(boundary: Tensor, radius: int, power: float) -> Tensor:
-    """Transition probabilities N,N, sparse, from row to column, of a boundary map h,w with N = h w pixels.
+@dataclass(frozen=True)
+class Links:
+    """Pixels closer than a radius to each other, each with itself too: E of them, behind each other by pixel."""
 
-    Affinities to the power, 1 of a pixel with itself, with columns of sum 1.
-    """
-    height, width = boundary.shape
-    reach = radius - 1
-    # What is beyond the border is behind a boundary.
-    affinity = path_affinity(F.pad(boundary[None], (reach, reach, 0, reach), value=1.0), radius)[0]
-    pixels = torch.arange(height * width, device=boundary.device)
+    begins: Tensor  # N+1, int32: where those of each pixel begin, and the end
+    to: Tensor  # E, int32: the other pixel, ascending
+    places: Tensor  # E, int32: of 1 and then the affinities P,h,w in one line, which is theirs
+
+
+@lru_cache(maxsize=4)  # an evaluation's scales
+def links(height: int, width: int, radius: int, device: torch.device) -> Links:
+    """Of maps h,w; `weights` gives the numbers. Sizes alone decide them, so that no GPU is waited for."""
+    pixels = torch.arange(height * width)
     rows, columns = pixels // width, pixels % width
-    starts, ends, values = [pixels], [pixels], [torch.ones_like(boundary).flatten()]
-    for (y, x), strength in zip(directions(radius), affinity, strict=True):
+    starts, ends, places = [pixels], [pixels], [torch.zeros_like(pixels)]
+    for number, (y, x) in enumerate(directions(radius)):
         inside = (rows + y < height) & (columns + x >= 0) & (columns + x < width)
         starts.append(pixels[inside])
         ends.append(pixels[inside] + y * width + x)
-        values.append(strength.flatten()[inside].pow(power))
+        places.append(1 + number * len(pixels) + pixels[inside])
     start, end = (torch.cat([*first, *second[1:]]) for first, second in ((starts, ends), (ends, starts)))
-    weight = torch.cat([*values, *values[1:]])
-    total = torch.zeros_like(boundary).flatten().index_add(0, end, weight)
-    size = (height * width, height * width)
-    return torch.sparse_coo_tensor(torch.stack([start, end]), weight / total[end], size, check_invariants=False)
+    order = (start * len(pixels) + end).argsort()
+    begins = F.pad(start.bincount(minlength=len(pixels)).cumsum(0), (1, 0))
+    place = torch.cat([*places, *places[1:]])
+    return Links(*(moved(x.to(torch.int32), device) for x in (begins, end[order], place[order])))
+
+
+def between(boundary: Tensor, radius: int) -> Tensor:
+    """Affinities P,h,w of the pairs of a boundary map h,w: what is beyond the border is behind a boundary."""
+    return path_affinity(bordered(boundary[None], radius, 1.0), radius)[0]
+
+
+def weights(affinity: Tensor, near: Links, power: float) -> Tensor:
+    """Weights E of links by affinities P,h,w: these to the power, and 1 of a pixel with itself."""
+    return F.pad(affinity.flatten().pow(power), (1, 0), value=1.0).index_select(0, near.places)
 
 
 def random_walk(maps: Tensor, boundary: Tensor, *, radius: int, power: float, log_steps: int) -> Tensor:
-    """Class maps K,h,w after 2^log_steps steps of a random walk that boundaries h,w in [0, 1] hold up.
+    """Class maps K,h,w after 2^log_steps steps of a random walk that boundaries h,w in [0, 1] hold up."""
+    return walked(maps * (1 - boundary), between(boundary, radius), radius=radius, power=power, log_steps=log_steps)
 
-    Each step costs a product with a sparse matrix, which for K maps is cheaper than squaring it.
+
+def walked(maps: Tensor, affinity: Tensor, *, radius: int, power: float, log_steps: int) -> Tensor:
+    """Maps K,h,w after 2^log_steps steps by affinities P,h,w. Those with what is beyond the border do not count.
+
+    The probability of a step from a pixel to another is their affinity to the power over the sum of the other's, so
+    that each step is a weighted mean over nearby pixels: for K maps that costs less than squaring the matrix of all
+    pairs.
     """
-    walk = transitions(boundary, radius, power).t()
-    with warnings.catch_warnings(action="ignore"):  # torch: sparse CSR is in beta
-        walk = walk.coalesce().to_sparse_csr()
-    x = (maps * (1 - boundary)).flatten(1).T.contiguous()
+    near = links(*maps.shape[-2:], radius, maps.device)
+    weight = weights(affinity, near, power)
+
+    def step(x: Tensor) -> Tensor:
+        """N,K summed over the linked pixels."""
+        return F.embedding_bag(near.to, x, near.begins, per_sample_weights=weight, mode="sum", include_last_offset=True)
+
+    x = maps.flatten(1).T.contiguous()
+    total = step(torch.ones_like(x[:, :1]))
     for _ in range(2**log_steps):
-        x = walk @ x
+        x = step(x) / total
     return x.T.reshape(maps.shape)
 
 
-def _moved(x: Tensor, offset: Offset, radius: int) -> Tensor:
+def bordered(x: Tensor, radius: int, value: float) -> Tensor:
+    """A map ...,h,w with a border of a value, so that every pixel of it is a source."""
+    reach = radius - 1
+    return F.pad(x, (reach, reach, 0, reach), value=value)
+
+
+def moved_to(x: Tensor, offset: Offset, radius: int) -> Tensor:
     """The part of a map ...,h,w that lies `offset` from the sources."""
     reach, (y, x_by) = radius - 1, offset
     height, width = x.shape[-2] - reach, x.shape[-1] - 2 * reach
     return x[..., y : y + height, reach + x_by : reach + x_by + width]
 
 
-def _mean(values: Tensor, where: Tensor) -> Tensor:
+def mean_where(values: Tensor, where: Tensor) -> Tensor:
+    """Mean of values where a boolean map of their shape is true; 0 where it nowhere is."""
     return (values * where).sum() / (where.to(values.dtype).sum() + _EPSILON)

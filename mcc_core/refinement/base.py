@@ -26,7 +26,7 @@ from mcc_core.files import file_digest
 from mcc_core.networks.base import MapStage, Network
 from mcc_core.pseudo_labels.labels import IGNORE, decided
 
-Kind = Literal["none", "par", "crf", "random_walk", "irn"]
+Kind = Literal["none", "par", "crf", "random_walk", "irn", "psa"]
 
 
 def _listed(kind: object) -> object:
@@ -34,12 +34,12 @@ def _listed(kind: object) -> object:
     return [part.strip() for part in kind.split(",")] if isinstance(kind, str) else kind
 
 
-def content_digest(file: Path) -> str:
-    """The digest of a checkpoint's file. Raises UsageError."""
+def content_digest(file: Path, field: str) -> str:
+    """The digest of a checkpoint's file, which a field names. Raises UsageError."""
     try:
         return file_digest(file)
     except OSError as error:
-        raise UsageError(f"irn.network: {file}: {error.strerror or error}") from None
+        raise UsageError(f"{field}: {file}: {error.strerror or error}") from None
 
 
 Chain = Annotated[tuple[Kind, ...], BeforeValidator(_listed, json_schema_input_type=Kind | list[Kind])]
@@ -74,10 +74,26 @@ class IrnConfig(Strict):
     )
 
 
+class PsaConfig(Strict):
+    """Random walk of scores, the background's too, by the affinity of neighbours."""
+
+    network: Path | None = Field(
+        None, description="checkpoint of a trial of the method psa; null: the network of the seeds, where it is one"
+    )
+    alpha: float = Field(
+        16.0, gt=0, description="of class maps: the background's score is what the highest leaves of 1, to this power"
+    )
+    radius: int = Field(5, ge=2, description="distance below which a step leads, in cells of 8 pixels")
+    power: float = Field(8.0, gt=0, description="beta: affinities are raised to it")
+    log_steps: int = Field(
+        8, ge=0, le=12, description="the walk has 2 to this power steps; small images and small objects need fewer"
+    )
+
+
 class Refinement(Strict):
     """How label maps are made of seeds. Sections of kinds that are not used may not be set."""
 
-    kind: Chain = Field(("none",), description="none, par, crf, random_walk or irn; a list is a chain, in order")
+    kind: Chain = Field(("none",), description="none, par, crf, random_walk, irn or psa; a list is a chain, in order")
     seeds: MapStage = Field("cam", description="which class maps of a network are refined")
     threshold: float = Field(0.4, ge=0, le=1, description="background's score: what no class exceeds is background")
     foreground: float | None = Field(
@@ -90,15 +106,22 @@ class Refinement(Strict):
     )
     random_walk: RandomWalkConfig = RandomWalkConfig()
     irn: IrnConfig = IrnConfig()
+    psa: PsaConfig = PsaConfig()
     par: ParConfig = ParConfig()
     crf: CrfConfig = CrfConfig()
 
-    _sections: ClassVar[tuple[Kind, ...]] = ("random_walk", "irn", "par", "crf")
+    _sections: ClassVar[tuple[Kind, ...]] = ("random_walk", "irn", "psa", "par", "crf")
 
     @property
     def chain(self) -> tuple[Kind, ...]:
         """The kinds in order; none is an empty chain."""
         return tuple(kind for kind in self.kind if kind != "none")
+
+    @property
+    def networks(self) -> dict[Kind, Path]:
+        """Checkpoints of further networks, by the kind that asks them."""
+        brought: dict[Kind, Path | None] = {"irn": self.irn.network, "psa": self.psa.network}
+        return {kind: file for kind, file in brought.items() if file is not None and kind in self.chain}
 
     def decisive(self) -> dict[str, Any]:
         """The fields that decide label maps, as JSON: sections of kinds that are not used are left out.
@@ -107,16 +130,21 @@ class Refinement(Strict):
         """
         unused: set[str] = {name for name in self._sections if name not in self.chain}
         fields = self.model_dump(mode="json", exclude=unused) | {"kind": list(self.chain)}
-        if "irn" in fields and self.irn.network is not None:
-            fields["irn"]["network"] = content_digest(self.irn.network)  # what it is, not where it lies
+        for kind, file in self.networks.items():
+            fields[kind]["network"] = content_digest(file, f"{kind}.network")  # what it is, not where it lies
         return fields
 
     @model_validator(mode="after")
     def _consistent(self) -> Refinement:
         if not self.kind or ("none" in self.kind and len(self.kind) > 1):
-            raise ValueError("kind: a chain lists one or more of par, crf, random_walk and irn")
+            raise ValueError("kind: a chain lists one or more of par, crf, random_walk, irn and psa")
         if self.foreground is not None and self.foreground < self.threshold:
             raise ValueError(f"foreground ({self.foreground:g}) must be at least the threshold ({self.threshold:g})")
+        if "psa" in self.chain:
+            if self.chain[0] != "psa":
+                raise ValueError("kind: psa must be first: its background is made of the seeds' own maps")
+            if wrong := sorted({"threshold", "foreground"} & self.model_fields_set):
+                raise ValueError(f"{wrong[0]}: psa has no constant background; its score is psa.alpha's")
         for name in self._sections:
             if name in self.model_fields_set and name not in self.chain:
                 used = ", ".join(self.chain) or "none"
@@ -154,6 +182,7 @@ class Step:
     """One kind of refinement. Has no state: what it needs comes with the picture."""
 
     kind: ClassVar[Kind]
+    learner: ClassVar[str | None] = None  # the method that trains the `network` of its section, where it has one
 
     def asks(self, viewer: Viewer | None, config: Refinement) -> Asked | None:
         """What must be asked of a network for each image; None where pixels and scores suffice.
@@ -182,14 +211,17 @@ def refined(picture: Picture, config: Refinement, steps: Mapping[Kind, Step]) ->
         open.
 
     Of maps without a background there is one pass per background score: what beats `foreground` is of its class, what
-    loses to `threshold` is background, and what is between is open (Eq. 8 of the paper).
+    loses to `threshold` is background, and what is between is open (Eq. 8 of the paper). Where a background is among
+    the maps, pixels whose scores are all the same are open.
     """
     size = picture.image.shape[:2]
     if not picture.classes:
         return np.zeros(size, np.uint8), np.ones(size, np.float32)
     chosen = [steps[kind] for kind in config.chain]
     if picture.has_background:
-        label, sure = _strongest(_through(picture.maps, chosen, picture, config))
+        scores = _through(picture.maps, chosen, picture, config)
+        label, sure = _strongest(scores)
+        label = label.masked_fill((scores == scores[0]).all(0), IGNORE)  # of which nothing is known
     else:
         label, sure = _strongest(_through(_above(picture.maps, config.threshold), chosen, picture, config))
         if config.foreground is not None and config.foreground > config.threshold:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -10,18 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mcc_core import checkpoint as checkpoints
-from mcc_core.data.colours import normalise
 from mcc_core.data.label_maps import Supervision
-from mcc_core.device import fetched, moved
-from mcc_core.errors import UsageError
-from mcc_core.methods.registry import method_of
-from mcc_core.networks.base import Network
-from mcc_core.precision import arithmetic
 from mcc_core.pseudo_labels.inter_pixel import random_walk
 from mcc_core.refinement.base import Asked, Kind, Picture, Refinement, Step, Viewer
+from mcc_core.refinement.second_network import answered, second_network, supervision_of_file
 
-_LEAST = 16  # pixels of a side, of which something is left at the network's stride
+_CELL = 4  # pixels
 
 
 class Irn(Step):
@@ -32,21 +25,18 @@ class Irn(Step):
     """
 
     kind: ClassVar[Kind] = "irn"
+    learner: ClassVar[str | None] = "irn"
 
     def asks(self, viewer: Viewer | None, config: Refinement) -> Asked | None:
-        network, device = boundary_network(viewer, config.irn.network)
+        network, device = second_network(viewer, config.irn.network, "irn", "boundaries")
 
         def answer(image: np.ndarray) -> Tensor:
-            return boundaries(network, image, device)
+            return answered(network, image, device, _CELL, network.boundaries)
 
         return answer
 
     def supervision(self, config: Refinement) -> Supervision:
-        if config.irn.network is None:  # that of the seeds, which say it themselves
-            return "weak"
-        experiment = checkpoints.load(config.irn.network).experiment
-        learned = method_of(experiment).labels(experiment)
-        return "weak" if learned is None else learned.supervision
+        return supervision_of_file(config.irn.network)
 
     def apply(self, scores: Tensor, picture: Picture, config: Refinement) -> Tensor:
         boundary, asked = picture.answers[self.kind].to(scores.dtype), config.irn
@@ -58,31 +48,3 @@ class Irn(Step):
             return found
         highest = found.amax((1, 2), keepdim=True) if asked.normalise == "class" else found.amax()
         return torch.cat([scores[:1], found / highest.clamp(min=torch.finfo(found.dtype).tiny)])
-
-
-def boundary_network(viewer: Viewer | None, file: Path | None) -> tuple[Network, torch.device]:
-    """The network that finds boundaries: of a checkpoint file, or the one whose maps are refined.
-
-    Raises UsageError where there is none, or it finds no boundaries.
-    """
-    device = torch.device("cpu") if viewer is None else viewer.device
-    if file is not None:
-        saved = checkpoints.load(file)
-        network = saved.network().to(device)
-        if not network.has_boundaries:
-            raise UsageError(f"irn.network: {file}: of the method {saved.experiment.method}, which finds no boundaries")
-        return network, device
-    if viewer is None or not viewer.network.has_boundaries:
-        raise UsageError("irn.network: is missing: the checkpoint of a trial of the method irn, which finds boundaries")
-    return viewer.network, device
-
-
-@torch.no_grad()
-def boundaries(network: Network, image: np.ndarray, device: torch.device) -> Tensor:
-    """Boundaries h,w in [0, 1] at a quarter of the size of an image H,W,3 uint8; on the CPU."""
-    height, width = image.shape[:2]
-    pixels = moved(normalise(torch.from_numpy(image).permute(2, 0, 1)[None]), device)
-    pixels = F.pad(pixels, (0, max(0, _LEAST - width), 0, max(0, _LEAST - height)))
-    with arithmetic(network.precision, network.deterministic):
-        found = network.boundaries(pixels)[0]
-    return fetched([found[: -(-height // 4), : -(-width // 4)].contiguous()])[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from mcc_core.evaluation.scoring import Counts, counted, metrics, totals
 from mcc_core.parallel import ahead, behind, worker_pool
 from mcc_core.refinement.base import Picture, Refinement, refined
 from mcc_core.refinement.kinds import STEPS
+from mcc_core.refinement.progress import Done, Progress
 from mcc_core.refinement.seeds import Seeds
 
 Split = Literal["train", "val"]
@@ -48,10 +49,12 @@ def refine(
     limit: int | None = None,
     processes: int = 0,
     on_image: Callable[[int, int], None] = lambda done, total: None,
+    goes_on: bool = False,
 ) -> Refined:
     """Make a label set, image by image; the masks of the index are for the scores alone.
 
-    The same seeds, parameters and images give the same files, whatever the number of processes.
+    The same seeds, parameters and images give the same files, whatever the number of processes, and however often it
+    was cut off and went on.
 
     Args:
         out: folder of the label set.
@@ -59,6 +62,9 @@ def refine(
         identity: of the label set, where it is known before; default: by its content.
         limit: of each split, the first so many images.
         processes: for steps, counting and pictures; 0: this one.
+        on_image: told how many images are done, of how many; with `goes_on` first of how many were done before.
+        goes_on: keep in `out` what is made when the run ends early, and go on with what one of the same identity,
+            seeds, parameters and images left there: maps whose digests are right are not made again.
 
     Raises UsageError where the classes are others than the index's; DataError where no image can be read.
     """
@@ -70,25 +76,42 @@ def refine(
     split_of: dict[str, Split] = {item.name: split for split in splits for item in _items(index, split)[:limit]}
     items = [item for split in splits for item in _items(index, split)[:limit]]
     origin = {**seeds.origin, "refine": refinement.decisive(), "data": index.fingerprint, "splits": list(splits)}
-    broken, written = list[str](), 0
-    counts: dict[Split, list[dict[str, Counts]]] = {split: [] for split in splits}
+    told: dict[str, tuple[str, ...]] = {}  # what is wrong, by image
+    done: dict[str, Done] = {}
     kind = seeds.supervision
+    progress = None
+    if goes_on:
+        progress = Progress(out, {"identity": identity, "supervision": kind, "origin": origin, "limit": limit})
     with (
-        LabelSetWriter(out, seeds.classes, identity=identity, supervision=kind, origin=origin) as writer,
+        LabelSetWriter(
+            out, seeds.classes, identity=identity, supervision=kind, origin=origin, goes_on=goes_on
+        ) as writer,
         worker_pool(processes) as pool,
     ):
-        tasks = (_task(made, index, refinement) for made in _pictures(seeds, items))
-        for done, found in enumerate(behind(_made, tasks, pool, 2 * processes), start=1):
-            broken += found.broken
+        if progress is not None:
+            left = {name: entry for name, entry in progress.done.items() if name in split_of}
+            whole = writer.adopt({name: entry.file for name, entry in left.items()})
+            done = {name: entry for name, entry in left.items() if name in whole}
+            on_image(len(done), len(items))
+        to_do = [item for item in items if item.name not in done]
+        tasks = (_task(made, index, refinement) for made in _pictures(seeds, to_do))
+        for number, found in enumerate(behind(_made, tasks, pool, 2 * processes), start=len(done) + 1):
+            told[found.name] = found.broken
             if found.label is not None:
-                writer.add(found.name, found.label, found.sure)
-                written += 1
-            if found.counts:
-                counts[split_of[found.name]].append(found.counts)
-            on_image(done, len(items))
-        if not written:
+                file = writer.add(found.name, found.label, found.sure)
+                done[found.name] = Done(file, found.counts, found.broken)
+                if progress is not None:
+                    progress.add(found.name, done[found.name])
+            on_image(number, len(items))
+        told |= {name: entry.broken for name, entry in done.items()}
+        broken = [line for item in items for line in told[item.name]]
+        if not done:
             raise DataError("\n".join([*broken[:20], f"none of {len(items)} images can be refined"]))
         made = writer.close()
+    counts: dict[Split, list[Mapping[str, Counts]]] = {split: [] for split in splits}
+    for name, entry in done.items():
+        if entry.counts:
+            counts[split_of[name]].append(entry.counts)
     names: dict[str, ProtocolName] = {"seeds": seeds.protocol, "refined": "refined"}
     scores: dict[str, dict[Split, list[Metric]]] = {name: {} for name in names}
     for split, each in counts.items():

@@ -60,15 +60,16 @@ class NetworkSeeds(Seeds):
     def __init__(
         self, saved: Checkpoint, refinement: Refinement, device: torch.device, *, name: str = "", digest: str = ""
     ) -> None:
+        refuse_certainty(refinement)
         self.classes, self.protocol, self.stage = saved.classes, refinement.seeds, refinement.seeds
         experiment, network = saved.experiment, saved.network().to(device)
         settings = protocol_settings(experiment, len(saved.classes), [self.protocol], {}, "seeds")
         self.scorer = Scorer(network, settings, {}, device)
         self.maps_of: MapsOf = self.scorer.maps
         viewer = Viewer(network, self.scorer.config.crop, device)
-        self._asked = _asked(viewer, refinement)
+        self._asked = asked_of(viewer, refinement)
         learned = method_of(experiment).labels(experiment)
-        self.supervision = _supervision("weak" if learned is None else learned.supervision, refinement)
+        self.supervision = supervision_with("weak" if learned is None else learned.supervision, refinement)
         self.origin = {"network": name, "checkpoint": digest, "method": experiment.method}
 
     def picture(self, item: Item, image: np.ndarray) -> Picture:
@@ -85,7 +86,9 @@ class NetworkSeeds(Seeds):
 class LabelSeeds(Seeds):
     """The maps of a label set: the probability of a pixel's label is its confidence, and the rest is the others'.
 
-    Pixels that are 255 are left to all labels alike. Raises UsageError where a kind of refinement needs a network.
+    Pixels that are 255 are left to all labels alike; what no step decides stays 255.
+
+    Raises UsageError where a kind of refinement needs a network.
     """
 
     protocol = "refined"
@@ -94,7 +97,7 @@ class LabelSeeds(Seeds):
         self._asked = asked_of_labels(refinement)
         self._names = set(labels.names)
         self.labels, self.certainty = labels, refinement.certainty
-        self.classes, self.supervision = tuple(labels.classes), _supervision(labels.supervision, refinement)
+        self.classes, self.supervision = tuple(labels.classes), supervision_with(labels.supervision, refinement)
         self.origin = {"labels": labels.identity}
 
     def picture(self, item: Item, image: np.ndarray) -> Picture:
@@ -110,13 +113,13 @@ class LabelSeeds(Seeds):
         return Picture(item.name, image, classes, scores, has_background=True, answers=answers)
 
 
-def _asked(viewer: Viewer | None, refinement: Refinement) -> dict[Kind, Asked]:
-    """What the steps of a chain ask of each image."""
+def asked_of(viewer: Viewer | None, refinement: Refinement) -> dict[Kind, Asked]:
+    """What the steps of a chain ask of each image. Raises UsageError where nothing could answer."""
     asked = {kind: STEPS[kind].asks(viewer, refinement) for kind in refinement.chain}
     return {kind: ask for kind, ask in asked.items() if ask is not None}
 
 
-def _supervision(own: Supervision, refinement: Refinement) -> Supervision:
+def supervision_with(own: Supervision, refinement: Refinement) -> Supervision:
     """Full where the seeds are, or a network that a step brings along is."""
     brought = (STEPS[kind].supervision(refinement) for kind in refinement.chain)
     return "full" if "full" in (own, *brought) else "weak"
@@ -127,10 +130,16 @@ def asked_of_labels(refinement: Refinement) -> dict[Kind, Asked]:
 
     Raises UsageError where a step needs class maps or a network, which a label set has not.
     """
-    asked = _asked(None, refinement)
+    asked = asked_of(None, refinement)
     if wrong := sorted({"threshold", "foreground", "seeds"} & refinement.model_fields_set):
         raise UsageError(f"{wrong[0]}: is of class maps; a label set has its background decided already")
     return asked
+
+
+def refuse_certainty(refinement: Refinement) -> None:
+    """Raise UsageError for a field of label sets alone."""
+    if "certainty" in refinement.model_fields_set:
+        raise UsageError("certainty: is of a label set without confidence; class maps say themselves how sure they are")
 
 
 def _probabilities(label: np.ndarray, sure: np.ndarray | None, classes: tuple[int, ...], certainty: float) -> Tensor:
@@ -138,7 +147,7 @@ def _probabilities(label: np.ndarray, sure: np.ndarray | None, classes: tuple[in
     among = len(classes) + 1
     own = np.full(label.shape, certainty, np.float32) if sure is None else np.clip(sure, 1 / among, 1.0)
     own = np.where(label == IGNORE, 1 / among, own).astype(np.float32)
-    rest = (1 - own) / max(1, among - 1)
+    rest = np.where(label == IGNORE, own, (1 - own) / max(1, among - 1))  # the same to the bit where it is open
     numbers = [0, *(index + 1 for index in classes)]
     return torch.from_numpy(np.stack([np.where(label == number, own, rest) for number in numbers]))
 

@@ -18,13 +18,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import Sampler
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
 from mcc_core.config import Experiment
 from mcc_core.data.colours import finish_batch
-from mcc_core.data.datasets import Draw, TrainingBatches, TrainingSet
+from mcc_core.data.datasets import TrainingBatches, TrainingSet, Turns
 from mcc_core.data.index import DataIndex, supervision_certificate
 from mcc_core.data.label_maps import LabelSet
 from mcc_core.data.loading import start_early, training_loader
@@ -35,6 +34,7 @@ from mcc_core.methods.base import Step
 from mcc_core.methods.registry import method_of, network_of
 from mcc_core.precision import arithmetic, cast_once
 from mcc_core.training.checkpoint_writer import CheckpointWriter
+from mcc_core.training.compile_cost import CompileCost, CompileWatch
 from mcc_core.training.optim import build_optimizer, set_learning_rate
 from mcc_core.training.running_means import RunningMeans
 
@@ -71,6 +71,9 @@ class Callbacks:
 
     def on_step(self, record: StepRecord) -> None:
         """Every `train.log_every` iterations and at each evaluation."""
+
+    def on_compile(self, iteration: int, cost: CompileCost) -> None:
+        """Something was compiled on rank 0, before `on_step` and `on_evaluation` of an iteration."""
 
     def on_checkpoint(self, iteration: int, file: Path, sha256: str) -> None:
         """A complete checkpoint file, which the callee may move away, and the digest of its content."""
@@ -158,12 +161,14 @@ class _Run:
             self.model = network_of(experiment, len(index.classes)).to(device)
         self.optimizer = build_optimizer(self.model, experiment.optim)
         self.objective = self.method.objective(self.model, experiment)
+        self.objective.begin(index.classes)
         self.parallel: torch.nn.Module = self.objective
         if self.world > 1:
             # Buffers are equal on all ranks: each method that has running statistics sees to it itself.
             self.parallel = DistributedDataParallel(
                 self.objective, gradient_as_bucket_view=True, broadcast_buffers=False
             )
+        self.compiling = CompileWatch(experiment.compute.compile)
         self.done = 0
         self.metrics: dict[str, float] = {}
         self.window = RunningMeans()
@@ -182,7 +187,8 @@ class _Run:
     def go(self, should_stop: Callable[[], bool], until: int | None = None) -> Outcome:
         """Train, and leave with every checkpoint written that was begun, after a fault too."""
         try:
-            outcome = self._go(should_stop, until)
+            with self.compiling:
+                outcome = self._go(should_stop, until)
         except BaseException:
             with suppress(OSError):  # the fault says more
                 self.writer.close()
@@ -201,6 +207,7 @@ class _Run:
             for step in self.step(iteration, batch):
                 self.window.add(step, self._state(iteration, step))
             self.done = iteration + 1
+            self._tell_compiled()
             evaluating = self.done % self.experiment.train.eval_every == 0 or self.done == end
             logging = self.done % self.experiment.train.log_every == 0
             if evaluating or logging:
@@ -235,7 +242,7 @@ class _Run:
             )
             for turn in range(passes)
         ]
-        loader = training_loader(dataset, _Turns(turns), config.loader_workers, pin=self.device.type == "cuda")
+        loader = training_loader(dataset, Turns(turns), config.loader_workers, pin=self.device.type == "cuda")
         return zip(*[iter(loader)] * passes, strict=True)
 
     def _labels(self) -> LabelSet | None:
@@ -307,6 +314,12 @@ class _Run:
             self.callbacks.on_step(StepRecord(self.done, metrics))
         self.window.restart()
 
+    def _tell_compiled(self) -> None:
+        if (cost := self.compiling.spent()) is not None:
+            self.window.leave_out(cost.seconds)
+            if self.rank == 0:
+                self.callbacks.on_compile(self.done, cost)
+
     def _check_weights(self) -> None:
         """A step of finite loss can leave weights that are not, which must not become the last checkpoint."""
         names, values = zip(*self.model.named_parameters(), strict=True)
@@ -330,6 +343,7 @@ class _Run:
                 images=config.eval_train_images,
             )
             record = replace(record, metrics=(*record.metrics, *more.metrics))
+        self._tell_compiled()
         self.metrics = {metric.key: metric.value for metric in record.metrics}
         self._save()
         self.callbacks.on_evaluation(record)
@@ -378,20 +392,6 @@ class _Run:
             "parameters": trained,
             "certificate": supervision_certificate(self.index),
         }
-
-
-class _Turns(Sampler[list[Draw]]):
-    """Batches of several samplers, one of each by turns."""
-
-    def __init__(self, samplers: Sequence[TrainingBatches]) -> None:
-        self.samplers = samplers
-
-    def __len__(self) -> int:
-        return sum(map(len, self.samplers))
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        for batches in zip(*self.samplers, strict=True):
-            yield from batches
 
 
 def _mix(seed: int, rank: int, iteration: int) -> int:

@@ -44,6 +44,10 @@ class RunningMeans:
         """The run begins now: what came before it is not its time."""
         self.began = time.perf_counter()
 
+    def leave_out(self, seconds: float) -> None:
+        """So many seconds of the window were not for steps."""
+        self.began += seconds
+
     def add(self, step: Step, state: dict[str, float | Tensor]) -> None:
         """Add the losses of a step and what stands beside them."""
         losses = {f"loss/{name}": term.detach() for name, term in step.terms.items()}

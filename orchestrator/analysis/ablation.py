@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.analysis.leaderboard import ABSENT, columns, lacks, leaderboard, unlike
-from orchestrator.analysis.statistics import holm, paired, verdict
+from orchestrator.analysis.statistics import holm, paired, percent, verdict
 from orchestrator.records.results import Result
 from orchestrator.records.status import TrialStatus
 from orchestrator.spec.design import Design
@@ -69,10 +69,7 @@ def _cell(results: Sequence[Result], point: str, base: str, key: str) -> str:
     difference = paired(by_seed(results, point, key), by_seed(results, base, key))
     if difference is None:
         return ABSENT if any(lacks(r.method, key) for r in results if r.point in (point, base)) else "-"
-    text = f"{100 * difference.mean:+.1f}"
-    if math.isnan(difference.low):
-        return text
-    return f"{text} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    return percent(difference)
 
 
 def _tex(text: str) -> str:

@@ -12,7 +12,7 @@ from statistics import mean
 from typing import Any
 
 from orchestrator.analysis.ablation import comparison, latex, reference
-from orchestrator.analysis.ladder import ladder
+from orchestrator.analysis.ladder import ladder, level_numbers, step_numbers
 from orchestrator.analysis.leaderboard import (
     CAM,
     COLUMNS,
@@ -172,9 +172,11 @@ def summary(
         "leaderboard.csv": csv_text(numbers(rows, file["metric"], floor)).encode(),
         "leaderboard.html": html_text(lines, f"{document['name']}, by {file['metric']}").encode(),
     }
-    if steps := ladder(results):
-        files["ladder.md"] = markdown(steps).encode()
-        files["ladder.csv"] = csv_text(steps).encode()
+    if (climbed := ladder(results)).levels:
+        tables = [markdown(lines) for lines in (climbed.levels, climbed.steps) if lines]
+        files["ladder.md"] = "\n".join([*tables, *(f"{note}.\n" for note in climbed.notes)]).encode()
+        files["ladder.csv"] = csv_text(level_numbers(results)).encode()
+        files["ladder_differences.csv"] = csv_text(step_numbers(results)).encode()
     if (base := reference(file)) is not None:
         compared = comparison(results, base, file["metric"])
         files["comparison.md"] = markdown(compared).encode()

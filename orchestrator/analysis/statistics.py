@@ -56,6 +56,23 @@ def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Differenc
     return Difference(mean, float(low), float(high), float(test.pvalue), len(values), spread)
 
 
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Ends of the 95 % interval (t) of the mean of two values or more, in their unit."""
+    from scipy import stats
+
+    numbers = np.asarray(values, np.float64)
+    half = float(stats.t.ppf(1 - ALPHA / 2, len(numbers) - 1) * numbers.std(ddof=1) / math.sqrt(len(numbers)))
+    return float(numbers.mean()) - half, float(numbers.mean()) + half
+
+
+def percent(difference: Difference) -> str:
+    """A difference of shares as percent text, with its interval where there is one: `+1.4 [+0.7, +2.2]`."""
+    text = f"{100 * difference.mean:+.1f}"
+    if math.isnan(difference.low):
+        return text
+    return f"{text} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+
+
 def holm(ps: Sequence[float]) -> list[float]:
     """P values adjusted for their number (Holm), in the same order; NaN stays and does not count."""
     order = sorted((i for i, p in enumerate(ps) if not math.isnan(p)), key=lambda i: ps[i])

@@ -27,6 +27,7 @@ def predict(
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from mcc_core.data.image_files import image_files
+    from mcc_core.data.pixels import SIMPLIFIED
     from mcc_core.evaluation.inference import predict_files
     from mcc_core.evaluation.protocols import SEGMENTATION
     from orchestrator.settings import Settings
@@ -51,7 +52,8 @@ def predict(
     _print("predicted again, because the file has changed", predicted.changed)
     renamed = [f"{path} as {name}" for path, name in predicted.renamed]
     _print("numbered, because another image has the name", renamed)
-    _print("of more than 8 bits a channel, scaled to 8", predicted.scaled)
+    for kind, paths in predicted.simplified.items():
+        _print(f"with {SIMPLIFIED[kind]}", paths)
     _print("named more than once", predicted.repeated)
     _print("left out, because predictions wrote them", predicted.own)
     for line in left_out:

@@ -20,7 +20,7 @@ def refine(
     seeds: Annotated[str, typer.Argument(help="Checkpoint, SWEEP/TRIAL, a label set's folder or zip, or clip.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the label set; may not be there yet.")],
     kind: Annotated[
-        str, typer.Option("--kind", help="none, par, crf, random_walk or irn; a chain with commas: irn,crf.")
+        str, typer.Option("--kind", help="none, par, crf, random_walk, irn or psa; a chain: irn,crf.")
     ] = "none",
     set_: Refine = None,
     data: Annotated[
@@ -87,4 +87,5 @@ def _print(made: Refined, console: Console) -> None:
     for line in made.left_out:
         console.print(f"left out by the index: {line}", highlight=False, markup=False, soft_wrap=True)
     said = f"{len(made.labels.names)} label maps in {made.labels.path}, label set {made.labels.identity}"
+    said += ", full supervision" if made.labels.supervision == "full" else ""
     console.print(said, highlight=False, markup=False, soft_wrap=True)

@@ -115,7 +115,7 @@ def reproduce(
         chosen = of_small_networks(chosen) if scale == "tiny" else chosen
         if code := run_and_track(made, console):
             raise typer.Exit(code)
-        networks = run.trained(made, scale, settings)
+        networks = run.trained(made, scale, settings, chosen)
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True, console=console) as progress:
         task = progress.add_task("scoring", total=None)
@@ -165,7 +165,7 @@ def show_costs(
     lacking = missing(table, data, changes, train=True) if scale == "paper" else []
     made = None
     if not lacking:
-        made = plan_table(table, name, scale, data, seeds, changes, settings, estimate=False)
+        made = plan_table(table, name, scale, data, seeds, changes, settings, estimate=bool(table.pipelines))
     table = of_small_networks(table) if scale == "tiny" else table
     costs = row_costs(table, table_sweep(table, scale, data, seeds, changes), made, settings)
     here = "GPU" if made is not None and made.gpus_per_worker else "worker"

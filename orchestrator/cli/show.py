@@ -11,7 +11,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from mcc_core.schedules import Constant, value_at
-from orchestrator.analysis.ladder import ladder
 from orchestrator.analysis.leaderboard import (
     ABSENT,
     all_background,
@@ -34,7 +33,7 @@ from orchestrator.records.sweeps import Sweep
 from orchestrator.spec.stages_file import StagesFile
 from orchestrator.storage.store import Storage
 from orchestrator.text import duration, shortened, size_text
-from orchestrator.workflows.terminal import board, print_unfinished
+from orchestrator.workflows.terminal import board, print_ladder, print_unfinished
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -105,8 +104,7 @@ def print_sweeps(sweeps: Sequence[tuple[Sweep, Sequence[Result]]], console: Cons
 def print_status(sweep: Sweep, results: Sequence[Result], console: Console) -> None:
     """One line per trial, and why those that have no result have none."""
     console.print(status_table(sweep, results, console.width))
-    if lines := ladder(results):
-        console.print(board(lines, "what each stage reached"))
+    print_ladder(results, console)
     print_unfinished([r for r in results if r.status != TrialStatus.NEW or r.message], console)
 
 

@@ -20,6 +20,7 @@ def tree(plan: Plan) -> Table:
         table.add_column(name, justify="right")
     table.add_column("")
     points: dict[str, list[Trial]] = {}
+    names = {trial.identity: trial.point for trial in plan.trials}
     for trial in plan.trials:
         points.setdefault(trial.point, []).append(trial)
     for branch, point in _branches(points, plan):
@@ -28,6 +29,8 @@ def tree(plan: Plan) -> Table:
         known = [plan.seconds[t.identity] for t in left if t.identity in plan.seconds]
         each = duration(sum(known) / len(known)) if known else ""
         kind = "labels" if trials[0].refine is not None else trials[0].experiment.method
+        if (brought := trials[0].network) is not None:
+            kind += f", with {names[brought]}"
         note = "" if left else "done before"
         seeds = ",".join(str(t.seed) for t in trials)
         table.add_row(Text(branch + point), seeds, str(len(left)), each, note or kind)

@@ -106,7 +106,7 @@ def submit(
     if is_remote(on):
         named = {"--base": base, "--workers": workers, "--seeds": seeds, "--max-concurrent": max_concurrent}
         options = [text for name, value in named.items() if value is not None for text in (name, str(value))]
-        options += [text for value in set_ or () for text in ("--set", value)]
+        options += [text for value in _shipped(file, set_ or []) for text in ("--set", value)]
         options += [name for name, value in (("--dry-run", dry_run), ("--force", force), ("--resume", resume)) if value]
         raise typer.Exit(submit_remote(on, file, options, detach=detach, python=remote_python))
     if on == "local":
@@ -130,6 +130,17 @@ def submit(
     print_plan(made, console)
     if not dry_run:
         raise typer.Exit(run_and_track(made, console, force=force))
+
+
+def _shipped(file: Path, changes: list[str]) -> list[str]:
+    """The values of `--set` as a cluster can read them."""
+    from orchestrator.settings import Settings
+    from orchestrator.storage.store import Storage
+    from orchestrator.workflows.remote_labels import with_sent_labels
+
+    if not os.environ.get("MCC_STORAGE"):  # which the submission refuses
+        return changes
+    return with_sent_labels(file, changes, Storage(Settings.from_environment().storage))
 
 
 def submit_remote(on: str, file: Path, options: list[str], *, detach: bool, python: str) -> int:

@@ -64,7 +64,7 @@ def submit_job(
                     metadata={"sweep": str(read_yaml(sweep).get("name", ""))},
                 )
             )
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:  # OSError: of the connection
             raise MCCError(f"--on {on}: the job was not taken: {reason(error)}") from None
 
 
@@ -83,7 +83,7 @@ def follow_job(on: str, job: str, on_text: Callable[[str], None]) -> int:
         client.get_job_status(job)
         asyncio.run(tail())
         return 0 if str(client.get_job_status(job).value) == "SUCCEEDED" else 1
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         if "404" in str(error) or "does not exist" in str(error):
             raise UsageError(f"{job}: no such job at {on}") from None
         raise MCCError(f"--on {on}: {reason(error)}") from None
@@ -121,7 +121,7 @@ def _environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _pack(sweep: Path, folder: Path) -> None:
-    """The packages, the sweep file and, where its base or that of a stage is a file, that too."""
+    """The packages, the sweep file and the files that it names as bases."""
     for source in (Path(str(mcc_core.__file__)).parent, Path(__file__).parents[1]):
         shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
     shutil.copyfile(sweep, folder / sweep.name)
@@ -139,10 +139,17 @@ def _pack(sweep: Path, folder: Path) -> None:
 
 
 def _bases(fields: Mapping[str, Any]) -> dict[str, str]:
-    """Where a sweep file names a base to what it is."""
-    named = {"base": str(fields.get("base") or "")}
+    """Where a file that is not checked yet, its stages and their points name a base, and what it is."""
     stages = fields.get("stages")
-    for name, stage in stages.items() if isinstance(stages, Mapping) else ():
-        if isinstance(stage, Mapping):
-            named[f"stages.{name}.base"] = str(stage.get("base") or "")
+    parts: dict[str, Any] = {"": fields}
+    parts |= {f"stages.{name}.": stage for name, stage in stages.items()} if isinstance(stages, Mapping) else {}
+    named: dict[str, str] = {}
+    for where, part in parts.items():
+        if not isinstance(part, Mapping):
+            continue
+        named[f"{where}base"] = str(part.get("base") or "")
+        points = part.get("points")
+        for number, point in enumerate(points if isinstance(points, list) else ()):
+            if isinstance(point, Mapping):
+                named[f"{where}points[{number}].base"] = str(point.get("base") or "")
     return named

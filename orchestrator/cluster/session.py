@@ -132,7 +132,7 @@ def _start(capacity: Capacity) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (OSError, RuntimeError, TimeoutError) as error:  # a machine that is too busy, a disk that is full
+    except Exception as error:  # a machine that is too busy, a disk that is full; of the dashboard a bare Exception
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         ray.shutdown()
         raise MCCError(

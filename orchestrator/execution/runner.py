@@ -243,6 +243,7 @@ def _assignment(plan: Plan, trial: Trial, settings: Settings, launch: str, room:
         threads=plan.file.resources.threads,
         input=trial.input,
         refine=trial.refine,
+        network=trial.network,
     )
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TooLateError
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,16 @@ _EXTRAS = {
 _DATASETS = ("voc", "coco")
 
 
+@dataclass(frozen=True)
+class _Section:
+    """A question. One that is `optional` is about what only some recipes need: silence is no failure then."""
+
+    name: str
+    ask: Callable[[], Answer]
+    limit_s: float = LIMIT_S
+    optional: str = ""  # what alone needs it
+
+
 def examine(settings: Settings, *, start_ray: bool = False, data: Path = Path("data")) -> Iterator[Finding]:
     """Ask everything, one section after the other.
 
@@ -39,34 +50,40 @@ def examine(settings: Settings, *, start_ray: bool = False, data: Path = Path("d
             `RAY_ADDRESS` names is always looked at.
         data: folder that prepared datasets are looked for in.
     """
-    sections: list[tuple[str, Callable[[], Answer], float]] = [
-        ("packages", _packages, LIMIT_S),
-        ("device", _device, CLUSTER_S),
-        ("ray", lambda: ray_answers(settings, start=start_ray), CLUSTER_S),
-        ("storage", lambda: _storage(settings), 4 * LIMIT_S),
-        ("mlflow", lambda: mlflow_answers(settings), 2 * LIMIT_S),
-        ("data", lambda: _data(data), LIMIT_S),
-        ("weights", _weights, LIMIT_S),
+    sections = [
+        _Section("packages", _packages),
+        _Section("device", _device, CLUSTER_S),
+        _Section("ray", lambda: ray_answers(settings, start=start_ray), CLUSTER_S),
+        _Section("storage", lambda: _storage(settings), 4 * LIMIT_S),
+        _Section("mlflow", lambda: mlflow_answers(settings), 2 * LIMIT_S),
+        _Section("data", lambda: _data(data), optional="recipes on prepared datasets"),
+        # Imports timm, which a busy machine reads from a cold disk for a while.
+        _Section("weights", _weights, CLUSTER_S, optional="recipes that begin with ImageNet weights"),
     ]
-    for section, ask, limit in sections:
-        for level, detail, fix in _within(ask, limit):
-            yield Finding(section, level, redact(detail), redact(fix))
+    for section in sections:
+        for level, detail, fix in _within(section):
+            yield Finding(section.name, level, redact(detail), redact(fix))
 
 
-def _within(ask: Callable[[], Answer], limit_s: float) -> list[tuple[Level, str, str]]:
+def _within(section: _Section) -> list[tuple[Level, str, str]]:
     """The answers of one section; an error or silence is an answer too."""
     pool = ThreadPoolExecutor(1, thread_name_prefix="doctor")
     findings: list[tuple[Level, str, str]] = []
 
     def collect() -> None:
-        for answer in ask():
+        for answer in section.ask():
             findings.append(answer)
 
     future: Future[None] = pool.submit(collect)
     try:
-        future.result(limit_s)
+        future.result(section.limit_s)
     except TooLateError:
-        findings.append(("fail", f"no answer within {limit_s:g} s", "look at the network, and at what should answer"))
+        silence = f"no answer within {section.limit_s:g} s"
+        if section.optional:
+            silence += f": only {section.optional} need it"
+            findings.append(("warn", silence, "mcc doctor again, when this machine and its disk are less busy"))
+        else:
+            findings.append(("fail", silence, "look at the network, and at what should answer"))
     except (MCCError, OSError) as error:
         findings.append(("fail", one_line(error), ""))
     except Exception as error:  # a diagnosis must not end at what it is there to find

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +85,7 @@ class Garbage:
     size: int  # bytes
     stored: tuple[Stored, ...]
     folder: bool = False
+    local: Path | None = None  # of this machine and not of the storage: a copy, which is fetched or packed again
 
 
 def garbage(
@@ -92,8 +94,9 @@ def garbage(
     """(what nothing refers to, notes about what is left alone).
 
     Trials, label sets and Ray's books of sweeps that are not on record, checkpoints beyond the newest `keep` and the
-    best, files without their other half, parts that killed processes left, uploads that never ended. Nothing of a trial
-    or sweep that a living process holds a lease of, nothing younger than `older_s` seconds.
+    best, files without their other half, parts that killed processes left, uploads that never ended; of this machine
+    the packed label sets and fetched checkpoints below `home` that no sweep on record names. Nothing of a trial or
+    sweep that a living process holds a lease of, nothing younger than `older_s` seconds.
     """
     modes = _referred(storage)
     trials, sweeps = claimed(storage)
@@ -119,6 +122,7 @@ def garbage(
     parts = [file for top in _TOPS for file in storage.files(top, parts=True)]
     for what, ones in (("part of a killed process", parts), ("upload that never ended", storage.unfinished_uploads())):
         unused += [_one(what, file) for file in ones if file.modified <= limit and not _leased(file, trials | sweeps)]
+    unused += _copies(home, trials | modes.keys(), limit)
     return unused, _unsent(home, trials)
 
 
@@ -138,7 +142,9 @@ def remove(storage: Storage, unused: Sequence[Garbage]) -> list[Garbage]:
         gone = [item for item in unused if not any(item is other for other in kept)]
         for item in gone:
             lease.refresh()
-            if item.folder:
+            if item.local is not None:
+                _delete_local(item.local)
+            elif item.folder:
                 storage.delete_folder(item.key)
             for stored in () if item.folder else item.stored:
                 if stored.upload:
@@ -226,6 +232,28 @@ def _referred(storage: Storage) -> dict[str, set[str]]:
 
 def _leased(file: Stored, names: set[str]) -> bool:
     return any(part in names for part in file.key.split("/"))
+
+
+def _copies(home: Path, needed: Set[str], limit: float) -> Iterator[Garbage]:
+    """What this machine packed, or fetched from a bucket or MLflow, and no sweep names."""
+    for what, top in (("packed label set", "label-sets"), ("fetched checkpoint", "fetched")):
+        folder = home / top
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if path.name.partition(".")[0] in needed:
+                continue
+            with contextlib.suppress(FileNotFoundError):  # somebody else cleans too
+                stats = [file.stat() for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
+                # Not the time of modification, which may be that of the object in the bucket.
+                if all(stat.st_ctime <= limit for stat in stats):
+                    size = sum(stat.st_size for stat in stats)
+                    yield Garbage(f"{what} of no sweep", str(path), size, (), local=path)
+
+
+def _delete_local(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _unsent(home: Path, trials: set[str]) -> list[str]:

@@ -43,6 +43,12 @@ class Trial:
     stage: str = ""  # of a sweep of stages: the name of this trial's
     input: str | None = None  # identity of the trial whose product this one takes
     refine: dict[str, Any] | None = None  # fields of a refinement: labels are made, nothing is trained
+    network: str | None = None  # identity of the trial whose network the refinement brings along
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Identities of the trials that must have finished before."""
+        return tuple(identity for identity in (self.input, self.network) if identity is not None)
 
     @property
     def workers(self) -> int:
@@ -279,6 +285,15 @@ def _absolute(experiment: Experiment) -> Experiment:
                 "or timm to download, or random"
             )
         experiment = experiment.model_copy(update={"model": model.model_copy(update={"weights": file})})
+    for name, file in method_of(experiment).files(experiment).items():
+        section, field = name.split(".")
+        config = getattr(experiment, section)
+        if Path(getattr(config, field)) != file:  # the name of a shipped one
+            continue
+        found = file.expanduser().resolve()
+        if not found.is_file():
+            raise UsageError(f"{name}: {found}: no such file")
+        experiment = experiment.model_copy(update={section: config.model_copy(update={field: str(found)})})
     return experiment
 
 

@@ -54,15 +54,24 @@ def trial_identity(experiment: Experiment, seed: int, fingerprint: str) -> str:
         "weights": weights_identity(experiment.model),
         "data": fingerprint,
     }
+    for name, file in method.files(experiment).items():
+        section, field = name.split(".")
+        stat = file.stat()
+        fields[section][field] = _file_hash(file, stat.st_size, stat.st_mtime_ns)
     if (labels := method.labels(experiment)) is not None:
         fields["labels"].pop("source")
         content["labels"] = labels_identity(labels)
     return json_digest(content, 16)
 
 
-def refined_identity(refine: Mapping[str, Any], of: str, fingerprint: str) -> str:
-    """Identity of the labels that a refinement makes of what the trial `of` made: 16 hexadecimal digits."""
+def refined_identity(refine: Mapping[str, Any], of: str, fingerprint: str, network: str | None = None) -> str:
+    """Identity of the labels that a refinement makes of what the trial `of` made: 16 hexadecimal digits.
+
+    Args:
+        network: of the trial whose network the refinement brings along.
+    """
     content = {"refine": refine, "of": of, "source": refinement_source(), "data": fingerprint}
+    content |= {"network": network} if network is not None else {}
     return json_digest(content, 16)
 
 
@@ -86,7 +95,8 @@ def method_source(method: Method) -> str:
     """
     package = Path(mcc_core.__file__).parent
     others = tuple(f"methods/{name}/" for name in METHODS if name != method.name)
-    shared = source_hash(package, (*_NOT_TRAINING_PLACES, *others))
+    places = tuple(place for place in _NOT_TRAINING_PLACES if place not in method.rooms)
+    shared = source_hash(package, (*places, *others))
     own = Path(inspect.getfile(type(method)))
     if own.is_relative_to(package):
         return shared
@@ -96,8 +106,10 @@ def method_source(method: Method) -> str:
 def refinement_source() -> str:
     """Hash of the code that makes labels of maps; that of the network is in the identity of what it refines."""
     package = Path(mcc_core.__file__).parent
-    rooms = ("refinement", "pseudo_labels")
-    return _sha256("".join(source_hash(package / room, skipped=frozenset()) for room in rooms).encode())
+    rooms = [source_hash(package / room, skipped=frozenset()) for room in ("refinement", "pseudo_labels")]
+    # How a network is asked for its maps, which training does not run.
+    asked = [_code((package / "evaluation" / name).read_text("utf-8")) for name in ("protocols.py", "scoring.py")]
+    return _sha256("\0".join([*rooms, *asked]).encode())
 
 
 @lru_cache(maxsize=32)

@@ -39,8 +39,12 @@ def labelled(experiment: Experiment, index: DataIndex, home: Path) -> tuple[Expe
 
 
 def named(point: str, experiment: Experiment) -> str:
-    """A configuration's name, which every table, run and report shows: it says so where supervision is full."""
-    return point + FULL if supervision_of(experiment) == "full" else point
+    """A configuration's name, which every table, run and report shows: it says so where supervision is full, or more
+    than image-level labels."""
+    if supervision_of(experiment) == "full":
+        return point + FULL
+    told = method_of(experiment).told
+    return point if told == "I" else f"{point} ({told})"
 
 
 def _pack(labels: LabelSet, file: Path) -> None:

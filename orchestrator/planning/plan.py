@@ -215,6 +215,7 @@ def trial_document(trial: Trial) -> TrialRecord:
     }
     if trial.stage:
         record |= {"stage": trial.stage, "input": trial.input, "refine": trial.refine}
+        record |= {"network": trial.network} if trial.network is not None else {}
     return record
 
 

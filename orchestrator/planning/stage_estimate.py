@@ -68,7 +68,7 @@ def estimate_stages(
     worked = sum(seconds[t.identity] * t.workers for t in trials)
     first = next((speeds[k] for k in speeds if speeds[k] is not None), None)
     told = ", ".join(dict.fromkeys(sources))
-    whole = makespan(seconds, {t.identity: t.input for t in trials}, concurrent)
+    whole = makespan(seconds, {t.identity: t.inputs for t in trials}, concurrent)
     return Estimate(whole, first[0].iteration_s if first else 0.0, told, worked), seconds
 
 
@@ -87,15 +87,15 @@ def _with_labels(trial: Trial, index: DataIndex) -> Iterator[DataIndex]:
         yield replace(index, train=items, labels=writer.close())
 
 
-def makespan(seconds: Mapping[str, float], inputs: Mapping[str, str | None], slots: int) -> float:
+def makespan(seconds: Mapping[str, float], inputs: Mapping[str, Sequence[str]], slots: int) -> float:
     """Seconds until all are done, so many at a time, in their order, each after its input where that is among them."""
     free, ends, left = [0.0] * max(1, slots), dict[str, float](), list(seconds)
     while left:
         now = min(free)
 
         def ready(identity: str) -> float:
-            before = inputs.get(identity)
-            return 0.0 if before is None or before not in seconds else ends.get(before, float("inf"))
+            before = [other for other in inputs.get(identity, ()) if other in seconds]
+            return max((ends.get(other, float("inf")) for other in before), default=0.0)
 
         chosen = next((i for i in left if ready(i) <= now), None) or min(left, key=ready)
         left.remove(chosen)

@@ -1,4 +1,4 @@
-"""The trials of a sweep of stages: every configuration of a stage on every one of the stage that it takes from.
+"""The trials of a sweep of stages: every configuration of a stage on every one of the stages that it takes from.
 
 The identity of a trial contains that of its input, so that what comes before a change is not run again.
 """
@@ -14,7 +14,7 @@ from typing import Any
 from mcc_core.data.index import DataIndex, build_index
 from mcc_core.errors import UsageError
 from mcc_core.experiment_files import load_base
-from mcc_core.methods.registry import method_of_fields
+from mcc_core.methods.registry import method_of_fields, supervision_of
 from orchestrator.planning.configurations import MAX_TRIALS, Candidate, ConfigurationBuilder, Trial, text
 from orchestrator.planning.identity import refined_identity, trial_identity
 from orchestrator.planning.label_sets import FULL, labelled
@@ -25,6 +25,14 @@ from orchestrator.spec import space as spaces
 from orchestrator.spec.stages_file import LABELS, REFINE, Stage, StagesFile
 from orchestrator.spec.sweep_file import SweepFile, check_fields, fixed_fields
 from orchestrator.storage.store import Storage
+
+
+@dataclass(frozen=True)
+class _Line:
+    """What a trial comes of, itself among it, by stage."""
+
+    trials: dict[str, str]  # identities
+    labels: dict[str, tuple[str, ...]]  # what its name is made of
 
 
 @dataclass
@@ -41,7 +49,7 @@ class StageTrials:
 
     def __post_init__(self) -> None:
         self._of_stage: dict[str, list[Trial]] = {}
-        self._labels: dict[tuple[str, str], tuple[str, ...]] = {}  # stage and identity to what its name is made of
+        self._lines: dict[tuple[str, str], _Line] = {}  # of a stage and identity
         self._by_data: dict[str, DataIndex] = {}
         for name in self.file.ordered():
             stage = self.file.stages[name]
@@ -84,27 +92,71 @@ class StageTrials:
                 f"{where}: data: other images than those of stage {self.file.line(name)[0]}, whose labels it trains "
                 "on; give both stages the same data.… fields"
             )
+        if of is not None and (made := self._supervision(of)) != supervision_of(experiment):
+            saw = "masks that people drew" if made == "full" else "no masks"
+            raise UsageError(
+                f"{where}: labels.supervision: {supervision_of(experiment)}: what makes its labels saw {saw}; expected "
+                f"{made}"
+            )
         identity = trial_identity(experiment, seed, fingerprint)
         varied = {key: value for key, value in candidate.varied.items() if key != LABELS}
         return Trial(identity, "", varied, experiment, seed, "", fingerprint, name, of.identity if of else None)
 
+    def _supervision(self, of: Trial) -> str:
+        """Of what the labels that a trial makes come from: its seeds and all networks that refined them."""
+        line = [of]
+        for trial in line:  # which grows
+            line += [self.trials[identity] for identity in trial.inputs]
+        own = "full" if any(supervision_of(trial.experiment) == "full" for trial in line) else "weak"
+        return refinements.supervision(own, [trial.refine for trial in line if trial.refine is not None])
+
     def _refine(self, name: str, stage: Stage, of: Trial) -> None:
         """Trials of a stage that makes labels."""
         where = f"{self.source}: stages.{name}"
+        maps_of = None if of.refine is not None else of.experiment
+        brought = self._brought(stage, of)
+        needed = stage.network is None or not brought
         for point, varied, fields in refined(stage, where):
-            refinement = refinements.refinement(fields, where, None if of.refine is not None else of.experiment)
-            identity = refined_identity(refinement.decisive(), of.identity, of.fingerprint)
-            refine = refinement.model_dump(mode="json", exclude_unset=True)
-            trial = Trial(identity, "", varied, of.experiment, of.seed, "", of.fingerprint, name, of.identity, refine)
-            self._add(name, (point,) if point else (), trial)
+            named = (point,) if point else ()
+            for network in brought:
+                refinement = refinements.refinement(fields, where, maps_of, network.experiment if network else None)
+                taken = network.identity if network is not None and refinements.takes_network(refinement) else None
+                needed = needed or taken is not None
+                identity = refined_identity(refinement.decisive(), of.identity, of.fingerprint, taken)
+                refine = refinement.model_dump(mode="json", exclude_unset=True)
+                made = Trial(identity, "", varied, of.experiment, of.seed, "", of.fingerprint, name, of.identity)
+                self._add(name, named, replace(made, refine=refine, network=taken))
+                if taken is None:  # and so with every network
+                    break
+        if not needed:
+            raise UsageError(f"{where}.network: {stage.network}: no kind of its refinement takes a trained network")
+
+    def _brought(self, stage: Stage, of: Trial) -> list[Trial | None]:
+        """The networks that a stage brings along to refine what `of` made.
+
+        They have its seed, and come of the same trials where both come of the same stage.
+        """
+        if stage.network is None or stage.of is None:
+            return [None]
+        line = self._lines[stage.of, of.identity].trials
+        return [
+            network
+            for network in self._of_stage[stage.network]
+            if network.seed == of.seed
+            and all(line.get(k, v) == v for k, v in self._lines[stage.network, network.identity].trials.items())
+        ]
 
     def _add(self, name: str, named: tuple[str, ...], trial: Trial) -> None:
         """Name a trial after its stage and what differs along its line, and keep it unless the same is there."""
-        before = self.file.stages[name].of
+        stage = self.file.stages[name]
         own = tuple(f"{name}:{part}" if self._unclear(name) else part for part in named)
-        labels = (*self._labels[before, trial.input], *own) if before is not None and trial.input else own
-        self._labels.setdefault((name, trial.identity), labels)
-        point = " ".join((name, *labels))
+        line = _Line({name: trial.identity}, {name: own})
+        for link, identity in ((stage.network, trial.network), (stage.of, trial.input)):
+            if link is not None and identity is not None:
+                before = self._lines[link, identity]
+                line = _Line(before.trials | line.trials, before.labels | line.labels)
+        self._lines.setdefault((name, trial.identity), line)
+        point = " ".join((name, *(part for labels in line.labels.values() for part in labels)))
         full = f"{point} s{trial.seed}" if len(self.file.seeds) > 1 else point
         if trial.identity in self.trials:
             self.duplicates.append(full)
@@ -113,9 +165,9 @@ class StageTrials:
                 self._of_stage[name].append(known)
             return
         varied = dict(trial.varied)
-        if trial.input is not None:
-            above = self.trials[trial.input]
-            varied = {f"{above.stage}/{k}" if k in varied else k: v for k, v in above.varied.items()} | varied
+        for above in (self.trials[identity] for identity in trial.inputs):
+            clashes = {k for k, v in above.varied.items() if k in trial.varied or varied.get(k, v) != v}
+            varied = {f"{above.stage}/{k}" if k in clashes else k: v for k, v in above.varied.items()} | varied
         self.trials[trial.identity] = replace(trial, name=full, point=point, varied=varied)
         self._of_stage[name].append(self.trials[trial.identity])
         if len(self.trials) > MAX_TRIALS:

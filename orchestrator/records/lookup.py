@@ -26,10 +26,19 @@ def find_checkpoint(name: str, settings: Settings, source: str = "CHECKPOINT") -
     sweep, identity = _trial(name, storage, source)
     if storage.exists(labels := layout.label_set(identity)):
         raise UsageError(f"{source}: {name} made labels and is no network: {storage.where(labels)}")
-    saved = best_saved(saved_checkpoints(storage, identity), sweep.mode)
-    if trial_state(storage, identity).status != TrialStatus.FINISHED or saved is None:
-        raise UsageError(f"{source}: {name} has no finished training; mcc sweep status {sweep.id}")
-    return fetch(storage, settings, identity, saved)
+    saved = saved_checkpoints(storage, identity)
+    best = best_saved(saved, sweep.mode)
+    if trial_state(storage, identity).status != TrialStatus.FINISHED or best is None:
+        raise UsageError(f"{source}: {name} has no finished training; {_instead(storage, sweep, identity, saved)}")
+    return fetch(storage, settings, identity, best)
+
+
+def _instead(storage: Storage, sweep: catalog.Sweep, identity: str, saved: list[CheckpointRecord]) -> str:
+    """What there is of a trial that is not finished, and how it is named."""
+    if not saved:
+        return f"it has no checkpoint yet: mcc sweep status {sweep.id}"
+    where = storage.where(saved[-1].key(identity))
+    return f"its newest checkpoint, after {saved[-1].iteration} iterations, can be named instead: {where}"
 
 
 def trial_of(name: str, settings: Settings) -> str | None:

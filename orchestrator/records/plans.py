@@ -19,6 +19,7 @@ class TrialRecord(TypedDict):
     stage: NotRequired[str]  # of a sweep of stages
     input: NotRequired[str | None]  # identity of the trial whose product this one takes
     refine: NotRequired[dict[str, Any] | None]  # the refinement, where labels are made
+    network: NotRequired[str]  # identity of the trial whose network the refinement brings along
 
 
 class PlanRecord(TypedDict):
@@ -37,11 +38,16 @@ class PlanRecord(TypedDict):
     trials: list[TrialRecord]
 
 
+def inputs(trial: Mapping[str, Any]) -> list[str]:
+    """Identities of the trials that one takes from."""
+    return [identity for name in ("input", "network") if (identity := trial.get(name))]
+
+
 def followers(trials: Sequence[TrialRecord], identities: Iterable[str]) -> list[str]:
     """Identities of these trials of a plan and of all that take from them, directly or not, in the plan's order."""
     wanted = set(identities)
     for trial in trials:  # inputs come first
-        if trial.get("input") in wanted:
+        if wanted.intersection(inputs(trial)):
             wanted.add(trial["identity"])
     return [trial["identity"] for trial in trials if trial["identity"] in wanted]
 
@@ -49,7 +55,7 @@ def followers(trials: Sequence[TrialRecord], identities: Iterable[str]) -> list[
 def last_stages(document: PlanRecord) -> set[str]:
     """Stages that a sweep is for: no other takes from them. Without stages: the one that has no name."""
     stages: Mapping[str, Any] = document["file"].get("stages") or {}
-    taken = {stage.get("of") for stage in stages.values()}
+    taken = {stage.get(name) for stage in stages.values() for name in ("of", "network")}
     return {name for name in stages if name not in taken} or {""}
 
 

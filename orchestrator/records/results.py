@@ -27,6 +27,8 @@ class Result:
     method: str = DEFAULT  # by its name in `method:`
     stage: str = ""  # of a sweep of stages
     compared: bool = True  # its stage is what the sweep is for; others are only shown
+    input: str | None = None  # identity of the trial whose product it takes
+    full: bool = False  # it learns from masks that people drew
 
     def score(self, metric: str) -> float | None:
         """A metric's value; None where it was not measured, or is no number."""

@@ -13,7 +13,7 @@ from mcc_core.methods.registry import DEFAULT
 from orchestrator.records import layout
 from orchestrator.records.events import TrialState, history, trial_states
 from orchestrator.records.leases import claimed
-from orchestrator.records.plans import PlanRecord, last_stages
+from orchestrator.records.plans import PlanRecord, inputs, last_stages, supervision
 from orchestrator.records.results import Result
 from orchestrator.records.status import CUT_OFF, DONE, TrialStatus
 from orchestrator.storage.store import Storage
@@ -97,8 +97,9 @@ def _not_begun(document: PlanRecord, results: Sequence[Result]) -> list[Result]:
     """The results, with why a trial that waits for a failed one will not begin."""
     told: dict[str, Result] = {}
     for trial, result in zip(document["trials"], results, strict=True):  # inputs come first
-        before = told.get(trial.get("input") or "")
-        if before is not None and result.status == TrialStatus.NEW:
+        for before in (told[identity] for identity in inputs(trial) if identity in told):
+            if result.status != TrialStatus.NEW or result.message:
+                break
             if before.status == TrialStatus.FAILED:
                 result = replace(result, message=f"not begun: its input {before.name} failed")
             elif before.message.startswith("not begun"):
@@ -153,7 +154,7 @@ def _result(
     point, varied, seed = trial["point"], trial["varied"], trial["seed"]
     method = trial["experiment"].get("method", DEFAULT)
     stage = trial.get("stage", "")
-    shown = (stage, stage in last)
+    shown = (stage, stage in last, trial.get("input"), supervision(trial) == "full")
     return Result(
         identity, trial["name"], point, varied, seed, status, metrics, message, log, state.cause, method, *shown
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import yaml
 
@@ -15,6 +15,7 @@ from orchestrator.analysis.importance import Configuration, importances, means_b
 from orchestrator.analysis.ladder import ladder
 from orchestrator.analysis.leaderboard import ABSENT, COLUMNS, all_background, front, lacks, table
 from orchestrator.analysis.statistics import paired
+from orchestrator.records.results import Result
 from orchestrator.records.status import DONE, TrialStatus
 from orchestrator.reports.document import Code, Grid, Part, Picture, Section, Text
 from orchestrator.reports.evidence import Evidence, jpeg, panels
@@ -71,16 +72,32 @@ def outcome(evidence: Evidence) -> Section:
 
 def steps(evidence: Evidence) -> Section | None:
     """What each stage reached, where the sweep has stages."""
-    lines = ladder(evidence.results)
-    if not lines:
+    return stages(evidence.results)
+
+
+def stages(results: Sequence[Result]) -> Section | None:
+    """What each stage of a sweep reached; None where it has none."""
+    climbed = ladder(results)
+    if not climbed.levels:
         return None
     told = (
-        "Percent, mean ± standard deviation over seeds. CAM: the network's class maps with the images' classes. "
+        "Percent, mean ± standard deviation over seeds with the 95 % interval of the mean. CAM: the network's class "
+        "maps with the images' classes. "
         "labels: what the refinement makes of them, on the pixels that it decides. segmentation: what the network "
         "predicts itself. Scores on train are of the images that have masks, up to train.eval_train_images of a "
-        "network. The leaderboard below compares the last stages alone."
+        "network."
     )
-    return Section("What each stage reached", [Grid(lines), Text(told)])
+    parts: list[Part] = [Grid(climbed.levels), Text(told)]
+    if climbed.steps:
+        explained = (
+            "What each stage adds to the one that it takes from, and what the last one is beside the first network's "
+            "own segmentation and beside networks trained on masks: differences seed by seed, with 95 % intervals and "
+            "p values of the paired t test, adjusted for their number (Holm). Labels are compared with the maps that "
+            "they are made of on the same images; networks are scored on the first images of a split alone where "
+            "train.eval_images or train.eval_train_images says so."
+        )
+        parts += [Text(explained), Grid(climbed.steps, signed=True)]
+    return Section("What each stage reached", [*parts, *(Text(f"{note}.") for note in climbed.notes)])
 
 
 def board(evidence: Evidence) -> Section | None:

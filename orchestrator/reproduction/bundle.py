@@ -91,6 +91,8 @@ def _trained(plan: Plan, settings: Settings) -> dict[str, bytes]:
     for trial in plan.trials:
         folder = f"trials/{trial.identity}"
         content = {"name": trial.name, "seed": trial.seed} | trial.experiment.model_dump(mode="json")
+        if trial.stage:  # of labels, the experiment is that of the network whose maps they are made of
+            content |= {"stage": trial.stage, "inputs": list(trial.inputs), "refine": trial.refine}
         files[f"{folder}/experiment.yaml"] = yaml.safe_dump(content, sort_keys=False).encode()
         if storage.exists(layout.environment(trial.identity)):
             files[f"{folder}/environment.json"] = storage.read(layout.environment(trial.identity))

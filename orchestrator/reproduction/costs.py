@@ -11,7 +11,8 @@ from orchestrator.planning.estimate import estimate_sweep
 from orchestrator.planning.plan import Plan
 from orchestrator.reproduction.runs import experiments
 from orchestrator.settings import Settings
-from orchestrator.spec.paper_table import PaperTable, Row
+from orchestrator.spec.paper_table import PaperTable, Work
+from orchestrator.spec.stages_file import StagesFile
 from orchestrator.spec.sweep_file import SweepFile
 from orchestrator.storage.store import Storage
 from orchestrator.text import size_text
@@ -32,10 +33,13 @@ class RowCost:
     published: str  # the run of the published code
     gpu_hours: float | None  # on the device of the table's published run, by FLOPs
     here_hours: float | None  # of every worker here, added up
+    work: Work  # of a step
 
 
-def row_costs(table: PaperTable, sweep: SweepFile, plan: Plan | None, settings: Settings) -> list[RowCost]:
+def row_costs(table: PaperTable, sweep: SweepFile | StagesFile, plan: Plan | None, settings: Settings) -> list[RowCost]:
     """Costs of each row; of a table without rows, of the whole grid as one."""
+    if isinstance(sweep, StagesFile):
+        return _stage_costs(table, sweep, plan)
     grouped: dict[str, list[Experiment]] = {}
     for point, experiment in experiments(sweep):
         grouped.setdefault(point if point in table.points else sweep.name, []).append(experiment)
@@ -50,11 +54,38 @@ def row_costs(table: PaperTable, sweep: SweepFile, plan: Plan | None, settings: 
         told = f"{_hours(run.hours)} x {run.gpus}" if run else NONE
         done, here = (None, None) if plan is None else _here(table, point, plan, settings)
         hours = 1e15 * pflop / speed / 3600 if pflop and speed else None
-        made.append(RowCost(point, known.network, len(trials), done, images, pflop, told, hours, here))
+        made.append(RowCost(point, known.network, len(trials), done, images, pflop, told, hours, here, known))
     return made
 
 
-def _pflop(row: Row, images: int) -> float | None:
+def _stage_costs(table: PaperTable, sweep: StagesFile, plan: Plan | None) -> list[RowCost]:
+    """Costs of each row of one stage, and of each stage of the others; `plan` has the time of each trial."""
+    trained, stages = dict(experiments(sweep)), table.stages()
+    paper = not sweep.name.endswith("-tiny")
+    speed = _published_speed(table) if paper else None
+    made = []
+    for name in sweep.stages:
+        row, stage = stages.get(name, (name, ""))
+        known: Work = table.row(row).work.get(stage, Work()) if stage else table.row(row)
+        experiment = trained.get(name)
+        images = experiment.train.iterations * experiment.train.global_batch * len(sweep.seeds) if experiment else 0
+        pflop = _pflop(known, images) if paper and experiment else None
+        run = table.row(row).run if paper and not stage else None
+        point = f"{row}: {stage}" if stage else row
+        network = "labels" if experiment is None else experiment.model.backbone if stage else table.row(row).network
+        own = [] if plan is None else [trial for trial in plan.trials if trial.stage == name]
+        left = [] if plan is None else [trial for trial in own if trial.identity not in plan.finished]
+        done = None if plan is None else len(own) - len(left)
+        here = None
+        if plan is not None and all(trial.identity in plan.seconds for trial in left):
+            here = sum(plan.seconds[trial.identity] * trial.workers for trial in left) / 3600
+        told = f"{_hours(run.hours)} x {run.gpus}" if run else NONE
+        hours = 1e15 * pflop / speed / 3600 if pflop and speed else None
+        made.append(RowCost(point, network, len(sweep.seeds), done, images, pflop, told, hours, here, known))
+    return made
+
+
+def _pflop(row: Work, images: int) -> float | None:
     return images * row.forwards * row.gflop / 1e6 if row.forwards and row.gflop else None
 
 
@@ -88,7 +119,7 @@ def cost_rows(costs: Sequence[RowCost], device: str | None, here: str) -> list[l
         name = f"{cost.point} ({cost.network})" if cost.network else cost.point
         done = NONE if cost.done is None else str(cost.done)
         numbers = [_number(cost.pflop, 0), cost.published, _number(cost.gpu_hours, 1), _number(cost.here_hours, 2)]
-        text.append([name, str(cost.trials), done, f"{cost.images:,}", *numbers])
+        text.append([name, str(cost.trials), done, f"{cost.images:,}" if cost.images else NONE, *numbers])
     if len(costs) > 1:
         images, trials = sum(c.images for c in costs), sum(c.trials for c in costs)
         done = NONE if any(c.done is None for c in costs) else str(sum(c.done or 0 for c in costs))
@@ -109,8 +140,9 @@ def notes(
     lines = []
     counted = [cost for cost in costs if cost.gpu_hours is not None]
     if counted:
-        rows = [(cost.point, table.row(cost.point)) for cost in counted]
-        text = ", ".join(f"{point} {row.forwards:g} forwards of {row.gflop:g} GFLOP an image" for point, row in rows)
+        text = ", ".join(
+            f"{cost.point} {cost.work.forwards:g} forwards of {cost.work.gflop:g} GFLOP an image" for cost in counted
+        )
         lines.append(f"FLOPs: {text}, counted by benchmarks/step.py")
         lines.append(
             f"published: of the published code's log, x {published_device(table)}; hours on it of each row: if FLOPs "
@@ -124,7 +156,9 @@ def notes(
     if plan is not None and (left := [t for t in plan.trials if t.identity not in plan.finished]):
         processors = (plan.file.resources.threads, plan.gpus_per_worker)
         trained = [trial.experiment for trial in left]
-        disk = predicted_bytes(trained, len(plan.index.classes), *processors, Storage(settings.storage))
+        disk = plan.disk_bytes or predicted_bytes(
+            trained, len(plan.index.classes), *processors, Storage(settings.storage)
+        )
         lines.append(f"storage: up to {size_text(disk)}")
     return lines
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from mcc_core.errors import MCCError
 from orchestrator.planning.plan import Plan, plan_document
+from orchestrator.records import sweeps as catalog
 from orchestrator.records.events import history
 from orchestrator.reports.document import Code, Grid, Part, Picture, Section, Text, pictures, to_html, to_markdown
 from orchestrator.reports.pages import marked, require_ours
+from orchestrator.reports.results import stages
 from orchestrator.reproduction.lines import Line, compared, rows
 from orchestrator.settings import Settings
 from orchestrator.spec.paper_table import PaperTable, load_table
-from orchestrator.spec.sweep_file import SweepFile
 from orchestrator.storage.store import Storage
 from orchestrator.tracking import sync as tracking
 
@@ -84,14 +85,18 @@ def _sections(
             Text("Percent, with 95 % intervals of the paired t test over shared seeds."),
         ]
         made.append(Section(f"Under one protocol: differences to {table.common}", parts))
+    if plan is not None and table.pipelines:
+        results = catalog.results(Storage(settings.storage), plan_document(plan, [], None))
+        if (reached := stages(results)) is not None:
+            made.append(reached)
     noted = [[point, table.row(point).note] for point in table.points if table.row(point).note]
     if noted:
         made.append(Section("Recipes that are not their authors'", [Grid([["configuration", "what differs"], *noted])]))
     aspects = {line.target.point: line.aspects for line in lines if line.aspects}
     if aspects:
-        told = [["configuration", "aspect", "", "here"]]
-        told += [[p, a.name, "same" if a.same else "differs", a.text] for p, some in aspects.items() for a in some]
-        made.append(Section("What is as it was published", [Grid(told)]))
+        stated = [["configuration", "aspect", "", "here"]]
+        stated += [[p, a.name, "same" if a.same else "differs", a.text] for p, some in aspects.items() for a in some]
+        made.append(Section("What is as it was published", [Grid(stated)]))
     if plan is not None and (drawn := _curves(table, plan, settings)) is not None:
         caption = "Evaluation during training, over the points of the published log"
         if _is_tiny(plan):
@@ -102,7 +107,7 @@ def _sections(
 
 
 def _is_tiny(plan: Plan) -> bool:
-    return isinstance(plan.file, SweepFile) and plan.file.base == "tiny"
+    return plan.file.name.endswith("-tiny")
 
 
 def _again(name: str, table: PaperTable, plan: Plan | None) -> str:
@@ -122,7 +127,9 @@ def _curves(table: PaperTable, plan: Plan, settings: Settings) -> bytes | None:
     from matplotlib.figure import Figure
 
     storage = Storage(settings.storage)
-    events = {trial.name: history(storage, trial.identity) for trial in plan.trials}
+    stages = table.stages()
+    trials = [trial for trial in plan.trials if trial.stage not in stages]
+    events = {trial.name: history(storage, trial.identity) for trial in trials}
     figure = Figure(figsize=(4.2 * len(table.curves), 3.6), layout="constrained")
     panels = figure.subplots(1, len(table.curves), sharey=True, squeeze=False)[0]
     for axes, curve in zip(panels, table.curves, strict=True):
@@ -134,7 +141,7 @@ def _curves(table: PaperTable, plan: Plan, settings: Settings) -> bytes | None:
             marker="o",
             label=label,
         )
-        for trial in plan.trials:
+        for trial in trials:
             curves = [
                 (event["iteration"] / trial.experiment.train.iterations, 100 * event["metrics"][curve.metric])
                 for event in events[trial.name]

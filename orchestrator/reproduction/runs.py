@@ -16,8 +16,11 @@ from mcc_core.pseudo_labels.crf import require_crf
 from mcc_core.validation import validate
 from orchestrator.planning.configurations import ConfigurationBuilder
 from orchestrator.planning.plan import Plan, plan_sweep
+from orchestrator.planning.stage_plan import plan_stages
+from orchestrator.reproduction.stages import stage_experiments, staged_table
 from orchestrator.settings import Settings
 from orchestrator.spec.paper_table import PaperTable
+from orchestrator.spec.stages_file import StagesFile
 from orchestrator.spec.sweep_file import SweepFile, fixed_fields
 
 SEPARATOR = ":"  # between a row and a field of it alone
@@ -25,11 +28,14 @@ SEPARATOR = ":"  # between a row and a field of it alone
 
 def table_sweep(
     table: PaperTable, scale: str, data: Path | None, seeds: tuple[int, ...], changes: Mapping[str, Any] | None = None
-) -> SweepFile:
+) -> SweepFile | StagesFile:
     """The table's sweep at a scale: `paper`, or `tiny` on the generated shapes, in minutes.
 
+    A table with rows of several stages is a sweep of stages, in which its other rows have one each.
+
     Args:
-        changes: dotted fields; `ROW:FIELD` is one of a row alone. Raises UsageError for a row that is none.
+        changes: dotted fields; `ROW:FIELD` is one of a row alone, and `ROW:STAGE.FIELD` of a stage of it. Raises
+            UsageError for a row that is none.
     """
     fields = table.of_scale(scale) | {"seeds": seeds}
     every = {} if scale == "tiny" else {"data.root": str(data)}
@@ -44,6 +50,8 @@ def table_sweep(
             there = f"expected one of {', '.join(names.values())}" if names else "it has none"
             raise UsageError(f"--set {key}: {row}: no row of {table.description}; {there}")
         own.setdefault(names[row.lower()], {})[field] = value
+    if table.pipelines:
+        return staged_table(table, scale, fields, every, own)
     fields["set"] = dict(fields.get("set", {})) | every
     if own:
         points = fields.get("points", ())
@@ -51,8 +59,13 @@ def table_sweep(
     return validate(SweepFile, fields, str(fields["name"]))
 
 
-def experiments(sweep: SweepFile) -> list[tuple[str, Experiment]]:
-    """(row, experiment) of each configuration; those of rows also where files that they name are not there."""
+def experiments(sweep: SweepFile | StagesFile) -> list[tuple[str, Experiment]]:
+    """(row, experiment) of each configuration; those of rows also where files that they name are not there.
+
+    Of a sweep of stages (stage, experiment) of those that train.
+    """
+    if isinstance(sweep, StagesFile):
+        return stage_experiments(sweep)
     if sweep.parameters:
         return [(c.point, c.experiment) for c in ConfigurationBuilder(sweep, sweep.name).planned()[0]]
     made = []
@@ -84,6 +97,7 @@ def missing(table: PaperTable, data: Path, changes: Mapping[str, Any], *, train:
 
 def _missing_weights(table: PaperTable, data: Path, changes: Mapping[str, Any], *, download: bool) -> list[str]:
     missing: dict[str, str] = {}
+    stages = table.stages()
     for point, experiment in experiments(table_sweep(table, "paper", data, (0,), changes)):
         model = experiment.model
         key = f"{model.backbone} {model.weights}"
@@ -91,7 +105,11 @@ def _missing_weights(table: PaperTable, data: Path, changes: Mapping[str, Any], 
             continue
         missing[key] = ""
         give = "model.weights=FILE (.safetensors or .pth)"
-        give = f"--set {point}{SEPARATOR}{give}" if len(table.points) > 1 else f"--set {give}"
+        if point in stages:
+            point, stage = stages[point]
+            give = f"--set {point}{SEPARATOR}{stage}.{give}"
+        else:
+            give = f"--set {point}{SEPARATOR}{give}" if len(table.points) > 1 else f"--set {give}"
         if isinstance(model.weights, Path) and not model.weights.exists():
             missing[key] = f"ImageNet weights of {point}: looked for {model.weights}; elsewhere: {give}"
         elif not download and isinstance(model.weights, str) and cached_backbone(model.backbone, model.weights) is None:
@@ -122,5 +140,10 @@ def plan_table(
     if scale == "paper" and (lacking := missing(table, data, changes, train=True)):
         raise UsageError("\n".join([f"{name} needs what is not here:", *lacking]))
     every = {key: value for key, value in changes.items() if SEPARATOR not in key}
+    if table.pipelines:
+        stages = table_sweep(table, scale, data, seeds, changes)
+        assert isinstance(stages, StagesFile)
+        return plan_stages(stages, f"{name}.yaml", settings=settings, estimate=estimate)
     sweep = table_sweep(table, scale, data, seeds, {k: v for k, v in changes.items() if k not in every})
+    assert isinstance(sweep, SweepFile)
     return plan_sweep(sweep, f"{name}.yaml", overrides=every, settings=settings, estimate=estimate)

@@ -29,6 +29,7 @@ from orchestrator.records.lookup import fetch
 from orchestrator.records.status import TrialStatus
 from orchestrator.reproduction.lines import Line, Networks, Origin, aspects, judged, protocol_text, seeds_of
 from orchestrator.reproduction.runs import missing
+from orchestrator.reproduction.stages import row_of
 from orchestrator.settings import Settings
 from orchestrator.spec.paper_table import PaperTable, Target, differences, table_experiment
 from orchestrator.storage.store import Storage
@@ -49,17 +50,18 @@ class Found:
     scale: str = "paper"
 
 
-def trained(plan: Plan, scale: str, settings: Settings) -> Found:
-    """The last checkpoint of every finished trial."""
+def trained(plan: Plan, scale: str, settings: Settings, table: PaperTable) -> Found:
+    """The last checkpoint of every finished trial whose network is a row's."""
     storage = Storage(settings.storage)
     networks: dict[tuple[str, int], Path] = {}
+    origins: dict[str, Origin] = {}
     for trial in plan.trials:
+        if (row := row_of(table, trial)) is None:
+            continue
         saved = saved_checkpoints(storage, trial.identity)
         if trial_state(storage, trial.identity).status == TrialStatus.FINISHED and saved:
-            networks[trial.point, trial.seed] = fetch(storage, settings, trial.identity, saved[-1])
-    origins = {
-        trial.point: _origin(storage, trial.identity) for trial in plan.trials if (trial.point, trial.seed) in networks
-    }
+            networks[row, trial.seed] = fetch(storage, settings, trial.identity, saved[-1])
+            origins[row] = _origin(storage, trial.identity)
     return Found(networks, origins, None, scale)
 
 
@@ -79,7 +81,7 @@ def given(table: PaperTable, files: Sequence[str], data: Path, settings: Setting
     for text in files:
         row, file = _row_and_file(table, text)
         base = None
-        if row is not None:
+        if row is not None and row not in table.pipelines:
             base = next(p.get("base") for p in table.sweep["points"] if p["name"] == row) or str(table.sweep["base"])
         origin = Origin("a checkpoint of ours", "scored on this machine; where it was trained is not known")
         try:
@@ -118,6 +120,10 @@ def _row_of(table: PaperTable, method: str, file: Path) -> str:
     own = [point for point in table.points if table_experiment(table, point).method == method]
     if not own:
         raise UsageError(f"--weights {file}: is of the method {method}, of which {table.description} has no row")
+    if several := [point for point in own if point in table.pipelines]:
+        raise UsageError(
+            f"--weights {file}: is of the method {method}, the last stage of {', '.join(several)}: give ROW={file}"
+        )
     return own[-1]
 
 

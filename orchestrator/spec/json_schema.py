@@ -26,7 +26,7 @@ _ANY_DEPTH = r"^model\.backbone_args\."  # keyword arguments of timm's, which no
 
 
 def shipped(name: str) -> str:
-    """The text of a shipped schema: experiment, sweep or table."""
+    """The text of a shipped schema: experiment, sweep, table or pipeline."""
     return (FOLDER / f"{name}.schema.json").read_text(encoding="utf-8")
 
 
@@ -114,9 +114,23 @@ def table_schema() -> Json:
     return {"$schema": _DIALECT} | table | {"title": "mcc table of the paper"}
 
 
+def pipeline_schema() -> Json:
+    """Schema of the stages of a table's row; of a stage, it refers to the file beside it."""
+    from orchestrator.spec.pipeline import Pipeline
+
+    pipeline = Pipeline.model_json_schema()
+    pipeline["$defs"] = {}
+    for scale in ("stages", "tiny"):
+        node = pipeline["properties"][scale]
+        node |= {"additionalProperties": {"$ref": "sweep.schema.json#/$defs/Stage"}}
+        node.pop("patternProperties", None)
+    return {"$schema": _DIALECT} | pipeline | {"title": "mcc stages of a row of a table"}
+
+
 def texts() -> dict[str, str]:
     """File name to content of every schema, as they should be shipped."""
     made = {"experiment": experiment_schema(), "sweep": sweep_schema(), "table": table_schema()}
+    made["pipeline"] = pipeline_schema()
     return {f"{name}.schema.json": json.dumps(_tidy(schema), indent=1) + "\n" for name, schema in made.items()}
 
 

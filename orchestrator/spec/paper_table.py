@@ -18,6 +18,8 @@ from mcc_core.evaluation.protocols import PROTOCOLS, ProtocolName
 from mcc_core.experiment_files import resolve
 from mcc_core.structured_files import read_yaml
 from mcc_core.validation import flatten, validate
+from orchestrator.spec.pipeline import OnOtherData, Pipeline, load_pipeline, stage_name
+from orchestrator.spec.sweep_file import Slug
 
 FOLDER = Path(__file__).parents[1] / "reproduction" / "tables"
 # What changes neither what is learned nor what is scored; the batch is compared as a whole, data by its counts.
@@ -25,6 +27,7 @@ _FREE = {
     "description",
     *(f"data.{name}" for name in ("name", "root", "classes", "on_corrupt")),
     "model.weights",
+    "labels.source",  # of a row of several stages, which says in a note what they are
     *(f"compute.{name}" for name in ("compile", "recompute", "channels_last")),
     *(f"train.{name}" for name in ("workers", "batch_size", "accumulate", "loader_workers", "log_every", "panels")),
     *(f"train.{name}" for name in ("eval_every", "eval_images", "eval_batch", "eval_train_images")),
@@ -88,14 +91,22 @@ class PublishedRun(Strict):
     images: int = Field(ge=1, description="that it trained on, each as often as it was seen")
 
 
-class Row(Strict):
-    """What is known of one of the sweep's configurations beside its scores."""
+class Work(Strict):
+    """What a step of training takes."""
 
-    network: str = Field("", description="and what it was pretrained on, as a table prints it")
     forwards: float | None = Field(
         None, gt=0, description="of its encoder for an image and step, backward included, as benchmarks/step.py counts"
     )
     gflop: float | None = Field(None, gt=0, description="of one of them")
+
+
+class Row(Work):
+    """What is known of one of the sweep's configurations beside its scores."""
+
+    network: str = Field("", description="and what it was pretrained on, as a table prints it")
+    pipeline: Slug | None = Field(None, description="a row of several stages: the file in pipelines/ that has them")
+    stages: dict[Slug, OnOtherData] = Field({}, description="what differs in its pipeline on this table's data")
+    work: dict[Slug, Work] = Field({}, description="of its stages that train")
     published_forwards: float | None = Field(None, gt=0, description="of the published code")
     run: PublishedRun | None = None
     note: str = Field("", description="what keeps its recipe from being the authors'")
@@ -117,8 +128,18 @@ class PaperTable(Strict):
 
     @property
     def points(self) -> tuple[str, ...]:
-        """Names of its rows, in order; none of a grid."""
-        return tuple(point["name"] for point in self.sweep.get("points", ()))
+        """Names of its rows, in order, those of several stages first; none of a grid."""
+        return (*self.pipelines, *(point["name"] for point in self.sweep.get("points", ())))
+
+    @property
+    def pipelines(self) -> dict[str, Pipeline]:
+        """The stages of its rows that have several."""
+        return {name: load_pipeline(row.pipeline) for name, row in self.rows.items() if row.pipeline is not None}
+
+    def stages(self) -> dict[str, tuple[str, str]]:
+        """(row, stage) by the stage's name in the sweep of the whole table."""
+        pipelines = self.pipelines
+        return {stage_name(row, name): (row, name) for row, made in pipelines.items() for name in made.stages}
 
     def row(self, point: str) -> Row:
         """What is known of a row."""
@@ -140,6 +161,7 @@ def with_rows(table: PaperTable, only: Iterable[str]) -> PaperTable:
     if wrong := [name for name in given if name.lower() not in known]:
         raise UsageError(f"--only: {wrong[0]!r}: no such row; expected some of {', '.join(table.points)}")
     kept = {known[name.lower()] for name in given}
+    rows = {name: row for name, row in table.rows.items() if row.pipeline is None or name in kept}
 
     def some(fields: dict[str, Any]) -> dict[str, Any]:
         changes: dict[str, Any] = {}
@@ -150,7 +172,8 @@ def with_rows(table: PaperTable, only: Iterable[str]) -> PaperTable:
         return fields | changes
 
     targets = tuple(target for target in table.targets if target.point in kept)
-    return table.model_copy(update={"sweep": some(table.sweep), "tiny": some(table.tiny), "targets": targets})
+    fields = {"sweep": some(table.sweep), "tiny": some(table.tiny), "targets": targets, "rows": rows}
+    return table.model_copy(update=fields)
 
 
 def table_names() -> list[str]:
@@ -208,8 +231,12 @@ def differences(table: PaperTable, point: str, file: Path, data: Path | None) ->
 
 
 def table_experiment(table: PaperTable, point: str, scale: str = "paper") -> Experiment:
-    """The experiment of one of a table's configurations, as it was published or at tiny scale."""
+    """The experiment of one of a table's configurations, as it was published or at tiny scale; of a row of several
+    stages that of the last."""
     fields = table.of_scale(scale)
+    if (pipeline := table.pipelines.get(point)) is not None:
+        stage = pipeline.named(point, scale, table.row(point).stages)[stage_name(point, pipeline.last)]
+        return resolve(str(stage.base), stage.set)
     own: Mapping[str, Any] = next((p for p in fields.get("points", ()) if p["name"] == point), {})
     return resolve(str(own.get("base") or fields["base"]), {**fields.get("set", {}), **own.get("set", {})})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mcc_core.config import Experiment
@@ -21,15 +21,29 @@ def fields() -> list[str]:
     return settable(Refinement)
 
 
-def refinement(given: Mapping[str, Any], source: str, network: Experiment | None) -> Refinement:
+def supervision(own: str, refines: Iterable[Mapping[str, Any]]) -> str:
+    """`full` of labels that refinements make of seeds of the supervision `own`, where those or a step's network saw
+    masks that people drew; else `weak`."""
+    from mcc_core.refinement.base import Refinement
+    from mcc_core.refinement.seeds import supervision_with
+
+    seen = (supervision_with("weak", Refinement.model_validate(fields)) for fields in refines)
+    return "full" if own == "full" or "full" in seen else "weak"
+
+
+def refinement(
+    given: Mapping[str, Any], source: str, network: Experiment | None, brought: Experiment | None = None
+) -> Refinement:
     """Raw fields as a refinement. Raises UsageError, one line per mistake.
 
     Args:
         network: whose maps it takes; None: labels that another refinement made.
+        brought: of the stage whose trained network it brings along, for the kinds that take one.
     """
     from mcc_core.pseudo_labels.crf import require_crf
     from mcc_core.refinement.base import Refinement
-    from mcc_core.refinement.seeds import asked_of_labels
+    from mcc_core.refinement.kinds import learned
+    from mcc_core.refinement.seeds import asked_of_labels, refuse_certainty
 
     where = f"{source}.refine"
     made = validate(Refinement, given, where)
@@ -38,9 +52,13 @@ def refinement(given: Mapping[str, Any], source: str, network: Experiment | None
             require_crf()
     except UsageError as error:
         raise UsageError(f"{where}: kind: {error}") from None
+    _check_learned(made, source, network, brought)
     try:
         if network is None:
-            asked_of_labels(made)
+            there = made.chain if brought is None else [kind for kind in made.chain if kind not in learned(made)]
+            asked_of_labels(made.model_copy(update={"kind": tuple(there) or ("none",)}))
+        else:
+            refuse_certainty(made)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
     if network is not None and made.seeds not in (known := method_of(network).map_stages):
@@ -49,3 +67,27 @@ def refinement(given: Mapping[str, Any], source: str, network: Experiment | None
             f"{' and '.join(known) or 'no class maps to refine'}"
         )
     return made
+
+
+def takes_network(made: Refinement) -> bool:
+    """Whether a kind of its chain takes a trained network beside that of the maps."""
+    from mcc_core.refinement.kinds import learned
+
+    return bool(learned(made))
+
+
+def _check_learned(made: Refinement, source: str, network: Experiment | None, brought: Experiment | None) -> None:
+    """Raise UsageError unless each kind that takes a trained network has one of its method."""
+    from mcc_core.refinement.kinds import STEPS, learned
+
+    for kind in learned(made):
+        learner, file = STEPS[kind].learner, getattr(made, kind).network
+        if brought is not None and file is not None:
+            raise UsageError(f"{source}.refine.{kind}.network: {file}: the stage has a network already; take one out")
+        if brought is not None and brought.method != learner:
+            raise UsageError(f"{source}.network: trains method {brought.method}; {kind} takes one of method {learner}")
+        if brought is None and file is None and (network is None or network.method != learner):
+            raise UsageError(
+                f"{source}.network: is missing: {kind} takes a trained network: name a stage of method {learner}, or "
+                f"give a checkpoint as refine.{kind}.network"
+            )

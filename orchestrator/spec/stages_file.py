@@ -1,6 +1,7 @@
 """The schema of a sweep of stages: networks make seeds, refinements make labels of them, networks train on the labels.
 
-Each stage takes what another makes (`of`), and has its own experiment and parameters.
+Each stage takes what another makes (`of`), may bring a network of a third one along (`network`), and has its own
+experiment and parameters.
 """
 
 from __future__ import annotations
@@ -25,12 +26,18 @@ from orchestrator.spec.sweep_file import Parameters, Point, Resources, Seeds, Sl
 
 LABELS = "labels.source"  # field of an experiment that a stage before fills
 REFINE = "refine"  # section of the fields of a refinement
+_LINKS = ("of", "network")  # fields of a stage that name another
 
 
 class Stage(Strict):
     """One stage: with `base` it trains networks, with `refine` it makes labels."""
 
     of: Slug | None = Field(None, description="the stage whose maps are refined, or whose labels are trained on")
+    network: Slug | None = Field(
+        None,
+        description="the stage whose trained network a refinement brings along: that of irn, which finds boundaries, "
+        "or of psa",
+    )
     base: str | None = Field(None, description="preset or experiment file; this stage trains")
     refine: dict[str, Any] | None = Field(
         None, description="`kind` of the refinement and its parameters; this stage makes labels of the maps of `of`"
@@ -47,6 +54,11 @@ class Stage(Strict):
     @property
     def trains(self) -> bool:
         return self.base is not None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The stages that it takes from."""
+        return tuple(name for name in (self.of, self.network) if name is not None)
 
 
 class StagesFile(Strict):
@@ -79,8 +91,12 @@ class StagesFile(Strict):
                 raise ValueError(f"{where}: has base and refine; a stage trains or makes labels: take one out")
             if stage.refine is not None and stage.of is None:
                 raise ValueError(f"{where}.of: is missing: the stage whose maps it refines")
-            if stage.of is not None and stage.of not in self.stages:
-                raise ValueError(f"{where}.of: {stage.of!r}: no such stage{_meant(stage.of, name, self.stages)}")
+            if stage.network is not None and stage.refine is None:
+                raise ValueError(f"{where}.network: is of a stage with refine; one that trains takes labels alone (of)")
+            for field in _LINKS:
+                before = getattr(stage, field)
+                if before is not None and before not in self.stages:
+                    raise ValueError(f"{where}.{field}: {before!r}: no such stage{_meant(before, name, self.stages)}")
         for name in self.stages:
             _refuse_circle(name, self.stages)
         for name, stage in self.stages.items():
@@ -89,6 +105,8 @@ class StagesFile(Strict):
                     f"stages.{name}.of: {stage.of!r} trains a network, which is no set of labels: put a stage with "
                     "refine between (refine: {kind: none} thresholds its maps)"
                 )
+            if stage.network is not None and not self.stages[stage.network].trains:
+                raise ValueError(f"stages.{name}.network: {stage.network!r} makes labels and trains no network")
             _check_keys(f"stages.{name}", stage)
         return self
 
@@ -98,17 +116,17 @@ class StagesFile(Strict):
         return ((self.metric, self.mode),)
 
     def ordered(self) -> list[str]:
-        """Names of the stages, each after the one that it takes from."""
+        """Names of the stages, each after those that it takes from."""
         return sorted(self.stages, key=lambda name: len(self.line(name)))
 
     def line(self, name: str) -> list[str]:
         """A stage after all that it comes from, the first first."""
-        before = self.stages[name].of
-        return [*(self.line(before) if before is not None else ()), name]
+        before = dict.fromkeys(part for other in self.stages[name].inputs for part in self.line(other))
+        return [*before, name]
 
     def last(self) -> list[str]:
         """Stages that no other takes from: what the sweep is for."""
-        taken = {stage.of for stage in self.stages.values()}
+        taken = {name for stage in self.stages.values() for name in stage.inputs}
         return [name for name in self.stages if name not in taken]
 
     def training(self, name: str, source: str, labels: str | None = None) -> SweepFile:
@@ -146,7 +164,7 @@ def with_overrides(file: StagesFile, changes: Mapping[str, Any], source: str) ->
     `STAGE.FIELD` is a field of one stage; a FIELD alone is put into every stage that has it. Raises UsageError for a
     field that no stage has, or that a stage varies.
     """
-    fields = {name: _fields_of(file, name, source) for name in file.stages}
+    fields = {name: fields_of(file, name, source) for name in file.stages}
     sets: dict[str, dict[str, Any]] = {name: dict(stage.set) for name, stage in file.stages.items()}
     for key, value in changes.items():
         first, _, rest = key.partition(".")
@@ -173,7 +191,8 @@ def _given(file: StagesFile) -> dict[str, Any]:
     return {name: value for name, value in file if name in file.model_fields_set}
 
 
-def _fields_of(file: StagesFile, name: str, source: str) -> list[str]:
+def fields_of(file: StagesFile, name: str, source: str) -> list[str]:
+    """Dotted fields that a stage may set. Raises UsageError for a base that cannot be read."""
     stage = file.stages[name]
     if stage.trains:
         return known_fields(file.training(name, source), f"{source}: stages.{name}")
@@ -191,12 +210,16 @@ def _meant(wrong: str, name: str, stages: Mapping[str, Stage]) -> str:
 
 
 def _refuse_circle(name: str, stages: Mapping[str, Stage]) -> None:
-    seen, at = [name], stages[name].of
-    while at is not None:
-        if at in seen:
-            raise ValueError(f"stages.{name}.of: goes in a circle: {' of '.join([*seen, at])}")
-        seen.append(at)
-        at = stages[at].of
+    def follow(seen: tuple[str, ...], told: str, first: str | None) -> None:
+        for field in _LINKS:
+            if (before := getattr(stages[seen[-1]], field)) is None:
+                continue
+            text, link = f"{told} {field} {before}", first or field
+            if before in seen:
+                raise ValueError(f"stages.{name}.{link}: goes in a circle: {text}")
+            follow((*seen, before), text, link)
+
+    follow((name,), name, None)
 
 
 def _check_keys(where: str, stage: Stage) -> None:

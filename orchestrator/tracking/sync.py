@@ -214,7 +214,7 @@ class _Child:
         tags |= {"mlflow.parentRunId": tracker.parent, "mcc.point": trial["point"], "mcc.seed": str(trial["seed"])}
         tags["mcc.supervision"] = supervision(trial)
         tags |= {f"mcc.varied.{key}": value for key, value in trial["varied"].items()}
-        tags |= {f"mcc.{key}": trial[key] for key in ("stage", "input") if trial.get(key)}
+        tags |= {f"mcc.{key}": trial[key] for key in ("stage", "input", "network") if trial.get(key)}
         started = int(1000 * first["t"])
         self.run = str(self.client.create_run(tracker.experiment, started, tags, trial["name"]).info.run_id)
         self._describe()

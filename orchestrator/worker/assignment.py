@@ -32,6 +32,7 @@ class Assignment:
     clone: dict[str, Any] | None = None  # whose weights the trial goes on with: donor, iteration, fields
     input: str | None = None  # identity of the trial whose product this one takes
     refine: dict[str, Any] | None = None  # fields of a refinement: labels are made, nothing is trained
+    network: str | None = None  # identity of the trial whose network the refinement brings along
     fields: dict[str, float] | None = None  # changing hyper-parameters, for the log
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from orchestrator.records.checkpoints import newest_checkpoint
 from orchestrator.records.speeds import Speed, refinement_profile, speed_record
 from orchestrator.storage.store import Storage, retry
 from orchestrator.worker.assignment import Assignment
+from orchestrator.worker.brought_network import brought
 from orchestrator.worker.reporter import Reporter
 
 _TELL_S = 2.0  # between events of how far it is
@@ -41,35 +43,40 @@ def make_labels(
 ) -> Outcome:
     """Make the label set of a trial and put it on its way to storage.
 
-    The images of both splits get labels where val has masks: those of val are for the score alone. What networks said
-    of the images is kept on this machine, so that an attempt that begins anew does not ask them again.
+    The images of both splits get labels where val has masks: those of val are for the score alone. What an attempt has
+    made when it is stopped or killed stays on this machine, beside `work`, and the next goes on with the other images;
+    what networks said of images stays too, for other refinements of the same.
 
     Raises MCCError when the input's product cannot be had; UsageError or DataError as the refinement does.
     """
-    refinement = validate(Refinement, task.refine or {}, f"{task.name}: refine")
+    refinement = brought(validate(Refinement, task.refine or {}, f"{task.name}: refine"), task, storage, work)
     seeds = _seeds(task, refinement, storage, index, work, device)
     splits: tuple[Literal["train", "val"], ...] = ("train", "val") if index.has_masks else ("train",)
     images = len(index.train) + (len(index.val) if index.has_masks else 0)
     reporter.on_start(0, {"device": str(device), "world_size": 1, "images": images, "input": task.input})
     meter = _Meter(reporter, should_stop)
+    unfinished = work.parent / "labels"
     try:
         made = refine(
             seeds,
             refinement,
             index,
-            work / "labels",
+            unfinished,
             splits=splits,
             identity=task.identity,
             processes=max(0, int(task.cpus_per_worker) - 1),
             on_image=meter,
+            goes_on=True,
         )
     except _StoppedError:
         return Outcome("stopped", meter.done, {})
     for line in made.broken:
         print(f"no labels: {line}", flush=True)
     reporter.outbox.put_file(layout.label_set(task.identity), pack_label_set(made.labels, work / "labels.zip"))
+    shutil.rmtree(unfinished, ignore_errors=True)
     profile = refinement_profile(reporter.experiment, task.refine or {}, task.threads, task.gpus_per_worker)
-    reporter.outbox.put(*speed_record(profile, task.identity, Speed(meter.seconds / max(1, images), None)))
+    if meter.made:
+        reporter.outbox.put(*speed_record(profile, task.identity, Speed(meter.seconds / meter.made, None)))
     metrics = _metrics(made)
     reporter.log.emit("metrics", images, metrics=metrics)
     return Outcome("finished", images, metrics)
@@ -120,6 +127,8 @@ class _Meter:
     def __init__(self, reporter: Reporter, should_stop: Callable[[], bool]) -> None:
         self.reporter, self.should_stop = reporter, should_stop
         self.done = 0
+        self.made = 0  # by this attempt
+        self._left: int | None = None  # by an earlier one
         self._began = self._told = time.monotonic()
 
     @property
@@ -127,10 +136,14 @@ class _Meter:
         return time.monotonic() - self._began
 
     def __call__(self, done: int, total: int) -> None:
-        self.done = done
+        if self._left is None:
+            self._left = done
+            if done:
+                print(f"{done} of {total} images have labels from an earlier attempt", flush=True)
+        self.done, self.made = done, done - self._left
         if self.should_stop():
             raise _StoppedError
         if time.monotonic() - self._told > _TELL_S and done < total:
             self._told = time.monotonic()
-            rate = done / self.seconds
+            rate = self.made / self.seconds
             self.reporter.on_images(done, rate)

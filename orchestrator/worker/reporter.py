@@ -16,6 +16,7 @@ import torch
 
 from mcc_core.config import Experiment
 from mcc_core.evaluation.in_training import EvaluationRecord
+from mcc_core.training.compile_cost import CompileCost
 from mcc_core.training.engine import Callbacks, Outcome, StepRecord
 from orchestrator.records import layout
 from orchestrator.records.checkpoints import CheckpointRecord, CheckpointStore
@@ -81,6 +82,11 @@ class Reporter(Callbacks):
         self.speed.step(record)
         self.log.emit("metrics", record.iteration, metrics=record.metrics)
         self._tell_machine()
+
+    def on_compile(self, iteration: int, cost: CompileCost) -> None:
+        print(f"iteration {iteration}: {cost}", flush=True)  # into the trial's log
+        self.speed.leave_out(cost.seconds)
+        self.log.emit("metrics", iteration, metrics=cost.whole)
 
     def on_images(self, done: int, rate: float) -> None:
         """So many images have labels, by `rate` images a second."""
@@ -174,6 +180,10 @@ class _SpeedMeter:
 
     def restart(self) -> None:
         self._began = time.perf_counter()
+
+    def leave_out(self, seconds: float) -> None:
+        """So many seconds went into compiling."""
+        self._began += seconds
 
     def step(self, record: StepRecord) -> None:
         steps = record.iteration - self._last

@@ -10,16 +10,16 @@ from typing import Any
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.clip.config import ClipConfig
-from mcc_core.clip.seeds import ClipSeeds
 from mcc_core.config import DataConfig
 from mcc_core.data.index import DataIndex, build_index
 from mcc_core.data.label_maps import LABELS, LabelSet, read_label_set
-from mcc_core.data.label_source import local_zip, stored_identity
+from mcc_core.data.label_source import local_zip, refuse_copies, stored_identity
 from mcc_core.device import chosen_device
 from mcc_core.errors import MCCError, UsageError
 from mcc_core.experiment_files import merge
 from mcc_core.files import file_digest, whole
 from mcc_core.refinement.base import Refinement
+from mcc_core.refinement.clip_seeds import ClipSeeds
 from mcc_core.refinement.make import Refined, Split, refine
 from mcc_core.refinement.seeds import LabelSeeds, NetworkSeeds, Seeds
 from mcc_core.validation import validate
@@ -34,7 +34,7 @@ from orchestrator.workflows.networks import find_network
 
 _CACHE = 4 * 10**9  # bytes of disk for what networks said, as `mcc sweep` of evaluation parameters keeps
 _DATA = "data."
-_BOUNDARIES = "irn.network"
+_NETWORKS = ("irn.network", "psa.network")  # fields that name a second network
 CLIP = "clip"  # names no file and no trial: seeds of a frozen CLIP, and its section of fields
 DATASET = "dataset"  # in the origin of a label set
 
@@ -74,14 +74,17 @@ def prepared(
     fields = {key: value for key, value in changes.items() if not key.startswith(apart)}
     if "kind" in fields:
         raise UsageError("--set kind: --kind says it")
-    if isinstance(named := fields.get(_BOUNDARIES), str):
-        fields[_BOUNDARIES] = str(find_network(named, settings, _BOUNDARIES))
+    for field in _NETWORKS:
+        if isinstance(named := fields.get(field), str):
+            fields[field] = str(find_network(named, settings, field))
     refinement = validate(Refinement, merge({}, {**fields, "kind": kind}, "--set"), "--set")
     if (labels := find_labels(source, settings)) is not None:
         dataset = dataset_of(labels_dataset(labels), data, changes)
         seeds: Seeds = LabelSeeds(labels, refinement)
         seeds.origin = {**seeds.origin, DATASET: dataset.model_dump(mode="json")}
-        return Prepared(seeds, refinement, build_index(dataset, settings.home))
+        index = build_index(dataset, settings.home)
+        refuse_copies(labels, index)  # which, once refined, nobody could tell from weak ones
+        return Prepared(seeds, refinement, index)
     if source == CLIP:
         given = {key: value for key, value in changes.items() if key.startswith(f"{CLIP}.")}
         config = validate(ClipConfig, merge({CLIP: {}}, given, "--set")[CLIP], "--set clip")

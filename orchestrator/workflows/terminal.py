@@ -226,8 +226,7 @@ def print_summary(plan: Plan, results: Sequence[Result], storage: Storage, conso
         lines = table(rows[:10], plan.file.metric, all_background(results))
         console.print(board(lines, f"{plan.sweep}: {duration(seconds)}, by {plan.file.metric}"))
         console.print(f"best: [bold]{rows[0].point}[/bold] {rows[0].text(plan.file.metric)}", highlight=False)
-    if lines := ladder(results):
-        console.print(board(lines, "what each stage reached"))
+    print_ladder(results, console)
     if note := unscored(results, plan.file.metric):
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     print_unfinished(results, console)
@@ -237,6 +236,17 @@ def print_summary(plan: Plan, results: Sequence[Result], storage: Storage, conso
     console.print(
         "compare the runs: [bold]mcc ui[/bold]    again later: [bold]mcc sweep status[/bold]", highlight=False
     )
+
+
+def print_ladder(results: Sequence[Result], console: Console) -> None:
+    """What the stages of a sweep reached, and what each adds; nothing where it has none."""
+    climbed = ladder(results)
+    if climbed.levels:
+        console.print(board(climbed.levels, "what each stage reached"))
+    if climbed.steps:
+        console.print(board(climbed.steps, "what each stage adds, seed by seed"))
+    for note in climbed.notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_unfinished(results: Sequence[Result], console: Console, most: int = 10) -> None:
@@ -254,9 +264,9 @@ def print_unfinished(results: Sequence[Result], console: Console, most: int = 10
 def board(lines: Sequence[Sequence[str]], title: str) -> Table:
     """A leaderboard for the terminal."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    texts = {"configuration", "method", "stage", "scored", ""}
+    texts = {"configuration", "method", "stage", "scored", "less", "on", ""}
     for name in lines[0]:
-        table.add_column(name, justify="left" if name in texts else "right")
+        table.add_column(name, justify="left" if name in texts else "right", overflow="fold")
     for line in lines[1:]:
         table.add_row(*map(Text, line))
     return table

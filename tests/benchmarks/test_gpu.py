@@ -37,6 +37,9 @@ def test_the_page_on_a_cpu() -> None:
     assert column("counts", "waits of a step, counted without a GPU")[0] <= 2
     assert set(column("training", "relative gap")) == {0.0} and column("training", "iterations") == [4]
     assert min(column("evaluation", "images/s")) > 0 and min(column("loader", "images/s")) > 0
+    assert column("compiling", "pass") == ["compiled", "CUDA graph", "as it is"] and not column("compiling", "failed")
+    assert column("compiling", "given up") == [0, 0] and min(column("compiling", "step ms")) > 0
+    assert column("compiling", "graphs")[1] > 0
     text = gpu.markdown(page)
     assert all(f"## {name}\n" in text for name in gpu_parts.PARTS) and "Not finished" not in text
 

@@ -1,12 +1,18 @@
-"""The plain form of each method's step has ours' losses, and needs no fewer operations."""
+"""Every method's step can be measured; its plain form has ours' losses, and needs no fewer operations."""
 
 from __future__ import annotations
 
+import io
 from unittest import mock
 
 import pytest
 import step
 from operations import operations_of
+from rich.console import Console
+
+from mcc_core.methods import registry
+
+SMALL = {"mctformer": "deit_tiny_patch16_224"}
 
 
 @pytest.mark.parametrize("method", ["afa", "fsr", pytest.param("slrnet", marks=pytest.mark.slow)])
@@ -23,6 +29,21 @@ def test_plain_forms_have_the_same_losses(method: str) -> None:
             assert float((a.grad - b.grad).norm()) <= 1e-3 * float(b.grad.norm()) + 1e-6
     counted = [step.gflop(case.run) for case in (ours, plain)]
     assert counted[0] <= counted[1]
+
+
+def test_no_method_is_left_out() -> None:
+    assert set(step.METHODS) == set(registry.METHODS)
+
+
+@pytest.mark.parametrize("method", [name for name, form in step.METHODS.items() if form.plain is None])
+def test_steps_without_a_plain_form_are_measured(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "peak_gib", lambda size, **options: 1.25)  # takes a process of its own
+    out = io.StringIO()
+    console = Console(file=out, width=110)
+    step.against_plain(step.Size(method, SMALL.get(method, "resnet10t"), 96, 1, 0, "cpu"), 1, False, console)
+    text = out.getvalue()
+    assert "GFLOP each): ours" in text and "no plain form" in text and "ratio" not in text
+    assert {"backward", "step", "peak"} <= {line.split()[0] for line in text.splitlines() if line}
 
 
 def test_a_step_asks_a_gpu_for_few_operations() -> None:

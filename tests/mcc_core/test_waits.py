@@ -9,13 +9,13 @@ import pytest
 import torch
 from last_step import PRESETS, LastStep
 from operations import operations_of
+from trained import SMALLEST, smallest
 from waits import DEVICE, counted
 
 from mcc_core.data.index import build_index
 from mcc_core.device import fetched, moved
 from mcc_core.evaluation.in_training import evaluate
 from mcc_core.evaluation.protocols import network_config, network_maps, supported
-from mcc_core.experiment_files import resolve
 from mcc_core.methods.base import Step
 from mcc_core.methods.registry import method_of, network_of
 from mcc_core.training.running_means import RunningMeans
@@ -41,22 +41,24 @@ def test_a_step_makes_no_tensor_of_numbers(preset: str, monkeypatch: pytest.Monk
     assert operations_of(lambda: torch.tensor([1.0, 2.0])).constants == 1
 
 
-@pytest.mark.parametrize("preset", ["tiny", "slrnet-tiny"])
-def test_evaluation_waits_for_no_image(preset: str, tmp_path: Path) -> None:
-    experiment = resolve(preset, {"data.shapes_val": 4, "train.eval_batch": 1})
+@pytest.mark.parametrize(
+    "name", [name if name in ("mcc", "irn") else pytest.param(name, marks=pytest.mark.slow) for name in SMALLEST]
+)
+def test_evaluation_waits_for_no_image(name: str, tmp_path: Path) -> None:
+    experiment = smallest(name, **{"data.shapes_val": 4, "train.eval_batch": 1, "data.shapes_size": 48})
     index = build_index(experiment.data, tmp_path)
     network = network_of(experiment, len(index.classes)).to(DEVICE)
     found = []
-    for images in (2, 4):
+    for images in (1, 2):
         with counted() as waits:
             evaluate(network, index, experiment, DEVICE, 1, images=images)
         found.append(waits.waits)
     assert found[0] == found[1] and set(found[1]) <= {"to the host"} and found[1].total() <= 6
 
 
-@pytest.mark.parametrize("preset", ["tiny", "slrnet-tiny"])
-def test_maps_of_an_image_are_fetched_together(preset: str) -> None:
-    experiment = resolve(preset)
+@pytest.mark.parametrize("name", SMALLEST)
+def test_maps_of_an_image_are_fetched_together(name: str) -> None:
+    experiment = smallest(name)
     method = method_of(experiment)
     config = network_config([method.evaluation(experiment, 6)])
     network = network_of(experiment, 6).eval().to(DEVICE)

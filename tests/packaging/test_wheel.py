@@ -57,6 +57,7 @@ def test_the_wheel_has_what_it_needs(installed: Path, tmp_path: Path) -> None:
     for file in run(installed, tmp_path, python, "-c", where).split():
         assert Path(file).is_relative_to(installed.parent)
     assert "voc-table1" in run(installed, tmp_path, mcc, "reproduce", "--list")  # tables
+    assert "ReCAM: walk" in run(installed, tmp_path, mcc, "reproduce", "voc-table1", "--plan")  # and their pipelines
     assert '"$schema"' in run(installed, tmp_path, mcc, "schema", "sweep")  # schemas
     assert "Three next steps" in run(installed, tmp_path, mcc)
 

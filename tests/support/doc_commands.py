@@ -54,6 +54,7 @@ _RESNET = (
 SMALLER = {
     "mcc train recam-tiny": (*_RESNET, *SHAPES, "loss.recam_start=2", "optim.restart=2"),
     "mcc train irn-tiny": (*_RESNET, *SHAPES, "relations.radius=3"),
+    "mcc train psa-tiny": (*_RESNET, *SHAPES, "model.channels=[4,4,4]"),
     "mcc train tiny": (*SMALLEST, *SHAPES),
     "mcc train toco-tiny": (*SMALLEST, *SHAPES, "crops.size=16", "crops.views=2"),
     "mcc data labels segmentation-tiny": SHAPES,
@@ -83,7 +84,7 @@ NOT_RUN = {
 # Run with `--slow` alone: what they do is done by a cheaper command too.
 SLOW = (
     r"^mcc reproduce voc-table2 --scale tiny",
-    r"^mcc train (segmentation|recam|irn)-tiny",
+    r"^mcc train (segmentation|recam|irn|psa)-tiny",
     r"^mcc (refine|export labels|data corrected)",
     r"^mcc evaluate (mask_ablation|.*cam_crf)",
     r"^mcc sweep (submit|plan) deep.yaml --set",

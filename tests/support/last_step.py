@@ -8,7 +8,18 @@ from mcc_core.experiment_files import resolve
 from mcc_core.methods.base import Step
 from mcc_core.methods.registry import method_of, network_of
 
-PRESETS = ("tiny", "toco-tiny", "afa-tiny", "fsr-tiny", "slrnet-tiny", "segmentation-tiny", "mctformer-tiny")
+PRESETS = (
+    "tiny",
+    "toco-tiny",
+    "afa-tiny",
+    "fsr-tiny",
+    "slrnet-tiny",
+    "segmentation-tiny",
+    "mctformer-tiny",
+    "recam-tiny",
+    "irn-tiny",
+    "amn-tiny",
+)
 
 
 class LastStep:

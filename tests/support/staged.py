@@ -12,6 +12,15 @@ from orchestrator.settings import Settings
 from orchestrator.spec.stages_file import StagesFile
 
 SEEDS = TINY | {"train.eval_train_images": 8}
+SHAPES = {name: value for name, value in SEEDS.items() if name.startswith("data.")}
+
+
+# The pairs that a boundary network learns of, the network, and seeds that walk between its boundaries.
+BOUNDARIES: dict[str, Any] = {
+    "unsure": {"of": "seeds", "refine": {"kind": "none", "threshold": 0.3, "foreground": 0.5}},
+    "boundaries": {"of": "unsure", "base": "irn-tiny", "set": SHAPES},
+    "refine": {"of": "seeds", "network": "boundaries", "refine": {"kind": "irn", "irn": {"log_steps": 2}}},
+}
 
 
 def staged(**fields: Any) -> StagesFile:

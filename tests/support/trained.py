@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from small import SMALL
 from small_slrnet import SMALL_SLRNET
+from tiny_clip import SIZES
 
 from mcc_core.config import Experiment
 from mcc_core.data.index import DataIndex
@@ -40,6 +41,19 @@ SMALLEST: dict[str, tuple[str, dict[str, Any]]] = {
     "irn": (
         "irn-tiny",
         RESNET | {"model.frozen": True, "relations.radius": 3, "walk.radius": 3, "walk.log_steps": 2},
+    ),
+    "psa": (
+        "psa-tiny",
+        RESNET
+        | {"model.frozen": True, "model.channels": [4, 4, 4], "relations.radius": 3}
+        | {"walk.radius": 3, "walk.log_steps": 2},
+    ),
+    "clims": (
+        "clims",
+        RESNET
+        | {"data.name": "shapes", "data.train_split": "train", "data.val_split": "val", "train.loader_workers": 0}
+        | {"model.weights": "random", "compute.augmentation": "loader", "augment.long_side": [40, 56]}
+        | {"clip.model_args": SIZES, "clip.weights": "random", "clip.prompts": "clims"},
     ),
     "segmentation": (
         "segmentation-tiny",

@@ -103,12 +103,14 @@ class Cvat(LabelFormat):
 def _parsed(file: Path) -> Tree.Element:
     """The root of a file. Raises DataError."""
     try:
-        text = file.read_bytes()
+        text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise DataError(f"{file}: {error.strerror or error}; expected CVAT's {FILE}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{file}: not UTF-8 text; expected CVAT's {FILE}") from None
     if not text.strip():
         raise DataError(f"{file}: it is empty; expected CVAT's {FILE}")
-    if b"<!DOCTYPE" in text or b"<!ENTITY" in text:  # entities can grow without bound or read other files
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:  # entities can grow without bound or read other files
         raise DataError(f"{file}: document type declarations are not accepted")
     try:
         root = Tree.fromstring(text)
@@ -134,7 +136,7 @@ def _label(image: Tree.Element, where: str, picture: Picture, classes: Sequence[
         if name not in numbers:
             raise DataError(unknown_class(here, name, classes))
         try:
-            order = int(shape.get("z_order", "0"))
+            order = _whole(shape, "z_order", "0")
             area = draw(shape, picture.height, picture.width)
         except (ValueError, KeyError) as error:
             said = f"lacks {error.args[0]!r}" if isinstance(error, KeyError) else str(error)
@@ -145,40 +147,63 @@ def _label(image: Tree.Element, where: str, picture: Picture, classes: Sequence[
 
 
 def _mask(shape: Tree.Element, height: int, width: int) -> np.ndarray:
-    left, top, across, down = (int(float(shape.attrib[key])) for key in ("left", "top", "width", "height"))
-    small = from_runs((int(part) for part in shape.attrib["rle"].split(",")), down, across)
-    if left < 0 or top < 0 or top + down > height or left + across > width:
+    left, top, across, down = (_whole(shape, key) for key in ("left", "top", "width", "height"))
+    if min(left, top, across, down) < 0 or top + down > height or left + across > width:
         raise ValueError("its box reaches outside the image")
+    lengths = [part.strip() for part in shape.attrib["rle"].split(",")]
+    if wrong := next((part for part in lengths if not (part.isascii() and part.isdigit())), None):
+        raise ValueError(f"rle: {wrong!r}: expected whole numbers with commas between")
+    small = from_runs(map(int, lengths), down, across)
     mask = np.zeros((height, width), bool)
     mask[top : top + down, left : left + across] = small
     return mask
 
 
 def _polygon(shape: Tree.Element, height: int, width: int) -> np.ndarray:
-    points = [[float(number) for number in pair.split(",")] for pair in shape.attrib["points"].split(";")]
-    if len(points) < 3 or any(len(pair) != 2 for pair in points) or not np.isfinite(points).all():
+    try:
+        points = [[float(number) for number in pair.split(",")] for pair in shape.attrib["points"].split(";")]
+    except ValueError:
+        points = []
+    if len(points) < 3 or any(len(pair) != 2 for pair in points):
         raise ValueError("its points are not three or more x,y")
     return filled(points, height, width)
 
 
 def _box(shape: Tree.Element, height: int, width: int) -> np.ndarray:
-    x0, y0, x1, y1 = (float(shape.attrib[key]) for key in ("xtl", "ytl", "xbr", "ybr"))
+    x0, y0, x1, y1 = (_number(shape, key) for key in ("xtl", "ytl", "xbr", "ybr"))
     corners = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
     return filled(_turned(corners, shape), height, width)
 
 
 def _ellipse(shape: Tree.Element, height: int, width: int) -> np.ndarray:
-    cx, cy, rx, ry = (float(shape.attrib[key]) for key in ("cx", "cy", "rx", "ry"))
+    cx, cy, rx, ry = (_number(shape, key) for key in ("cx", "cy", "rx", "ry"))
     angles = np.linspace(0, 2 * np.pi, 360, endpoint=False)
     return filled(_turned(np.stack([cx + rx * np.cos(angles), cy + ry * np.sin(angles)], 1), shape), height, width)
 
 
 def _turned(points: np.ndarray, shape: Tree.Element) -> np.ndarray:
     """Points turned clockwise by a shape's `rotation`, in degrees, around their middle."""
-    angle = np.deg2rad(float(shape.get("rotation", "0")))
+    angle = np.deg2rad(_number(shape, "rotation", "0"))
     middle = (points.min(0) + points.max(0)) / 2
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     return (points - middle) @ turn + middle
+
+
+def _number(shape: Tree.Element, key: str, default: str | None = None) -> float:
+    """A number of a shape. Raises KeyError where it has none, ValueError for what is none."""
+    text = shape.attrib[key] if default is None else shape.get(key, default)
+    try:
+        number = float(text)
+    except ValueError:
+        number = np.nan
+    if not np.isfinite(number):
+        raise ValueError(f"{key}: {text!r}: expected a number")
+    return number
+
+
+def _whole(shape: Tree.Element, key: str, default: str | None = None) -> int:
+    """The whole part of a number of a shape. Raises as `_number` does."""
+    return int(_number(shape, key, default))
 
 
 _DRAWN: dict[str, Callable[[Tree.Element, int, int], np.ndarray]] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from mcc_core.data.label_maps import LabelSet, LabelSetWriter, Supervision
 from mcc_core.data.pixels import stored_size
 from mcc_core.errors import DataError, UsageError
 from mcc_core.exporting.label_formats.base import LabelFormat, Picture, Pictures, Reading
-from mcc_core.files import PART
+from mcc_core.files import partial_folder
 
 _SHOWN = 20  # problems
 
@@ -58,19 +57,14 @@ def write_labels(
     Raises UsageError for such a folder, or where a library is missing; DataError where no image has a map, or a class
     is called as tools call pixels of no class.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"--out {out}: is there already; give a folder that is not, or is empty")
     mapped = set(labels.names)
     chosen = [item for item in items if item.name in mapped]
     if not chosen:
         raise DataError(f"{labels.path}: no map of an image of {split}; it has {labels.names[0]}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Beside its place, so that it is there whole or not at all; relative paths from within are the same.
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=PART, dir=out.parent))
+    partial = partial_folder(out, f"--out {out}")  # relative paths from within are those of its place
     try:
         notes = form.write(partial, _written(labels, chosen, on_image), labels.classes, split)
-        partial.chmod(0o755)
-        partial.rename(out)  # over an empty folder too
+        partial.rename(out.resolve())  # over an empty folder too
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -106,6 +100,10 @@ def corrected_labels(
     """
     if base is None and items is None:
         raise UsageError("--of: is missing: the label set that was corrected, or --data: whose images these are")
+    if base is not None and (base.supervision, supervision) == ("full", "weak"):
+        raise UsageError(
+            f"--supervision weak: {base.path} was made of masks that people drew, and so are maps that it leaves"
+        )
     if not source.exists():
         raise DataError(f"{source}: no such file or folder")
     reading, changed, counts = Reading(), dict[str, int](), {"same": 0, "new": 0}

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, FiniteFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, FiniteFloat, PositiveInt
 
 from mcc_core.data.pixels import IMAGE_ERRORS
 from mcc_core.errors import DataError, UsageError
@@ -37,6 +37,7 @@ from mcc_core.exporting.label_formats.base import (
 from mcc_core.exporting.label_formats.outlines import filled, outline, painted, regions
 from mcc_core.files import whole
 from mcc_core.structured_files import read_json
+from mcc_core.validation import validate
 
 _VERSION = "5.5.0"  # of LabelMe, whose form is written
 _AREAS = ("polygon", "rectangle", "circle", "mask")
@@ -144,7 +145,10 @@ def _read(
         if shape.shape_type not in _AREAS:
             left_out.append(f"{where} ({shape.shape_type})")
             continue
-        shapes.append((numbers[shape.label], _area(shape, where, height, width)))
+        try:
+            shapes.append((numbers[shape.label], _area(shape, where, height, width)))
+        except ValueError as error:
+            raise DataError(f"{where}: {error}") from None
     return picture, painted(shapes, height, width), left_out
 
 
@@ -152,13 +156,9 @@ def _checked(file: Path) -> _File:
     if file.stat().st_size == 0:
         raise DataError(f"{file}: it is empty (0 bytes); expected a file of LabelMe")
     try:
-        return _File.model_validate(read_json(file))
+        return validate(_File, read_json(file), str(file))
     except UsageError as error:
-        raise DataError(str(error)) from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise DataError(f"{file}: {where + ': ' if where else ''}not as LabelMe writes it") from None
+        raise DataError(str(error).splitlines()[0]) from None
 
 
 def _area(shape: _Shape, where: str, height: int, width: int) -> np.ndarray:

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 Polygon = np.ndarray  # P,2 of x, y
+_FAR = 1e6  # pixels: no image is so large
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,13 @@ def _sides(filled: np.ndarray) -> dict[tuple[int, int], list[tuple[int, int]]]:
 
 
 def filled(polygon: Polygon | Sequence[Sequence[float]], height: int, width: int) -> np.ndarray:
-    """H,W bool: the pixels whose centre a polygon encloses (even-odd); what is outside the image is cut off."""
+    """H,W bool: the pixels whose centre a polygon encloses (even-odd); what is outside the image is cut off.
+
+    Raises ValueError for a point that is none, or too far away to be of an image.
+    """
     points = np.asarray(polygon, np.float64)
+    if not (np.abs(points) <= _FAR).all():  # NaN too
+        raise ValueError("a point that is no number, or far outside the image")
     flips = np.zeros((height, width + 1), np.int32)
     for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):
         if y0 == y1:

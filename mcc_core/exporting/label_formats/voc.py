@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mcc_core.data.pixels import IMAGE_ERRORS, read_mask
+from mcc_core.data.pixels import IMAGE_ERRORS, IMAGE_SUFFIXES, read_mask
 from mcc_core.data.voc import palette, palette_png
 from mcc_core.errors import DataError
 from mcc_core.exporting.label_formats.base import (
@@ -57,12 +57,16 @@ class Voc(LabelFormat):
     def read(
         self, source: Path, pictures: Pictures, classes: Sequence[str], reading: Reading
     ) -> Iterator[tuple[Picture, np.ndarray]]:
+        if not source.is_dir():
+            raise DataError(f"{source}: is a file; expected a folder of label maps, as SegmentationClass/<image>.png")
         folder = next((f for f in (source / "SegmentationClass", source / "maps") if f.is_dir()), source)
-        files = {
-            file.relative_to(folder).with_suffix("").as_posix(): file
-            for file in sorted(folder.rglob("*.png"))
-            if not file.name.startswith(".")
-        }
+        there = [f for f in sorted(folder.rglob("*")) if f.is_file() and not f.name.startswith(".")]
+        maps = [file for file in there if file.suffix.lower() == ".png"]
+        files = {file.relative_to(folder).with_suffix("").as_posix(): file for file in maps}
+        if twice := set(maps) - set(files.values()):
+            raise DataError(f"{min(twice)}: a second map of one image; expected one PNG of each")
+        others = [str(file) for file in there if file.suffix.lower() in set(IMAGE_SUFFIXES) - {".png"}]
+        reading.note(others, "images left out, which are no PNG")
         if not files:
             raise DataError(f"{folder}: no PNG in it; expected label maps, as SegmentationClass/<image>.png")
         colours = _colours(source / "labelmap.txt", classes)
@@ -108,7 +112,11 @@ def _colours(file: Path, classes: Sequence[str]) -> dict[tuple[int, ...], int]:
     if not file.is_file():
         return {tuple(_COLOURS[number].tolist()): number for number in sorted(numbers.values())}
     known: dict[tuple[int, ...], int] = {}
-    for at, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise DataError(f"{file}: not UTF-8 text; expected name:red,green,blue:: a line") from None
+    for at, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
         parts = line.rsplit(":", 3)

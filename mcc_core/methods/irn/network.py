@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mcc_core.device import moved
 from mcc_core.methods.irn.config import Experiment, OptimConfig
 from mcc_core.networks import base
 from mcc_core.networks.base import MapStage, Output, ParameterGroup
@@ -65,10 +66,13 @@ class IRNet(ResNetClassifier):
         """
         scored = self.scored(images) if known is None else known
         maps = self.activations(scored.features[-1], classes)
-        labels = self.labels_of(scored.cls)
-        labels = labels if classes is None else labels[:, classes]
         boundaries = self.boundary(scored.features).sigmoid()
-        walked = [self._walked(*each) for each in zip(maps, labels > 0, boundaries, strict=True)]
+        if classes is None:  # few of all classes are in an image
+            each = zip(maps, self.labels_on_host(scored.cls), boundaries, strict=True)
+            walked = [self._walked_some(*one) for one in each]
+        else:
+            labels = self.labels_of(scored.cls)[:, classes, None, None]
+            walked = [self._walked(*one) for one in zip(maps * labels, boundaries, strict=True)]
         return {"cam": torch.stack(walked), "aux_cam": maps}
 
     def exported_maps(self, images: Tensor, known: base.Output) -> Tensor:
@@ -86,16 +90,19 @@ class IRNet(ResNetClassifier):
             ParameterGroup(rest, lr_scale=optim.head_lr_scale),
         ]
 
-    def _walked(self, maps: Tensor, present: Tensor, boundary: Tensor) -> Tensor:
-        """Maps K,h,w of one image at stride 4, of those K that are present."""
+    def _walked(self, maps: Tensor, boundary: Tensor) -> Tensor:
+        """Maps K,h,w of one image after the walk, at stride 4."""
+        size, walk = (boundary.shape[0], boundary.shape[1]), self.walk
+        fine = F.interpolate(F.relu(maps)[None], size=size, mode="bilinear")[0]
+        return random_walk(fine, boundary, radius=walk.radius, power=walk.power, log_steps=walk.log_steps)
+
+    def _walked_some(self, maps: Tensor, present: Tensor, boundary: Tensor) -> Tensor:
+        """The same, of those that are `present`, K on the host; others are 0."""
         fine = maps.new_zeros(len(maps), *boundary.shape)
-        if present.any():
-            chosen = F.interpolate(F.relu(maps[present])[None], size=tuple(boundary.shape), mode="bilinear")[0]
-            walk = self.walk
-            fine[present] = random_walk(
-                chosen, boundary, radius=walk.radius, power=walk.power, log_steps=walk.log_steps
-            )
-        return fine
+        if not present.any():
+            return fine
+        numbers = moved(present.nonzero()[:, 0], maps.device)
+        return fine.index_copy(0, numbers, self._walked(maps.index_select(0, numbers), boundary))
 
 
 class BoundaryBranch(nn.Module):

@@ -27,14 +27,19 @@ class ModelConfig(shared.ModelConfig):
 
     decoder: Decoder = Field("deeplabv2", description="what makes the segmentation of the backbone's features")
     backbone: str = Field(
-        "resnet101.tv_in1k", description="a timm network of feature maps; with segformer mit_b0 to mit_b5"
+        "resnet101.tv_in1k",
+        description="a timm network of feature maps, with deeplabv2 a vision transformer too; with segformer mit_b0 to "
+        "mit_b5",
     )
     weights: Literal["timm", "imagenet", "random"] | Path = Field(  # type: ignore[assignment]
         "timm",
         description="timm: its download; random; a local file in timm's naming, or a checkpoint; with segformer "
         "imagenet: a download (NVIDIA's weights, not for commercial use)",
     )
-    output_stride: Literal[8, 16] = Field(8, description="pixels per cell of the deepest features, of the two deeplabs")
+    output_stride: Literal[8, 16] = Field(
+        8,
+        description="pixels per cell of the deepest features, of the two deeplabs; of a transformer its patches' side",
+    )
     dilations: tuple[int, ...] = Field(
         (6, 12, 18, 24), min_length=1, description="of the ASPP's 3x3 convolutions; of deeplabv3plus three of them"
     )
@@ -47,7 +52,7 @@ class ModelConfig(shared.ModelConfig):
 
     @model_validator(mode="after")
     def _can_be_had(self) -> ModelConfig:
-        mixed = self.decoder == "segformer"
+        mixed, transformer = self.decoder == "segformer", self.backbone.startswith(("vit_", "deit"))
         if mixed:
             try:
                 mix_sizes(self.backbone, self.backbone_args)
@@ -59,7 +64,9 @@ class ModelConfig(shared.ModelConfig):
             )
         if self.backbone.startswith("mit_") and not mixed:
             raise ValueError(f"backbone: {self.backbone!r} goes with decoder: segformer")
-        if self.backbone_args and self.weights in ("timm", "imagenet"):
+        if transformer and self.decoder != "deeplabv2":
+            raise ValueError(f"backbone: {self.backbone!r}: a vision transformer goes with decoder: deeplabv2")
+        if self.backbone_args and self.weights in ("timm", "imagenet") and not transformer:
             raise ValueError(
                 f"weights: {self.weights}'s do not fit a backbone with backbone_args; give random or a file"
             )
@@ -136,7 +143,7 @@ class Experiment(shared.Experiment):
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
         if self.compute.compile and self.model.decoder != "segformer":
-            raise ValueError("compute.compile: a convolutional backbone is not compiled; segformer's is")
+            raise ValueError("compute.compile: of segmentation networks only segformer's backbone is compiled")
         if self.compute.deterministic and self.model.decoder == "upernet":
             raise ValueError("compute.deterministic: upernet's pooling has no deterministic form on GPUs")
         alone = self.train.batch_size * self.train.workers == 1

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from mcc_core.methods.segmentation.config import Experiment, ModelConfig
 from mcc_core.networks import base
+from mcc_core.networks.backbones import fill_backbone
 from mcc_core.networks.base import MapStage, Network, Output, ParameterGroup
 from mcc_core.networks.batch_norm import synchronised
-from mcc_core.networks.feature_maps import build_feature_maps, fill_feature_maps
+from mcc_core.networks.feature_maps import PatchMap, build_feature_maps, build_patch_map, fill_feature_maps, is_vit
 from mcc_core.networks.mix_sizes import mix_sizes
 from mcc_core.networks.mix_transformer import MixTransformer
 from mcc_core.networks.mix_weights import fill_mix_transformer, load_mix_transformer
@@ -82,6 +83,11 @@ class SegmentationNet(Network):
             self.stride = self.multiple = max(mix.stride, mix.least_side)
             if compute.compile:
                 mix.compile_blocks()
+        elif is_vit(config.backbone):
+            patches = build_patch_map(config)
+            patches.use_bfloat16, patches.recompute = self.use_bfloat16, compute.recompute
+            self.encoder, self.stride, self.multiple = patches, patches.patch, patches.patch
+            self.decoder = ASPP(patches.width, num_classes + 1, config.dilations)
         else:
             dilated = config.decoder != "upernet"
             self.encoder = build_feature_maps(config, config.output_stride if dilated else 32)
@@ -128,6 +134,8 @@ class SegmentationNet(Network):
 
     def parameter_groups(self, optim: Any) -> list[ParameterGroup]:
         """The backbone at the base rate and the decoder at `head_lr_scale` times it."""
+        if isinstance(self.encoder, PatchMap) and self.encoder.vit.pos_embed is not None:
+            self.encoder.vit.pos_embed.requires_grad_(not optim.freeze_pos_embed)
         encoder = tuple(p for p in self.encoder.parameters() if p.requires_grad)
         return [ParameterGroup(encoder), ParameterGroup(tuple(self.decoder.parameters()), optim.head_lr_scale)]
 
@@ -135,6 +143,9 @@ class SegmentationNet(Network):
         """Put tensors of a backbone alone into the network; the names of those without a place. Raises UsageError."""
         if isinstance(self.encoder, MixTransformer):
             return fill_mix_transformer(self.encoder, tensors, where)
+        if isinstance(self.encoder, PatchMap):
+            fill_backbone(self.encoder.vit, tensors, where)
+            return ()
         return fill_feature_maps(self.encoder, tensors, where)
 
     def _frozen(self) -> list[nn.BatchNorm2d]:

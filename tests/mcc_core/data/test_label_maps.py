@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
+from mcc_core.data import label_maps
 from mcc_core.data.index import Item
 from mcc_core.data.label_maps import LabelSet, LabelSetWriter, pack_label_set, read_label_set
 from mcc_core.errors import DataError, UsageError
@@ -97,6 +99,8 @@ def test_names_that_would_leave_the_folder_or_are_there_twice_are_refused(name: 
         (np.full((2, 2), 3, np.uint8), None),
         (np.zeros((2, 2, 3), np.uint8), None),
         (np.zeros((0, 2), np.uint8), None),
+        (np.full((2, 2), -2), None),
+        (np.full((2, 2), 0.5), None),
         (np.zeros((2, 2), np.uint8), np.zeros((2, 3))),
         (np.zeros((2, 2), np.uint8), np.full((2, 2), 1.1)),
         (np.zeros((2, 2), np.uint8), np.full((2, 2), np.nan)),
@@ -158,6 +162,39 @@ def test_a_damaged_zip_is_named(tmp_path: Path) -> None:
     file.write_bytes(b"PK no zip")
     with pytest.raises(DataError, match=r"set\.zip: neither a folder nor a zip"):
         read_label_set(file)
+
+
+@pytest.mark.parametrize("packed", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_packed_by_others_is_read_and_named_where_it_is_damaged(packed: int, tmp_path: Path) -> None:
+    labels, file = written(tmp_path / "set"), tmp_path / "other.zip"
+    with zipfile.ZipFile(file, "w", packed) as archive:
+        for path in sorted((tmp_path / "set").rglob("*")):
+            archive.write(path, path.relative_to(tmp_path / "set").as_posix())
+        place = archive.getinfo("maps/a.png")
+    assert read_label_set(file).identity == labels.identity
+    content = bytearray(file.read_bytes())
+    begin = place.header_offset + 30 + len(place.filename)
+    for at in range(begin + 5, begin + 15):
+        content[at] ^= 255
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"other\.zip/maps/a\.png: cannot be read: the zip is damaged") as caught:
+        read_label_set(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_zip_that_grows_without_bound_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = pack_label_set(written(tmp_path / "set"), tmp_path / "set.zip")
+    monkeypatch.setattr(label_maps, "_MOST_BYTES", 100)
+    with pytest.raises(DataError, match=r"set\.zip/labels\.json: .* bytes; at most 100 are read"):
+        read_label_set(file)
+
+
+def test_the_folder_may_be_the_one_that_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    made = written(Path("."))
+    assert read_label_set(tmp_path / "here").identity == made.identity
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
 def test_images_are_compared_with_their_maps(tmp_path: Path) -> None:

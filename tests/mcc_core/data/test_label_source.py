@@ -146,3 +146,19 @@ def test_the_stored_size_follows_the_rotation_of_a_photograph(tmp_path: Path) ->
     exif[0x0112] = 6
     Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
     assert stored_size(tmp_path / "a.jpg") == (20, 30)
+
+
+def test_two_maps_of_one_image_are_refused(index: DataIndex, tmp_path: Path) -> None:
+    maps = masks_as_maps(index, tmp_path / "maps")
+    name = index.train[0].name
+    shutil.copy(maps / f"{name}.png", maps / f"{name}.PNG")
+    with pytest.raises(DataError, match=rf"{name}\.PNG: a second map of one image"):
+        label_set_of_folder(index, maps, tmp_path / "set")
+
+
+def test_a_tilde_is_the_home_wherever_a_set_is_read(
+    index: DataIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = shifted(index, tmp_path / "set")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert labels_identity(section(Path("~/set"))) == made.identity

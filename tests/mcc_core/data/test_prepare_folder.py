@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -178,6 +179,40 @@ def test_scaled_images_are_told_and_deep_masks_refused(tmp_path: Path) -> None:
     assert "8 images have more than 8 bits a channel, scaled to 8, such as cat-6" in made.notes
     with pytest.raises(DataError, match=r"0.png: 16-bit grey; a mask is a palette or grey PNG of 8 bits"):
         read_mask(tmp_path / "images" / "cat" / "0.png", 3)
+
+
+def test_what_reading_leaves_out_of_images_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "images" / "cat"
+    for i in range(8):
+        picture(folder / f"{i}.png", i)
+    rgba = np.random.default_rng(9).integers(0, 255, (20, 24, 4), np.uint8)
+    page = Image.fromarray(rgba[..., :3])
+    page.save(folder / "pages.tif", save_all=True, append_images=[page.rotate(180)])
+    Image.fromarray(rgba).save(folder / "clear.png")
+    rgba[..., 3] = 255
+    Image.fromarray(rgba).save(folder / "opaque.png")
+    page.quantize(8).save(folder / "key.png", transparency=0)
+    cv2.imwrite(str(folder / "deep.png"), rgba[..., :3].astype(np.uint16) * 257)
+    made = finish(draft_folder(tmp_path / "images", val_share=0.5), tmp_path / "out")
+    told = [note for note in made.notes if note[0].isdigit()]
+    assert [note.rpartition(", such as ")[0] for note in told] == [
+        "1 images have more than 8 bits a channel, scaled to 8",
+        "1 images have several pages or frames, of which the first is read",
+        "2 images have transparent pixels, whose stored colours are read",
+    ]
+    assert told[0].endswith("cat-deep") and told[1].endswith("cat-pages")
+    assert np.array_equal(read_rgb(folder / "pages.tif"), np.array(page))
+    again = finish(draft_folder(tmp_path / "images", val_share=0.5), tmp_path / "out")  # as it is remembered
+    assert [note for note in again.notes if note[0].isdigit()] == told
+
+
+def test_columns_of_a_table_that_are_not_read_are_told(tmp_path: Path) -> None:
+    for i in range(8):
+        picture(tmp_path / f"{i}.png", i)
+    file = tmp_path / "t.csv"
+    file.write_text("image,split,labels,\n" + "".join(f"{i}.png,train,cat,\n" for i in range(8)))
+    made = draft_folder(tmp_path, table=file, val_share=0.5)
+    assert made.notes[0] == "left out: 2 columns of t.csv (split, one without a name): image and labels are read"
 
 
 @pytest.mark.parametrize(

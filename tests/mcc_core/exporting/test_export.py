@@ -33,6 +33,8 @@ FIELDS: dict[str, dict[str, Any]] = {
     "recam-tiny": RESNET,
     "amn-tiny": RESNET,
     "irn-tiny": RESNET | {"relations.radius": 3},
+    "psa-tiny": RESNET | {"model.channels": [4, 4, 4]},
+    "clims": SMALLEST["clims"][1],
     "segmentation-tiny": SMALLEST["segmentation"][1],
     "fsr-tiny": SMALL | PROJECTOR | {"model.decoder_channels": 8},
     "mctformer-tiny": {k: v for k, v in SMALL.items() if k not in ("model.aux_block", "loss.seg_start")},

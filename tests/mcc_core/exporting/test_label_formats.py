@@ -247,6 +247,95 @@ def test_what_people_draw_is_read(items: list[Item], labels: LabelSet, tmp_path:
         back("voc", tmp_path / "twice", labels, items, tmp_path / "newer")
 
 
+ODD_SHAPES: dict[str, tuple[dict[str, Any], str]] = {  # of LabelMe, and the line on it
+    "far": ({"points": [[1e308, -1e308], [-1e308, 1e308], [3, 3]]}, "shapes\\[0\\]: a point that is no number, or far"),
+    "nan": ({"points": [[float("nan"), 1], [2, 2], [3, 3]]}, r"points\[0\]\[0\]: nan: expected a finite number"),
+    "kind": ({"points": [], "shape_type": "ellipse"}, r"shapes\[0\]\.shape_type: 'ellipse': expected 'polygon', "),
+    "label": ({"points": [], "label": 3}, r"shapes\[0\]\.label: 3: expected text"),
+}
+
+
+@pytest.mark.parametrize("how", ODD_SHAPES)
+def test_an_odd_shape_of_labelme_is_one_line(how: str, items: list[Item], labels: LabelSet, tmp_path: Path) -> None:
+    shape, said = ODD_SHAPES[how]
+    content = {"shapes": [{"label": "cat"} | shape], "imagePath": "y/p0.jpg"}
+    (tmp_path / "a0.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"^{tmp_path}/a0\.json: {said if how == 'far' else '.*' + said}") as error:
+        back("labelme", tmp_path / "a0.json", labels, items, tmp_path / "new")
+    assert "\n" not in str(error.value)
+
+
+CORNERS = "ytl='0' xbr='4' ybr='4'"
+BOX = "left='0' top='0' width='2' height='1'"
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        (f"<box label='cat' xtl='nan' {CORNERS}/>", "<box>: xtl: 'nan': expected a number"),
+        (f"<box label='cat' xtl='inf' {CORNERS}/>", "<box>: xtl: 'inf': expected a number"),
+        (f"<box label='cat' xtl='0' {CORNERS} rotation='x'/>", "<box>: rotation: 'x': expected a number"),
+        (f"<box label='cat' {CORNERS}/>", "<box>: lacks 'xtl'"),
+        ("<ellipse label='cat' cx='1' cy='1' rx='1e300' ry='1'/>", "<ellipse>: a point that is no number, or far"),
+        ("<polygon label='cat' points='1e308,-1e308;-1e308,1e308;3,3'/>", "<polygon>: a point that is no number, or"),
+        ("<polygon label='cat' points='a,b;c,d;e,f'/>", "<polygon>: its points are not three or more x,y"),
+        (f"<mask label='cat' rle='x' {BOX}/>", "<mask>: rle: 'x': expected whole numbers"),
+        (f"<mask label='cat' rle='9' {BOX}/>", "<mask>: runs of 9 pixels, expected 2x1"),
+        ("<mask label='cat' rle='1' left='inf' top='0' width='1' height='1'/>", "<mask>: left: 'inf': expected a"),
+        ("<mask label='cat' rle='1' left='0' top='0' width='-1' height='-1'/>", "<mask>: its box reaches outside"),
+        (
+            "<mask label='cat' rle='0, 1000000000000' left='0' top='0' width='1000000' height='1000000'/>",
+            "<mask>: its box reaches outside",
+        ),
+    ],
+)
+def test_an_odd_shape_of_cvat_is_one_line(
+    shape: str, said: str, items: list[Item], labels: LabelSet, tmp_path: Path
+) -> None:
+    file = tmp_path / "drawn.xml"
+    file.write_text(f"<annotations><image id='0' name='y/p0.jpg'>{shape}</image></annotations>")
+    with pytest.raises(DataError, match=rf"drawn\.xml: image 0: {said}") as error:
+        back("cvat", file, labels, items, tmp_path / "new")
+    assert "\n" not in str(error.value)
+
+
+def test_text_of_another_encoding_is_named(items: list[Item], labels: LabelSet, tmp_path: Path) -> None:
+    xml = '<?xml version="1.0" encoding="utf-16"?><!DOCTYPE a [<!ENTITY x "y">]><annotations><image/></annotations>'
+    (tmp_path / "drawn.xml").write_bytes(xml.encode("utf-16"))
+    with pytest.raises(DataError, match=r"drawn\.xml: not UTF-8 text; expected CVAT's"):
+        back("cvat", tmp_path / "drawn.xml", labels, items, tmp_path / "new")
+    (tmp_path / "tool").mkdir()
+    Image.fromarray(ring()).save(tmp_path / "tool" / "a0.png")
+    (tmp_path / "tool" / "labelmap.txt").write_bytes(b"caf\xe9:1,2,3::\n")
+    with pytest.raises(DataError, match=r"labelmap\.txt: not UTF-8 text"):
+        back("voc", tmp_path / "tool", labels, items, tmp_path / "new")
+
+
+def test_no_file_of_a_folder_is_dropped_in_silence(items: list[Item], labels: LabelSet, tmp_path: Path) -> None:
+    folder = tmp_path / "tool"
+    folder.mkdir()
+    for name in ("a0.png", "a1.PNG", "a2.jpg"):
+        Image.fromarray(np.zeros((14, 18), np.uint8)).save(folder / name)
+    made = back("voc", folder, labels, items, tmp_path / "new")
+    assert set(made.changed) == {"a0", "a1"} and made.kept == 1
+    assert made.notes == (f"1 images left out, which are no PNG, such as {folder / 'a2.jpg'}",)
+    Image.fromarray(np.zeros((14, 18), np.uint8)).save(folder / "a1.png")
+    with pytest.raises(DataError, match=r"a1\.PNG: a second map of one image"):
+        back("voc", folder, labels, items, tmp_path / "newer")
+    with pytest.raises(DataError, match=r"a0\.png: is a file; expected a folder"):
+        back("voc", folder / "a0.png", labels, items, tmp_path / "newer")
+
+
+def test_corrected_masks_stay_masks(items: list[Item], tmp_path: Path) -> None:
+    with LabelSetWriter(tmp_path / "labels", CLASSES, supervision="full") as writer:
+        writer.add("a0", ring())
+        full = writer.close()
+    write_labels(full, items, label_format("voc"), tmp_path / "tool")
+    with pytest.raises(UsageError, match=r"--supervision weak: .*labels was made of masks that people drew"):
+        back("voc", tmp_path / "tool", full, items, tmp_path / "new", supervision="weak")
+    assert not (tmp_path / "new").exists()
+
+
 def test_colour_masks_of_cvat_are_read(items: list[Item], labels: LabelSet, tmp_path: Path) -> None:
     folder = tmp_path / "tool"
     (folder / "SegmentationClass").mkdir(parents=True)
@@ -267,6 +356,9 @@ def test_a_folder_that_is_in_use_and_a_class_called_as_none_is_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match="photos: is there already"):
         write_labels(labels, items, label_format("voc"), tmp_path / "photos")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"--out .*file/out: cannot be made a folder: File exists"):
+        write_labels(labels, items, label_format("voc"), tmp_path / "file" / "out")
     with pytest.raises(UsageError, match="--format vocc: not one of voc, coco, labelme, cvat"):
         label_format("vocc")
     with LabelSetWriter(tmp_path / "odd", ("cat", "__ignore__")) as writer:

@@ -11,14 +11,16 @@ from torch import Tensor
 
 from mcc_core.pseudo_labels.inter_pixel import (
     affinity_losses,
+    between,
     differences,
     directions,
     displacement_losses,
+    links,
     path,
     path_affinity,
     random_walk,
     relations,
-    transitions,
+    weights,
 )
 from mcc_core.pseudo_labels.labels import IGNORE
 
@@ -159,7 +161,13 @@ def plain_transition(boundary: Tensor, power: float) -> Tensor:
 def test_the_walk_is_the_power_of_the_dense_transition_matrix() -> None:
     boundary, maps = drawn(5, 6), drawn(2, 5, 6)
     plain = plain_transition(boundary, 10.0)
-    found = transitions(boundary, RADIUS, 10.0).to_dense()
+    near = links(5, 6, RADIUS, boundary.device)
+    weight = weights(between(boundary, RADIUS), near, 10.0)
+    found = torch.zeros(30, 30, dtype=torch.float64)
+    for pixel in range(30):
+        its = slice(int(near.begins[pixel]), int(near.begins[pixel + 1]))
+        found[near.to[its].long(), pixel] = weight[its]
+    found = found / found.sum(0, keepdim=True)
     torch.testing.assert_close(found, plain, rtol=1e-12, atol=1e-15)
     torch.testing.assert_close(found.sum(0), torch.ones(30, dtype=torch.float64), rtol=1e-12, atol=0)
     for _ in range(4):

@@ -20,8 +20,9 @@ from mcc_core.methods.registry import random_network
 from mcc_core.networks.base import Network
 from mcc_core.pseudo_labels.inter_pixel import random_walk
 from mcc_core.refinement.base import Picture, Refinement, Viewer, refined
-from mcc_core.refinement.boundaries import Irn, boundaries, boundary_network
+from mcc_core.refinement.boundaries import Irn
 from mcc_core.refinement.kinds import STEPS
+from mcc_core.refinement.second_network import second_network
 from mcc_core.refinement.seeds import LabelSeeds
 from mcc_core.validation import validate
 
@@ -75,25 +76,24 @@ def test_a_class_fills_its_side_of_a_boundary() -> None:
 
 
 def test_boundaries_are_of_an_image_and_its_flip_at_its_own_size(tmp_path: Path) -> None:
-    found, device = boundary_network(None, written("irn", tmp_path / "irn.pt"))
+    boundaries = Irn().asks(None, of(irn={"network": written("irn", tmp_path / "irn.pt")}))
+    assert boundaries is not None
     image = np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
-    seen = boundaries(found, image, device)
+    seen = boundaries(image)
     assert seen.shape == (10, 13) and (seen > 0).all() and (seen < 1).all()
-    assert boundaries(found, image[:5, :7], device).shape == (2, 2)
+    assert boundaries(image[:5, :7]).shape == (2, 2)
     even = np.ascontiguousarray(image[:32, :48])
-    torch.testing.assert_close(
-        boundaries(found, np.ascontiguousarray(even[:, ::-1]), device), boundaries(found, even, device).flip(-1)
-    )
+    torch.testing.assert_close(boundaries(np.ascontiguousarray(even[:, ::-1])), boundaries(even).flip(-1))
 
 
 def test_the_network_is_that_of_the_seeds_where_no_other_is_given(tmp_path: Path) -> None:
     own = network("irn")
-    assert boundary_network(Viewer(own, 32, CPU), None)[0] is own
+    assert second_network(Viewer(own, 32, CPU), None, "irn", "boundaries")[0] is own
     for viewer in (None, Viewer(network("recam"), 32, CPU)):
         with pytest.raises(UsageError, match=r"^irn\.network: is missing: the checkpoint of a trial of the method irn"):
-            boundary_network(viewer, None)
+            second_network(viewer, None, "irn", "boundaries")
     with pytest.raises(UsageError, match="of the method recam, which finds no boundaries"):
-        boundary_network(None, written("recam", tmp_path / "recam.pt"))
+        second_network(None, written("recam", tmp_path / "recam.pt"), "irn", "boundaries")
 
 
 def test_labels_walk_too_and_a_network_that_saw_masks_makes_them_full(tmp_path: Path) -> None:

@@ -78,6 +78,43 @@ def test_other_processes_give_the_same_files(saved: Checkpoint, index: DataIndex
     assert content(tmp_path / "a") == content(tmp_path / "b")
 
 
+def test_a_run_that_was_cut_off_goes_on_and_gives_the_same_files(
+    saved: Checkpoint, index: DataIndex, tmp_path: Path
+) -> None:
+    config, out = Refinement.model_validate({"kind": "par", "par": {"iterations": 1}}), tmp_path / "out"
+    whole = refine(NetworkSeeds(saved, config, CPU), config, index, tmp_path / "whole", identity="0" * 16)
+
+    def run(limit: int, identity: str = "0" * 16) -> list[int]:
+        """Numbers that were told of a run that ends after so many images."""
+        seen: list[int] = []
+
+        def told(done: int, total: int) -> None:
+            seen.append(done)
+            if done == limit:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            refine(seeds, config, index, out, identity=identity, on_image=told, goes_on=True)
+        return seen
+
+    seeds = NetworkSeeds(saved, config, CPU)
+    assert run(5) == [0, 1, 2, 3, 4, 5]
+    first, second, third, *_ = (item.name for item in index.train)
+    (out / "maps" / f"{second}.png").write_bytes(b"half")
+    (out / "confidence" / f"{third}.png").unlink()
+    (out / "maps" / ".x.png.1-1.part").touch()
+    touched = (out / "maps" / f"{first}.png").stat().st_mtime_ns
+    assert run(6) == [3, 4, 5, 6]
+    made = refine(seeds, config, index, out, identity="0" * 16, goes_on=True)
+    assert (out / "maps" / f"{first}.png").stat().st_mtime_ns == touched
+    made_of = {name: data for name, data in content(out).items() if name != "progress.jsonl"}
+    assert made_of == content(tmp_path / "whole") and made.refined == whole.refined and made.seeds == whole.seeds
+    assert read_label_set(out).names == whole.labels.names
+    assert run(1, identity="1" * 16) == [0, 1]  # of something else: nothing is taken over
+    (out / "progress.jsonl").write_text("not ours\n")
+    assert run(1, identity="1" * 16) == [0, 1] and len(list((out / "maps").iterdir())) == 1
+
+
 def test_a_label_set_is_refined_further(saved: Checkpoint, index: DataIndex, tmp_path: Path) -> None:
     first = Refinement(threshold=0.3, foreground=0.6, keep_confidence=False)
     made = refine(NetworkSeeds(saved, first, CPU), first, index, tmp_path / "first")
@@ -90,8 +127,9 @@ def test_a_label_set_is_refined_further(saved: Checkpoint, index: DataIndex, tmp
     same = Refinement(keep_confidence=False)
     kept = refine(LabelSeeds(made.labels, same), same, index, tmp_path / "kept").labels
     for name in kept.names:
-        before, after = made.labels.label(name), kept.label(name)
-        assert (before[before != 255] == after[before != 255]).all()
+        assert (made.labels.label(name) == kept.label(name)).all()
+    with pytest.raises(UsageError, match="certainty: is of a label set without confidence"):
+        NetworkSeeds(saved, Refinement(certainty=0.9), CPU)
     with pytest.raises(UsageError, match="threshold: is of class maps"):
         LabelSeeds(made.labels, Refinement(threshold=0.3))
     with pytest.raises(UsageError, match="needs a network's attention"):

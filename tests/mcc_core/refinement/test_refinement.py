@@ -163,10 +163,12 @@ def test_attention_is_that_of_the_blocks() -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"kind": "crff"}, r"kind\[0\]: 'crff': expected 'none', 'par', 'crf', 'random_walk' or 'irn'"),
+        ({"kind": "crff"}, r"kind\[0\]: 'crff': expected 'none', 'par', 'crf', 'random_walk', 'irn' or 'psa'"),
         ({"kind": []}, "a chain lists one or more of"),
         ({"kind": "par", "crf": {"iterations": 3}}, "crf: is set, but kind is par, which does not use it"),
         ({"threshold": 0.5, "foreground": 0.4}, r"foreground \(0.4\) must be at least the threshold \(0.5\)"),
+        ({"kind": "crf,psa"}, "psa must be first"),
+        ({"kind": "psa", "threshold": 0.3}, "threshold: psa has no constant background; its score is psa.alpha's"),
         ({"thresholds": 0.5}, "thresholds: unknown field, did you mean threshold"),
         ({"kind": "crf", "crf": {"iteration": 3}}, "crf.iteration: unknown field, did you mean crf.iterations"),
     ],

@@ -13,14 +13,18 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from s3_server import free_port
+from staged import SEEDS
 from tiny import TINY
 
 from mcc_core.errors import UsageError
-from orchestrator.cluster.jobs import is_remote, submit_job
+from orchestrator.cluster.jobs import _pack, is_remote, submit_job
+
+PRESETS = Path(__file__).parents[3] / "mcc_core" / "presets"
 
 
 @pytest.mark.parametrize("on", ["cluster", "ray://head:10001", "http://", "head:8265"])
@@ -42,6 +46,27 @@ def test_what_cannot_hold_on_a_cluster_is_refused_before_anything_is_sent(tmp_pa
         with pytest.raises(UsageError, match=message) as caught:
             submit_job("http://127.0.0.1:1", file, [], environ)
         assert "secret" not in str(caught.value)
+
+
+def test_bases_of_stages_and_points_are_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("own.yaml", "other.yaml", "point.yaml"):
+        (tmp_path / name).write_text("{}")
+    points = [{"name": "p", "base": "point.yaml"}, {"name": "q", "set": {"loss.mcc": 0}}]
+    stages: dict[str, dict[str, Any]] = {
+        "seeds": {"base": "own.yaml", "points": points},
+        "other": {"base": "other.yaml"},
+        "tiny": {"base": "tiny"},
+    }
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({"name": "s", "stages": stages}))
+    (tmp_path / "out").mkdir()
+    _pack(tmp_path / "s.yaml", tmp_path / "out")
+    shipped = {file.name for file in (tmp_path / "out").iterdir()}
+    assert shipped == {"mcc_core", "orchestrator", "s.yaml", "own.yaml", "other.yaml", "point.yaml"}
+    stages["seeds"]["points"] = [{"name": "p", "base": "gone.yaml"}]
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({"name": "s", "stages": stages}))
+    with pytest.raises(UsageError, match=r"s\.yaml: stages\.seeds\.points\[0\]\.base: gone\.yaml: neither a preset"):
+        _pack(tmp_path / "s.yaml", tmp_path / "out2")
 
 
 def test_a_wrong_token_is_one_line(tmp_path: Path) -> None:
@@ -122,3 +147,49 @@ def test_a_sweep_on_a_cluster_outlives_its_submitter(
     assert record["states"] == {"finished": 3}
     code = mcc("attach", "nothing", "--on", address)
     assert code.returncode == 2 and "no such job" in code.stderr and code.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_stages_on_a_cluster(running_cluster: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+    address, environment = running_cluster
+    environment |= {"MCC_STORAGE": str(tmp_path / "storage"), "MCC_HOME": str(tmp_path / "home"), "COLUMNS": "160"}
+    shapes = {name: value for name, value in SEEDS.items() if name.startswith("data.")}
+    network = shapes | {
+        "model.backbone_args": {"channels": [8, 8, 8, 8], "layers": [1, 1, 1, 1], "stem_width": 8},
+        "train.crop": 32,
+        "train.batch_size": 2,
+        "train.iterations": 4,
+        "train.eval_every": 4,
+        "train.eval_train_images": 8,
+    }
+    stages = {
+        "seeds": {"base": "own.yaml", "set": SEEDS},
+        "refine": {"of": "seeds", "refine": {"kind": "par"}, "parameters": {"refine.threshold": [0.3, 0.5]}},
+        "segment": {"of": "refine", "base": "segmentation-tiny", "set": network},
+        "full": {"base": "segmentation-tiny", "set": network | {"labels.supervision": "full"}},
+    }
+    laptop = tmp_path / "laptop"
+    laptop.mkdir()
+    (laptop / "far.yaml").write_text(yaml.safe_dump({"name": "far", "stages": stages}))
+    (laptop / "own.yaml").write_text((PRESETS / "tiny.yaml").read_text())
+
+    def mcc(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from orchestrator.cli import main; main()", *arguments]
+        return subprocess.run(command, cwd=laptop, env=environment, capture_output=True, text=True, timeout=600)
+
+    images = [text for key, value in shapes.items() for text in ("--set", f"{key}={value}")]
+    made = mcc("data", "labels", "segmentation-tiny", "--out", "full-labels", "--supervision", "full", *images)
+    assert made.returncode == 0, made.stderr
+    environment["MCC_HOME"] = str(tmp_path / "other-home")  # as another machine's
+    where = ("--on", address, "--detach", "--remote-python", sys.executable, "--set", "full.labels.source=full-labels")
+    sent, deadline = mcc("sweep", "submit", "far.yaml", *where), time.monotonic() + 120
+    while sent.returncode == 1 and time.monotonic() < deadline:  # the head is still starting
+        sent = mcc("sweep", "submit", "far.yaml", *where)
+    assert sent.returncode == 0, sent.stderr
+    followed = mcc("sweep", "attach", sent.stdout.split()[1].rstrip(";"), "--on", address)
+    print(followed.stdout)
+    assert followed.returncode == 0, followed.stdout + followed.stderr
+    assert "what each stage adds" in followed.stdout
+    record = json.loads(mcc("sweep", "status", "far", "--json").stdout)
+    assert record["states"] == {"finished": 6}
+    assert {trial["stage"] for trial in record["trials"]} == set(stages)

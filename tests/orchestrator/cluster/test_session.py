@@ -81,6 +81,17 @@ def test_a_ray_that_does_not_start_is_one_line(tmp_path: Path, monkeypatch: pyte
     assert "\n" not in str(raised.value)
 
 
+def test_a_dashboard_that_does_not_start_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(**options: object) -> None:
+        raise Exception("\nThe last 20 lines of dashboard.log: \n")  # as Ray does
+
+    monkeypatch.setattr("ray.init", busy)
+    named = pytest.raises(MCCError, match=r"Ray does not start on this machine: The last 20 lines of dashboard\.log")
+    with named as said, cluster(Settings.at(tmp_path)):
+        pass
+    assert "\n" not in str(said.value)
+
+
 def _attached(folder: Path, address: str) -> AbstractContextManager[Capacity]:
     return cluster(Settings.at(folder, ray_address=address))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from staged import staged_plan
+from staged import BOUNDARIES, staged_plan
 
 from orchestrator.execution.choose_queue import queue_of
 from orchestrator.execution.stage_queue import StageQueue
@@ -41,6 +41,7 @@ def assign(trial: Trial, **changes: Any) -> Assignment:
         "gpus_per_worker": 0.0,
         "input": trial.input,
         "refine": trial.refine,
+        "network": trial.network,
     }
     return Assignment(**fields | changes)
 
@@ -115,6 +116,34 @@ def test_all_that_follows_failed_seeds_is_named(made: Plan, storage: Storage) ->
     assert found.take() is None and found.over() and len(found.blocked) == 4
     told = [r.message for r in results(storage, plan_document(made, ["mcc"], None)) if r.status == "new"]
     assert told == ["not begun: its input seeds failed"] * 4
+
+
+def test_what_takes_from_two_waits_for_both(settings: Settings, storage: Storage) -> None:
+    made = staged_plan(settings, **BOUNDARIES)
+    found = queue(made, storage)
+    for name in ("seeds", "unsure", "boundaries", "refine"):
+        task = found.take()
+        assert task is not None and task.name == name and found.take() is None
+        assert (task.network is not None) == (name == "refine")
+        end(found, storage, task)
+    assert found.over()
+    again = queue(made, storage, "refine")  # both were done before
+    assert again.take() is not None and again.over()
+
+
+@pytest.mark.parametrize("failed", ["seeds", "unsure", "boundaries"])
+def test_what_takes_from_one_that_failed_is_left_out_once(settings: Settings, storage: Storage, failed: str) -> None:
+    made = staged_plan(settings, **BOUNDARIES)
+    found, task = queue(made, storage), None
+    while task is None or task.name != failed:
+        task = found.take()
+        assert task is not None
+        end(found, storage, task, TrialStatus.FAILED if task.name == failed else TrialStatus.FINISHED)
+    assert found.take() is None and found.over()
+    left = [t.name for t in made.trials][[t.name for t in made.trials].index(failed) + 1 :]
+    assert sorted(found.blocked) == sorted(t.identity for t in made.trials if t.name in left)
+    told = {r.name: r.message for r in results(storage, plan_document(made, ["mcc"], None))}
+    assert {told[name] for name in left} == {f"not begun: its input {failed} failed"}
 
 
 def test_a_stopped_input_begins_nothing_and_ends_the_queue(made: Plan, storage: Storage) -> None:

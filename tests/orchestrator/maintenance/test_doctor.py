@@ -14,7 +14,8 @@ from mlflow_server import mlflow_server
 from s3_server import free_port
 
 from mcc_core.experiment_files import preset_names, resolve
-from orchestrator.findings import Finding
+from orchestrator.findings import Answer, Finding
+from orchestrator.maintenance import doctor as doctor_module
 from orchestrator.maintenance.doctor import examine
 from orchestrator.settings import Settings
 
@@ -81,6 +82,19 @@ def test_a_server_that_takes_artifacts_and_one_that_does_not(tmp_path: Path) -> 
         (tmp_path / "artifacts").write_text("a file in the way")
         (broken,) = of(list(examine(Settings.at(tmp_path, tracking_uri=server.uri))), "mlflow", "fail")
         assert "PUT answers 500" in broken
+
+
+@pytest.mark.parametrize(("optional", "level"), [("", "fail"), ("recipes on prepared datasets", "warn")])
+def test_silence_about_what_only_some_recipes_need_is_no_failure(optional: str, level: str) -> None:
+    def busy() -> Answer:
+        yield "ok", "one of two", ""
+        time.sleep(0.5)
+        yield "ok", "two of two", ""
+
+    section = doctor_module._Section("some", busy, 0.1, optional)
+    first, silence = doctor_module._within(section)
+    assert first == ("ok", "one of two", "") and silence[0] == level and silence[2]
+    assert silence[1] == "no answer within 0.1 s" + (f": only {optional} need it" if optional else "")
 
 
 def test_a_dataset_whose_index_is_broken(tmp_path: Path) -> None:

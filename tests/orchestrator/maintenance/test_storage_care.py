@@ -105,6 +105,27 @@ def test_parts_of_killed_processes_go_and_unsent_measurements_stay(tmp_path: Pat
     ]
 
 
+def test_copies_of_this_machine_that_no_sweep_names_go(tmp_path: Path) -> None:
+    storage, home = Storage(str(tmp_path / "storage")), tmp_path / "home"
+    document = {"trials": [{"experiment": {"labels": {"source": f"labels/{KNOWN}"}}}]}
+    storage.write(
+        "sweeps/s/plan.json", json.dumps(document | {"sweep": "s", "created": 1, "file": {"mode": "max"}}).encode()
+    )
+    for name in (f"label-sets/{KNOWN}.zip", f"label-sets/{STRAY}.zip", f"fetched/{STRAY}/0000003.pt"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_bytes(b"packed")
+        os.utime(home / name, (1, 1))  # as old as the object in the bucket that it is a copy of
+    assert garbage(storage, home) == ([], [])
+    found, _ = garbage(storage, home, older_s=0)
+    labels, checkpoint = home / "label-sets", home / "fetched" / STRAY
+    assert [(one.what, one.key, one.size) for one in found] == [
+        ("packed label set of no sweep", str(labels / f"{STRAY}.zip"), 6),
+        ("fetched checkpoint of no sweep", str(checkpoint), 6),
+    ]
+    assert remove(storage, found) == found
+    assert [file.name for file in labels.iterdir()] == [f"{KNOWN}.zip"] and not checkpoint.exists()
+
+
 def test_check_finds_storage_in_order(settings: Settings, storage: Storage) -> None:
     found = list(check(settings))
     assert all(one.good for one in found[:-2]), found

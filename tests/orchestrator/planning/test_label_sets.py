@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from staged import staged_plan
 from tiny import settings_in
 from trained import SMALLEST, smallest
 
@@ -16,6 +17,7 @@ from mcc_core.data.index import build_index
 from mcc_core.data.label_maps import LabelSetWriter
 from mcc_core.data.make_labels import label_set_of_masks
 from mcc_core.errors import UsageError
+from orchestrator.planning import identity as identities
 from orchestrator.planning.plan import Plan, plan_document, plan_sweep
 from orchestrator.records.plans import supervision
 from orchestrator.settings import Settings
@@ -97,3 +99,24 @@ def test_what_its_evaluation_lacks_is_no_metric(settings: Settings, write: Write
     assert plan(settings, metric="val/seg/single/miou", set=fields).trials
     with pytest.raises(UsageError, match="evaluation records no such metric"):
         plan(settings, metric="val/cam/ms/miou", set=fields)
+
+
+def test_labels_are_made_anew_when_networks_are_asked_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, code = identities.refinement_source(), identities._code
+    monkeypatch.setattr(identities, "_code", lambda text: code(text.replace("def padded", "def padded_otherwise")))
+    assert identities.refinement_source() != before  # the function is of evaluation/protocols.py
+
+
+def test_labels_of_networks_that_saw_masks_must_be_asked_for(settings: Settings, tmp_path: Path) -> None:
+    label_set_of_masks(build_index(smallest("segmentation").data, settings.home), tmp_path / "masks")
+    taught = {"labels.source": str(tmp_path / "masks"), "labels.supervision": "full"}
+    (base, small), (other, more) = SMALLEST["amn"], SMALLEST["segmentation"]
+    seeds: dict[str, Any] = {"base": base, "set": small | taught}
+    last: dict[str, Any] = {"base": other, "set": dict(more)}
+    with pytest.raises(UsageError, match=r"stages\.last: labels\.supervision: weak: .* saw masks .*; expected full"):
+        staged_plan(settings, seeds=seeds, last=last | {"of": "refine"})
+    last["set"] |= {"labels.supervision": "full"}
+    made = staged_plan(settings, seeds=seeds, last=last | {"of": "refine"})
+    assert all("(full supervision)" in trial.name for trial in made.trials)
+    with pytest.raises(UsageError, match=r"labels\.supervision: full: .* saw no masks; expected weak"):
+        staged_plan(settings, last=last | {"of": "refine"})

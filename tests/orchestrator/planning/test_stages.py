@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from staged import SEEDS, staged, staged_plan
+from staged import BOUNDARIES, SEEDS, SHAPES, staged, staged_plan
 from tiny import tiny_plan
 
 from mcc_core.errors import UsageError
@@ -25,9 +25,6 @@ from orchestrator.records.status import TrialStatus
 from orchestrator.settings import Settings
 from orchestrator.spec.stages_file import load_stages
 from orchestrator.storage.store import Storage
-
-SHAPES = {name: value for name, value in SEEDS.items() if name.startswith("data.")}
-
 
 AUXILIARY = {"of": "seeds", "refine": {"seeds": "aux_cam"}}
 
@@ -136,6 +133,23 @@ def test_stages_that_vary_the_same_name_say_whose_it_is(settings: Settings) -> N
             "s.yaml: stages.refine.refine: seeds: 'aux_cam': method slrnet has cam",
         ),
         (
+            {"refine": {"of": "seeds", "refine": {"kind": "irn"}}},
+            "s.yaml: stages.refine.network: is missing: irn takes a trained network: name a stage of method irn, or",
+        ),
+        (
+            {"other": {"base": "toco-tiny", "set": SHAPES}}
+            | {"refine": {"of": "seeds", "network": "other", "refine": {"kind": "irn"}}},
+            "s.yaml: stages.refine.network: trains method toco; irn takes one of method irn",
+        ),
+        (
+            BOUNDARIES | {"refine": BOUNDARIES["refine"] | {"set": {"refine.irn.network": "x.pt"}}},
+            "s.yaml: stages.refine.refine.irn.network: x.pt: the stage has a network already; take one out",
+        ),
+        (
+            BOUNDARIES | {"refine": {"of": "seeds", "network": "boundaries", "refine": {"kind": "par"}}},
+            "s.yaml: stages.refine.network: boundaries: no kind of its refinement takes a trained network",
+        ),
+        (
             {"segment": {"of": "refine", "base": "tiny", "set": SHAPES}},
             "s.yaml: stages.segment.base: tiny: method mcc trains on image-level labels and takes no label maps",
         ),
@@ -195,10 +209,63 @@ def test_images_of_other_data_than_the_seeds_are_refused(settings: Settings) -> 
         staged_plan(settings, segment=segment)
 
 
+def test_a_refinement_that_brings_a_network_along_is_of_both(settings: Settings) -> None:
+    made = staged_plan(settings, **BOUNDARIES)
+    seeds, unsure, boundaries, walked = made.trials
+    assert [t.stage for t in made.trials] == ["seeds", "unsure", "boundaries", "refine"]
+    assert walked.inputs == (seeds.identity, boundaries.identity) and boundaries.inputs == (unsure.identity,)
+    assert walked.refine == {"kind": ["irn"], "irn": {"log_steps": 2}} and walked.experiment == seeds.experiment
+    document = plan_document(made, ["mcc"], None)
+    assert document["trials"][-1]["network"] == boundaries.identity and "network" not in document["trials"][1]
+    assert followers(document["trials"], [boundaries.identity]) == [boundaries.identity, walked.identity]
+    assert last_stages(document) == {"refine"}
+    other = staged_plan(settings, **BOUNDARIES, overrides={"boundaries.walk.power": 9}).trials
+    assert [one.identity == two.identity for one, two in zip(made.trials, other, strict=True)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    console = Console(width=120, file=io.StringIO())
+    print_plan(made, console)
+    told = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "└ refine" in told and "labels, with boundaries" in told
+
+
+def test_a_network_is_brought_to_what_it_comes_of_with_its_seed(settings: Settings) -> None:
+    """Of two classifiers and two thresholds: each pair of seeds and boundaries that are of the same classifier."""
+    seeds = {"base": "tiny", "set": SEEDS, "parameters": {"loss.mcc": [0, 0.5]}}
+    unsure = BOUNDARIES["unsure"] | {"parameters": {"refine.foreground": [0.5, 0.6]}}
+    file = staged(**BOUNDARIES | {"seeds": seeds, "unsure": unsure}).model_copy(update={"seeds": (0, 1)})
+    made = plan_stages(file, "s.yaml", settings=settings, estimate=False)
+    walked = [t for t in made.trials if t.stage == "refine"]
+    known = {t.identity: t for t in made.trials}
+    assert len(made.trials) == 2 * (2 + 4 + 4 + 4) and len(walked) == 8
+    for trial in walked:
+        boundaries = known[str(trial.network)]
+        assert known[str(boundaries.input)].input == trial.input and boundaries.seed == trial.seed
+    assert walked[0].name == "refine mcc=0 foreground=0.5 s0"
+    assert walked[0].varied == {"loss.mcc": "0", "refine.foreground": "0.5"}
+
+
+def test_what_takes_no_network_is_of_its_maps_alone(settings: Settings) -> None:
+    kinds = BOUNDARIES["refine"] | {"refine": {"kind": "none"}, "parameters": {"refine.kind": ["none", "irn"]}}
+    unsure = BOUNDARIES["unsure"] | {"parameters": {"refine.foreground": [0.5, 0.6]}}
+    made = staged_plan(settings, **BOUNDARIES | {"unsure": unsure, "refine": kinds})
+    walked = [(t.name, t.network is None) for t in made.trials if t.stage == "refine"]
+    assert walked == [
+        ("refine kind=none", True),
+        ("refine foreground=0.5 kind=irn", False),
+        ("refine foreground=0.6 kind=irn", False),
+    ]
+    assert not made.duplicates
+
+
 def test_trials_wait_for_their_inputs_in_the_estimate() -> None:
     seconds = {"a": 10.0, "b": 5.0, "c": 5.0, "d": 1.0}
-    inputs = {"a": None, "b": "a", "c": "a", "d": "x"}
+    inputs = {"b": ("a",), "c": ("a",), "d": ("x",)}
     assert makespan(seconds, inputs, 1) == 21 and makespan(seconds, inputs, 2) == 15
+    assert makespan(seconds, inputs | {"d": ("b", "c")}, 3) == 16  # what takes from two begins after the later
     assert makespan({}, {}, 2) == 0
 
 

@@ -41,6 +41,9 @@ from orchestrator.spec.paper_table import (
     with_points,
     with_rows,
 )
+from orchestrator.spec.pipeline import stage_name
+from orchestrator.spec.stages_file import StagesFile
+from orchestrator.spec.sweep_file import SweepFile
 
 LAYOUT = json.loads((Path(__file__).parents[2] / "data" / "golden" / "checkpoint_layout.json").read_text())
 
@@ -55,12 +58,22 @@ def test_shipped_tables_are_sweeps_with_targets(name: str) -> None:
     table = load_table(name)
     for scale in ("paper", "tiny"):
         sweep = table_sweep(table, scale, Path("data"), (0, 1))
-        assert table.sheet or {target.point for target in table.targets} == {point.name for point in sweep.points}
+        rows = table.points or ((sweep.base,) if isinstance(sweep, SweepFile) else ())
+        assert table.sheet or table.figure or {target.point for target in table.targets} == {*rows}
         assert [bool(table.figure), bool(table.sheet), bool(table.targets)].count(True) == 1
         assert {*table.rows} <= {*table.points} and table.common in {None, *table.points}
         assert {curve.point for curve in table.curves} <= {*table.points}
-        assert [name for name, _ in experiments(sweep)] == [*table.points] or table.figure
-        assert sweep.seeds == (0, 1) and sweep.base == ("tiny" if scale == "tiny" else name.split("-")[0])
+        assert sweep.seeds == (0, 1) and (sweep.name == name) == (scale == "paper")
+        if isinstance(sweep, StagesFile):
+            assert table.pipelines and {*sweep.last()} == {
+                stage_name(row, table.pipelines[row].last) if row in table.pipelines else row for row in table.points
+            }
+            data = "shapes" if scale == "tiny" else "voc"
+            assert {experiment.data.name for _, experiment in experiments(sweep)} == {data}
+            assert all(table.row(row).note and table.row(row).work for row in table.pipelines)
+        else:
+            assert [row for row, _ in experiments(sweep)] == [*table.points] or table.figure
+            assert sweep.base == ("tiny" if scale == "tiny" else name.split("-")[0])
     with pytest.raises(UsageError, match="voc-table9: no such table; coco-table1, voc-fig3, voc-fig4, voc-table1"):
         load_table("voc-table9")
 
@@ -143,7 +156,7 @@ def test_rows_are_chosen_and_changed_alone(tmp_path: Path) -> None:
         assert [*made] == ["SLRNet", "ToCo"] and made["SLRNet"].model.weights == "random"
         assert {e.train.iterations for e in made.values()} == {10} and made["ToCo"].method == "toco"
     assert {target.point for target in table.targets} == {"SLRNet", "ToCo"}
-    with pytest.raises(UsageError, match=r"--only: 'x': no such row; expected some of AFA, SLRNet, ToCo, MCC, FSR"):
+    with pytest.raises(UsageError, match=r"--only: 'x': no such row; expected some of ReCAM, AMN, MCTformer, AFA, "):
         with_rows(load_table("voc-table1"), ["x"])
     with pytest.raises(UsageError, match="has no rows but a grid"):
         with_rows(load_table("voc-fig4"), ["mcc"])
@@ -188,7 +201,7 @@ def test_a_checkpoint_is_the_row_of_its_method(tmp_path: Path) -> None:
     assert [*found.networks] == [("MCC", 3), ("ToCo", 3), ("FSR", 3)]  # a row that is named is believed
     with pytest.raises(UsageError, match=r"MCC, seed 3, was given before"):
         given(table, [files["voc"], f"mcc={files['voc']}"], tmp_path, settings)
-    with pytest.raises(UsageError, match=r"no row x; expected FILE, or ROW=FILE with one of AFA, SLRNet"):
+    with pytest.raises(UsageError, match=r"no row x; expected FILE, or ROW=FILE with one of ReCAM, AMN, MCTformer"):
         given(table, [f"x={files['voc']}"], tmp_path, settings)
     with pytest.raises(UsageError, match="is of the method slrnet, of which Table 2"):
         given(load_table("voc-table2"), [files["slrnet"]], tmp_path, settings)

@@ -20,6 +20,7 @@ SCHEMAS = {file.name: json.loads(file.read_text()) for file in json_schema.FOLDE
 SHIPPED = [
     *((file, "sweep.schema.json") for file in sorted((ROOT / "sweeps").glob("*.yaml"))),
     *((file, "experiment.schema.json") for file in sorted((ROOT / "mcc_core/presets").glob("*.yaml"))),
+    *((file, "pipeline.schema.json") for file in sorted((ROOT / "orchestrator/reproduction/pipelines").glob("*.yaml"))),
     *((file, "table.schema.json") for file in sorted((ROOT / "orchestrator/reproduction/tables").glob("*.yaml"))),
 ]
 

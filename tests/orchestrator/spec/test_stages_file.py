@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from staged import staged
+from staged import BOUNDARIES, staged
 
 from mcc_core.errors import UsageError
 from orchestrator.spec.stages_file import is_staged, load_stages, with_overrides, with_run_options
@@ -38,6 +38,20 @@ def mistakes(folder: Path, stages: str) -> list[str]:
         (
             "  a: {of: b, refine: {kind: none}}\n  b: {of: a, refine: {kind: none}}\n",
             "stages.a.of: goes in a circle: a of b of a",
+        ),
+        (
+            SEEDS + "  a: {of: seeds, network: c, refine: {kind: irn}}\n  b: {of: a, refine: {}}\n"
+            "  c: {of: b, base: irn-tiny}\n",
+            "stages.a.network: goes in a circle: a network c of b of a",
+        ),
+        (SEEDS + "  x: {network: seeds, base: tiny}\n", "stages.x.network: is of a stage with refine; one that"),
+        (
+            SEEDS + "  x: {of: seeds, network: seds, refine: {}}\n",
+            "stages.x.network: 'seds': no such stage, did you mean",
+        ),
+        (
+            SEEDS + REFINE + "  x: {of: seeds, network: refine, refine: {kind: irn}}\n",
+            "stages.x.network: 'refine' makes labels and trains no network",
         ),
         ("  a: {of: a, base: tiny}\n", "stages.a.of: goes in a circle: a of a"),
         (SEEDS + "  x: {of: seeds, base: tiny}\n", "stages.x.of: 'seeds' trains a network, which is no set of labels"),
@@ -73,6 +87,12 @@ def test_stages_come_after_what_they_take_in_any_order_of_the_file() -> None:
     )
     assert file.ordered() == ["a", "full", "b"] and file.last() == ["b", "full"]
     assert file.line("b") == ["a", "b"]
+
+
+def test_a_stage_of_two_comes_after_both() -> None:
+    file = staged(**BOUNDARIES)
+    assert file.ordered() == file.line("refine") == ["seeds", "unsure", "boundaries", "refine"]
+    assert file.last() == ["refine"] and file.stages["refine"].inputs == ("seeds", "boundaries")
 
 
 def test_fields_of_the_command_line_go_to_one_stage_or_to_all_that_have_them() -> None:

@@ -52,18 +52,21 @@ class Place:
 
     def __init__(self, settings: Settings, index: DataIndex, trained: Path, folder: Path) -> None:
         self.storage, self.index, self.folder, self.home = Storage(settings.storage), index, folder, settings.home
-        saved = CheckpointRecord(6, trained.stat().st_size, file_digest(trained))
-        self.storage.upload(trained, saved.key(NETWORK))
-        self.storage.write(f"{saved.key(NETWORK)}.json", json.dumps(asdict(saved)).encode())
+        self.keep(NETWORK, trained)
 
-    def make(self, identity: str, of: str, *, stop: bool = False, **refine: Any) -> Outcome:
+    def keep(self, identity: str, file: Path) -> None:
+        saved = CheckpointRecord(6, file.stat().st_size, file_digest(file))
+        self.storage.upload(file, saved.key(identity))
+        self.storage.write(f"{saved.key(identity)}.json", json.dumps(asdict(saved)).encode())
+
+    def make(self, identity: str, of: str, *, stop: bool = False, network: str | None = None, **refine: Any) -> Outcome:
         fields: dict[str, Any] = {"identity": identity, "name": "refine", "seed": 0, "metric": "", "mode": "max"}
         fields |= {"experiment": EXPERIMENT.model_dump(mode="json"), "fingerprint": self.index.fingerprint}
         fields |= {"storage": self.storage.url, "home": str(self.home), "stop_key": "s", "launch": "L"}
-        fields |= {"cpus_per_worker": 1, "gpus_per_worker": 0, "input": of, "refine": refine}
+        fields |= {"cpus_per_worker": 1, "gpus_per_worker": 0, "input": of, "refine": refine, "network": network}
         task = Assignment(**fields)
-        work = self.folder / identity
-        work.mkdir()
+        work = self.folder / identity / "rank0"
+        work.mkdir(parents=True, exist_ok=True)
         outbox = Outbox(self.storage, self.folder / f"{identity}-outbox")
         try:
             reporter = Reporter(task, EXPERIMENT, outbox, Resume(1, 0, None, []), [], to_ray=False)
@@ -103,6 +106,24 @@ def test_labels_of_a_network_are_stored_scored_and_taken_by_the_next_stage(
     assert kinds[0] == "start" and kinds[-1] == "end"
     profile = refinement_profile(EXPERIMENT, {"kind": "none", "threshold": 0.3}, 1.0, 0)
     assert len(past_speeds(place.storage, profile)) == 1
+
+
+def test_a_refinement_brings_the_network_of_another_trial_along(
+    settings_of_each_kind: Settings, index: DataIndex, trained: Path, tmp_path: Path
+) -> None:
+    place, other = Place(settings_of_each_kind, index, trained, tmp_path), "e" * 16
+    walk: dict[str, Any] = {"kind": "irn", "irn": {"log_steps": 2}}
+    with pytest.raises(MCCError, match=f"refine: no checkpoint of {other}, whose network it brings along: storage has"):
+        place.make("f" * 16, NETWORK, network=other, **walk)
+    experiment, file = smallest("irn"), tmp_path / "boundaries.pt"
+    state = random_network(experiment, len(index.classes)).state_dict()
+    checkpoints.save(Checkpoint(experiment, index.classes, 6, 0, state, None, {}), file)
+    place.keep(other, file)  # of the same iteration as the seeds' network
+    place.make(FIRST, NETWORK, network=other, **walk)
+    made = fetched_labels(place.storage, FIRST, tmp_path)
+    assert made is not None
+    origin = read_label_set(made).origin
+    assert origin["network"] == NETWORK and origin["refine"]["irn"]["network"] == file_digest(file)
 
 
 def test_the_same_maps_are_asked_of_the_network_once(place: Place) -> None:

@@ -13,6 +13,7 @@ from trained import smallest
 
 from mcc_core.evaluation.in_training import EvaluationRecord
 from mcc_core.evaluation.metrics import Metric
+from mcc_core.training.compile_cost import CompileCost
 from mcc_core.training.engine import Outcome, StepRecord
 from orchestrator.records.checkpoints import saved_checkpoints
 from orchestrator.records.events import history, trial_state
@@ -79,6 +80,23 @@ def test_a_run_is_told_in_order_and_its_checkpoint_has_the_score_of_its_iteratio
     assert (state.status, state.launch, state.metrics) == ("finished", "L", {SEG: 0.25})
     (speed,) = past_speeds(storage, speed_profile(EXPERIMENT, task(storage).threads, 0))
     assert speed.iteration_s == pytest.approx(EXPERIMENT.train.global_batch / 4) and speed.checkpoint_bytes == 50
+
+
+def test_what_compiling_cost_is_in_the_log_and_in_no_speed(
+    storage: Storage, outbox: Outbox, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = reporting(storage, outbox)
+    told.on_start(0, {})
+    whole = {"compile/graphs": 7.0, "compile/seconds": 3600.0, "compile/given_up": 1.0}
+    told.on_compile(1, CompileCost(("_after", "_before"), 7, 3600.0, 1, whole))
+    told.on_evaluation(evaluation(1, 0.5))
+    told.on_step(StepRecord(1, {"loss/total": 1.0, "images_per_second": 4.0}))
+    told.end(Outcome("finished", 1, {SEG: 0.5}))
+    assert "iteration 1: compiled _after, _before: 7 graphs, 3600.0 s" in (said := capsys.readouterr().out)
+    assert "1 not compiled any further" in said
+    assert [e["metrics"] for e in history(storage, "t") if "compile/graphs" in e.get("metrics", ())] == [whole]
+    (speed,) = past_speeds(storage, speed_profile(EXPERIMENT, task(storage).threads, 0))
+    assert speed.evaluation_s is not None and speed.evaluation_s < 0  # an hour less than it took
 
 
 def test_a_run_that_fails_before_it_began_has_a_beginning(storage: Storage, outbox: Outbox) -> None:

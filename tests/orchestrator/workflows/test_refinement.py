@@ -18,6 +18,7 @@ from mcc_core.checkpoint import Checkpoint
 from mcc_core.data.index import build_index
 from mcc_core.data.label_maps import LabelSetWriter, pack_label_set, read_label_set
 from mcc_core.data.label_source import with_labels
+from mcc_core.data.make_labels import label_set_of_masks
 from mcc_core.data.shapes import CLASSES
 from mcc_core.data.voc import palette_png
 from mcc_core.errors import UsageError
@@ -151,3 +152,18 @@ def test_exporting_a_network_needs_no_word_for_it() -> None:
     for arguments in (["net.pt"], ["--format", "onnx", "net.pt"]):
         context = exports.make_context("export", list(arguments))
         assert [*context._protected_args, *context.args] == ["network", *arguments]
+
+
+def test_masks_that_say_weak_are_not_refined_into_weak_labels(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, settings = smallest("mcc").data, Settings.at(work / "home")
+    masks, _ = label_set_of_masks(build_index(data, settings.home), tmp_path / "full")
+    with LabelSetWriter(tmp_path / "weak", masks.classes, origin={"dataset": data.model_dump(mode="json")}) as writer:
+        for name in masks.names:
+            writer.add(name, masks.label(name))
+    with pytest.raises(UsageError, match=r"weak: says weak, but 8 of its maps are masks of the dataset"):
+        prepared(str(tmp_path / "weak"), "crf", {}, settings)
+    more = ("--data", "tiny", *SHAPES, "--out", str(tmp_path / "again"))
+    out = run(work, "refine", str(masks.path), "--kind", "none", *more, monkeypatch=monkeypatch)
+    assert re.search(r"8 label maps in .*, label set [0-9a-f]{16}, full supervision", out)

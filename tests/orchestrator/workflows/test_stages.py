@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from staged import SEEDS
+from staged import SEEDS, SHAPES
 
 from mcc_core.data.label_maps import read_label_set
 from orchestrator.records import layout
@@ -23,7 +23,6 @@ from orchestrator.storage.store import Storage
 
 pytestmark = pytest.mark.slow
 
-SHAPES = {name: value for name, value in SEEDS.items() if name.startswith("data.")}
 SEGMENT: dict[str, Any] = SHAPES | {
     "model.backbone_args": {"channels": [8, 8, 8, 8], "layers": [1, 1, 1, 1], "stem_width": 8},
     "train.crop": 32,

@@ -117,6 +117,23 @@ def test_backbone_weights_come_from_a_file(tmp_path: Path) -> None:
         network_of(tiny(**{"model.weights": str(tmp_path / "short.pth")}), 3)
 
 
+def test_a_vision_transformer_is_a_backbone(tmp_path: Path) -> None:
+    args = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+    vit = {"model.backbone": "vit_tiny_patch16_224", "model.backbone_args": args}
+    torch.manual_seed(0)
+    network = network_of(tiny(**vit), 3)
+    images = torch.randn(2, 3, 36, 45)
+    output = network(images)
+    assert output.seg.shape == (2, 4, 5, 6)  # cells that an image fills in part are there
+    assert network.parameter_groups(tiny(**vit).optim)
+    (output.seg.square().mean()).backward()
+    assert [n for n, p in network.named_parameters() if p.grad is None] == ["encoder.vit.pos_embed"]
+    tensors = {n.removeprefix("encoder."): t for n, t in network.state_dict().items() if n.startswith("encoder.")}
+    torch.save({n.removeprefix("vit."): t for n, t in tensors.items()}, tmp_path / "vit.pth")
+    other = network_of(tiny(**vit, **{"model.weights": str(tmp_path / "vit.pth")}), 5)
+    assert all(torch.equal(other.state_dict()[f"encoder.{name}"], tensor) for name, tensor in tensors.items())
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_maps_follow_their_image(seed: int) -> None:
     label = np.zeros((40, 61), np.uint8)
@@ -165,8 +182,12 @@ def test_it_is_scored_by_what_it_has() -> None:
         ({"model.decoder": "deeplabv3plus"}, "dilations: deeplabv3plus has three, such as 12, 24, 36; found 4"),
         ({"model.weights": "imagenet"}, "deeplabv2 has timm, random or a file"),
         ({"model.backbone_args": {"layers": [1, 1, 1, 1]}}, "weights: timm's do not fit a backbone with backbone_args"),
-        ({"compute.compile": True}, "compute.compile: a convolutional backbone is not compiled"),
+        ({"compute.compile": True}, "compute.compile: of segmentation networks only segformer's"),
         ({"loss.class_weights": [0, 0]}, "class_weights: must be at least 0, and some above it"),
+        (
+            {"model.backbone": "vit_tiny_patch16_224", "model.decoder": "upernet"},
+            "transformer goes with decoder: deepl",
+        ),
         ({"labels.supervision": "some"}, "labels.supervision: 'some': expected 'weak' or 'full'"),
     ],
 )
@@ -177,6 +198,6 @@ def test_what_cannot_be_is_one_line(fields: dict[str, Any], message: str) -> Non
 
 
 def test_a_backbone_without_feature_maps_is_one_line() -> None:
-    for backbone in ("resnet1010", "vit_tiny_patch16_224"):
+    for backbone in ("resnet1010", "swin_tiny_patch4_window7_224", "vit_none"):
         with pytest.raises(UsageError, match=r"model\.backbone: "):
             network_of(tiny(**{"model.backbone": backbone, "model.backbone_args": {}}), 3)

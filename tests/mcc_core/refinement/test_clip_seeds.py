@@ -12,14 +12,16 @@ import yaml
 from tiny_clip import CPU, TINY
 from trained import smallest
 
+from mcc_core.checkpoint import Checkpoint, save
 from mcc_core.clip.prompts import load_prompts
-from mcc_core.clip.seeds import REFINEMENT, ClipSeeds
 from mcc_core.data.coco import COCO_CLASSES
 from mcc_core.data.index import DataIndex, build_index
 from mcc_core.data.label_maps import read_label_set
 from mcc_core.data.voc import VOC_CLASSES
 from mcc_core.errors import UsageError
+from mcc_core.methods.registry import random_network
 from mcc_core.refinement.base import Refinement
+from mcc_core.refinement.clip_seeds import REFINEMENT, ClipSeeds
 from mcc_core.refinement.make import refine
 
 
@@ -55,9 +57,22 @@ def test_what_does_not_suit_is_refused(index: DataIndex) -> None:
     for fields, line in (
         ({"threshold": 0.3}, "threshold: is of a trained network's maps"),
         ({"kind": "random_walk"}, "kind: random_walk: needs a network's attention"),
+        ({"certainty": 0.8}, "certainty: is of a label set without confidence"),
     ):
         with pytest.raises(UsageError, match=line):
             ClipSeeds(TINY, index.classes, Refinement.model_validate(fields), CPU)
+
+
+def test_boundaries_of_a_trained_network_refine_them(index: DataIndex, tmp_path: Path) -> None:
+    for supervision in ("weak", "full"):
+        experiment = smallest("irn", **{"labels.supervision": supervision})
+        weights = dict(random_network(experiment, len(index.classes)).state_dict())
+        file = tmp_path / f"{supervision}.pt"
+        save(Checkpoint(experiment, index.classes, 6, 0, weights, None, {}), file)
+        config = Refinement.model_validate({"kind": "irn", "irn": {"network": file, "radius": 3, "log_steps": 2}})
+        seeds = ClipSeeds(TINY, index.classes, config, CPU)
+        made = refine(seeds, config, index, tmp_path / supervision, limit=1)
+        assert made.labels.supervision == supervision and len(made.labels.names) == 1
 
 
 def test_shipped_prompts_suit_their_datasets() -> None:
@@ -94,5 +109,7 @@ def test_a_mistake_in_prompts_is_one_line(changes: dict[str, Any], line: str, tm
 
 
 def test_prompts_that_are_not_there() -> None:
-    with pytest.raises(UsageError, match=r"clip\.prompts: vok: no such file, and none of the shipped coco, default"):
+    with pytest.raises(
+        UsageError, match=r"clip\.prompts: vok: no such file, and none of the shipped clims, .*, default"
+    ):
         load_prompts("vok", VOC_CLASSES)

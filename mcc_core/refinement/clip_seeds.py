@@ -15,8 +15,7 @@ from mcc_core.clip.prompts import load_prompts
 from mcc_core.data.index import Item
 from mcc_core.errors import UsageError
 from mcc_core.refinement.base import Picture, Refinement
-from mcc_core.refinement.kinds import STEPS
-from mcc_core.refinement.seeds import Seeds
+from mcc_core.refinement.seeds import Seeds, asked_of, refuse_certainty, supervision_with
 
 REFINEMENT = {"kind": "crf", "confidence": 0.95}  # what CLIP-ES makes of its class maps
 
@@ -30,7 +29,6 @@ class ClipSeeds(Seeds):
     Raises UsageError where network, weights or prompts cannot be had, or the refinement does not suit.
     """
 
-    supervision = "weak"
     protocol = "cam"
 
     def __init__(
@@ -38,8 +36,9 @@ class ClipSeeds(Seeds):
     ) -> None:
         if wrong := sorted({"threshold", "foreground", "seeds"} & refinement.model_fields_set):
             raise UsageError(f"{wrong[0]}: is of a trained network's maps; CLIP's have a background of their own")
-        for kind in refinement.chain:
-            STEPS[kind].asks(None, refinement)
+        refuse_certainty(refinement)
+        self._asked = asked_of(None, refinement)
+        self.supervision = supervision_with("weak", refinement)
         prompts = load_prompts(config.prompts, classes)
         self.classes = tuple(classes)
         self.clip = FrozenClip(config, device)
@@ -58,4 +57,5 @@ class ClipSeeds(Seeds):
         maps = class_maps(self.clip, image, self._classes[list(present)], self._backgrounds)
         whole = F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
         scores = torch.cat([1 - whole.amax(0, keepdim=True), whole])
-        return Picture(item.name, image, present, scores, has_background=True)
+        answers = {kind: ask(image) for kind, ask in self._asked.items()}
+        return Picture(item.name, image, present, scores, has_background=True, answers=answers)
