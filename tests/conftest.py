@@ -1,33 +1,53 @@
-"""Options and environment of the whole suite."""
+"""Options and environment of the whole suite, and which process runs which file."""
 
 from __future__ import annotations
 
 import os
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 
-
-# Files whose tests start Ray again and again. They begin first, so that no process is left with one at the end.
-_LONG = (
-    *("docs/test_commands.py", "workflows/test_control.py", "execution/test_runner.py", "workflows/test_posthoc.py"),
-    *("worker/test_worker.py", "execution/test_search_runs.py", "orchestrator/test_secrets.py"),
-    *("evaluation/test_run.py", "methods/test_seam.py", "cli/test_cli.py"),
+# Files whose tests start Ray. Two Rays at once on two cores take several times as long as one after the other.
+_RAY = (
+    *("orchestrator/execution/test_runner.py", "orchestrator/execution/test_search_runs.py"),
+    *("docs/test_commands.py", "orchestrator/test_secrets.py", "orchestrator/evaluation/test_run.py"),
 )
+# Without Ray, and long: not left for the end, when the other process has nothing to do.
+_LONG = (
+    *("orchestrator/worker/test_worker.py", "orchestrator/workflows/test_posthoc.py", "methods/test_contract.py"),
+    *("orchestrator/workflows/test_control.py", "orchestrator/cli/test_cli.py"),
+)
+
+
+# Of the tests that name no number of their own. `make test-slow` runs all of them again, with more.
+settings.register_profile("quick", max_examples=100)
+settings.register_profile("thorough", max_examples=1000)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("thorough" if config.getoption("--slow") else "quick")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not item.path.as_posix().endswith(_LONG))
-    if not config.getoption("--slow"):
-        skip = pytest.mark.skip(reason="slow: minutes long; run `make test-slow`")
-        for item in items:
-            if item.get_closest_marker("slow"):
-                item.add_marker(skip)
+    """Files that take long begin first. A file is run by one process, all files that start Ray by the same."""
+    items.sort(key=_rank)
+    skip = pytest.mark.skip(reason="slow: minutes long; run `make test-slow`")
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if _rank(item) == 0 else item.nodeid.split("::", 1)[0]))
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
+            item.add_marker(skip)
+
+
+def _rank(item: pytest.Item) -> int:
+    path = item.path.as_posix()
+    return 0 if path.endswith(_RAY) else 1 if path.endswith(_LONG) else 2

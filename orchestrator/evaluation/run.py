@@ -27,6 +27,7 @@ from orchestrator.records.scores import ScoresFile
 from orchestrator.settings import Settings
 
 SCORES = "scores.jsonl"
+_FEW = 8  # images: so many are scored sooner than other processes have started
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,8 @@ def _source(
         return
     device = chosen_device(options.device)
     network = saved.network().to(device)
-    with Scorer(network, request.settings, index.masks, device, options.processes, request.keep_masks) as scorer:
+    processes = options.processes if len(items) > _FEW else 0
+    with Scorer(network, request.settings, index.masks, device, processes, request.keep_masks) as scorer:
         cache = MapCache(
             settings.home / "maps", options.cache_bytes, scorer, str(header["checkpoint"]), str(header["data"])
         )

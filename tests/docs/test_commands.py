@@ -27,7 +27,8 @@ from orchestrator.workflows.posthoc import is_posthoc
 
 BIN = Path(sys.executable).parent
 ALL = [command for page in docs.PAGES for command in docs.commands(page)]
-RUN = [pytest.param(c, marks=pytest.mark.slow if c.slow else (), id=str(c)) for c in ALL]
+# Slow commands take what the others leave behind, so that these are run with them.
+RUN = [pytest.param(c, marks=pytest.mark.slow if c.slow else pytest.mark.before_slow, id=str(c)) for c in ALL]
 LIMIT_S = 600  # of one command; seconds on a free machine
 
 

@@ -114,7 +114,7 @@ def test_numeric_fields_of_losses_thresholds_and_masking_can_be_scheduled() -> N
                 assert "cosine" in flatten(experiment)[name]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from([n for n in field_names(Experiment) if "." in n]),

@@ -131,7 +131,7 @@ def has_twins(value: object) -> bool:
     return isinstance(value, list) and any(map(has_twins, value))
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values)
 def test_json_is_read_as_it_stands_or_refused_for_a_twin(tmp_path: Path, value: object) -> None:
     file = tmp_path / "x.json"

@@ -1,4 +1,4 @@
-"""What tests of the orchestrator share: settings below the test's folder, storage of each kind, a Ray of their own."""
+"""What tests of the orchestrator share: settings below the test's folder, storage of each kind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 from s3_server import S3Server, s3_server
 from tiny import settings_in
 
-from orchestrator.cluster.session import cluster
 from orchestrator.settings import Settings
 from orchestrator.storage.store import Storage
 
@@ -42,14 +41,6 @@ def settings_of_each_kind(request: pytest.FixtureRequest, tmp_path: Path, monkey
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     return settings_in(tmp_path, storage=f"s3://{server.bucket}/{request.node.path.stem}/{tmp_path.name}")
-
-
-@pytest.fixture(scope="module")
-def ray_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    """Settings for the tests of one file, and a Ray of this machine that is connected while they run."""
-    settings = settings_in(tmp_path_factory.mktemp("ray"))
-    with cluster(settings):
-        yield settings
 
 
 @pytest.fixture

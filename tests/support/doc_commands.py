@@ -89,7 +89,13 @@ SLOW = (
     r"^mcc evaluate (mask_ablation|.*cam_crf)",
     r"^mcc sweep (submit|plan) deep.yaml --set",
     r"^mcc sweep submit sweeps/own_folder.yaml",
-    r"^mcc train (tiny|toco-tiny)",
+    r"^mcc train (tiny|small|toco-tiny)",
+    r"^mcc (predict|evaluate) first/small",
+    r"^mcc sweep (submit|best) mine",
+    r"^mcc compare .mine/",
+    r"^mcc sweep submit threshold.yaml",  # tests/orchestrator/workflows/test_posthoc.py
+    r"^mcc export CHECKPOINT --format onnx --out",
+    r"^mcc report mask_ablation --out",
 )
 
 

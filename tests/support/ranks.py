@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from forks import forks
 
 
 def _run(rank: int, world: int, port: int, work: Callable[..., Any], arguments: tuple[Any, ...], out: Any) -> None:
@@ -23,7 +23,7 @@ def on_ranks(work: Callable[..., Any], *arguments: Any, world: int = 2) -> list[
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = mp.get_context("spawn")
+    context = forks()
     out = context.SimpleQueue()
     processes = [context.Process(target=_run, args=(r, world, port, work, arguments, out)) for r in range(world)]
     for process in processes:

@@ -292,7 +292,7 @@ entries = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(names, entries, min_size=1, max_size=4), st.data())
 def test_an_index_is_read_as_written_or_refused_in_a_line(
     tmp_path: Path, images: dict[str, Any], data: st.DataObject
@@ -310,7 +310,7 @@ def test_an_index_is_read_as_written_or_refused_in_a_line(
         assert str(error).startswith(str(tmp_path / INDEX)) and "\n" not in str(error)
 
 
-@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(max_size=60) | st.binary(max_size=60))
 def test_any_table_is_read_or_refused_in_a_line(tmp_path: Path, body: str | bytes) -> None:
     head = b"image,labels\n"

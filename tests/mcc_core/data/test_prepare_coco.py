@@ -277,7 +277,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(deadline=None)
 @given(json_values)
 def test_any_segmentation_is_drawn_or_refused_in_a_line(segmentation: object) -> None:
     try:
@@ -289,7 +289,7 @@ def test_any_segmentation_is_drawn_or_refused_in_a_line(segmentation: object) ->
     assert not is_empty(segmentation)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 @given(st.integers(1, 12), st.integers(1, 12), st.data())
 def test_every_form_of_an_rle_draws_the_mask_that_it_encodes(height: int, width: int, data: st.DataObject) -> None:
     flat = data.draw(st.lists(st.booleans(), min_size=height * width, max_size=height * width))

@@ -109,7 +109,7 @@ def _losses(rank: int, name: str, index: DataIndex, work: Path) -> dict[int, dic
     return trained(smallest(name, **{"train.workers": 2, "train.batch_size": 1}), index, work).losses
 
 
-@EACH
+@pytest.mark.parametrize("name", ["mcc", *(pytest.param(n, marks=pytest.mark.slow) for n in SMALLEST if n != "mcc")])
 def test_two_workers_are_two_passes(name: str, index: DataIndex, tmp_path: Path) -> None:
     losses, _ = on_ranks(_losses, name, index, tmp_path / "ranks")
     assert list(losses) == [1, 2, 3, 4, 5, 6]

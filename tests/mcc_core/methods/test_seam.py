@@ -13,12 +13,14 @@ import torch
 import yaml
 from tiny import TINY
 from toy_method import FIELDS, TOY
+from trained_before import train_before
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.data.index import build_index
 from mcc_core.errors import UsageError
 from mcc_core.methods.registry import METHODS, experiment_of, method_of
 from mcc_core.training.engine import Callbacks, StepRecord, train
+from orchestrator.settings import Settings
 
 SUPPORT = Path(__file__).parents[2] / "support"
 
@@ -62,7 +64,9 @@ def mcc(*arguments: object, cwd: Path) -> str:
     return done.stdout
 
 
-def test_it_is_swept_scored_and_predicted_with(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_ray", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_it_is_swept_scored_and_predicted_with(by_ray: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the base is named from there
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(FIELDS))
     sweep = {
         "name": "toys",
@@ -73,6 +77,8 @@ def test_it_is_swept_scored_and_predicted_with(tmp_path: Path) -> None:
         "metric": "val/cam/ms/miou",
     }
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    if not by_ray:
+        train_before(tmp_path / "sweep.yaml", Settings.at(tmp_path / "home"))
     said = mcc("sweep", "submit", "sweep.yaml", cwd=tmp_path)
     assert "without-segmentation" in said and " mcc" in said and "CAM" in said
     file = next((tmp_path / "home").rglob("checkpoints/*.pt"))

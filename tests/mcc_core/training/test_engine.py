@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from experiments import mcc_experiment
+from ranks import on_ranks
 from small import SMALL
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -245,10 +245,8 @@ def test_probe_measures_a_step(index: DataIndex) -> None:
     assert threading.active_count() == threads
 
 
-def _rank(rank: int, port: int, index: DataIndex, work: Path, out: Any) -> None:
+def _rank(rank: int, index: DataIndex, work: Path) -> tuple[Any, ...]:
     """One rank: an undisturbed run, then one that rank 0 is asked to stop after its third iteration, then its rest."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     experiment = mcc_experiment("tiny", SPARSE | {"train.workers": 2, "train.batch_size": 1})
     whole, first, rest = Recorder(work), Recorder(work), Recorder()
     train(experiment, 0, index, device=CPU, workdir=work, callbacks=whole)
@@ -262,27 +260,14 @@ def _rank(rank: int, port: int, index: DataIndex, work: Path, out: Any) -> None:
     assert (outcome.status, outcome.iteration) == ("stopped", 3)
     dist.barrier()
     train(experiment, 0, index, device=CPU, workdir=work, callbacks=rest, resume=work / "3.pt")
-    out.put((rank, whole.calls, whole.scores, whole.losses, rest.scores, rest.losses))
-    dist.destroy_process_group()
+    return whole.calls, whole.scores, whole.losses, rest.scores, rest.losses
 
 
 def test_two_ranks_agree_stop_together_and_only_the_first_writes(index: DataIndex, tmp_path: Path) -> None:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = mp.get_context("spawn")
-    out = context.SimpleQueue()
-    processes = [context.Process(target=_rank, args=(r, port, index, tmp_path, out)) for r in range(2)]
-    for process in processes:
-        process.start()
-    results = dict((r[0], r[1:]) for r in (out.get(), out.get()))
-    for process in processes:
-        process.join(60)
-    calls, scores, losses, scores_of_rest, losses_of_rest = results[0]
-    assert scores == results[1][1]
-    assert [c for c in results[1][0] if not c.startswith(("start", "evaluation"))] == []
+    first, second = on_ranks(_rank, index, tmp_path)
+    calls, scores, losses, scores_of_rest, losses_of_rest = first
+    assert scores == second[1]
+    assert [c for c in second[0] if not c.startswith(("start", "evaluation"))] == []
     assert "checkpoint 8" in calls
     assert (scores_of_rest, losses_of_rest) == (scores, losses)  # stopped between records, and gone on from there
 

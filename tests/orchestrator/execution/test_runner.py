@@ -147,6 +147,7 @@ def test_a_killed_worker_is_replaced_and_a_fault_ends_only_its_own_trial(setting
     assert results["nan"].log is not None and "not finite" in Path(results["nan"].log).read_text()
 
 
+@pytest.mark.slow
 def test_a_process_runs_trial_after_trial_with_the_numbers_of_a_fresh_one_and_none_after_a_fault(
     settings: Settings, storage: Storage, tmp_path: Path
 ) -> None:
@@ -168,6 +169,7 @@ def test_a_process_runs_trial_after_trial_with_the_numbers_of_a_fresh_one_and_no
     assert curve(storage, second) == seen.curve
 
 
+@pytest.mark.slow
 def test_a_trial_that_waits_for_a_worker_stops_too(settings: Settings, storage: Storage) -> None:
     from ray.util import placement_group, remove_placement_group
 

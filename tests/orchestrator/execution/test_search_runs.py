@@ -105,6 +105,7 @@ def test_a_pruned_trial_keeps_what_it_has_and_can_be_trained_to_its_end(settings
     assert [i for i, _ in losses(storage, bad.identity)] == list(range(1, 401))
 
 
+@pytest.mark.slow
 def test_a_population_clones_weights_and_changes_parameters(
     settings: Settings, storage: Storage, tmp_path: Path
 ) -> None:

@@ -198,6 +198,7 @@ def test_feeding_twice_and_repeated_iterations_add_nothing(
     assert len(found) == 2  # the parent, and one child: the other trial never began
 
 
+@pytest.mark.slow
 def test_killed_tracker_leaves_nothing_out_and_nothing_twice(
     settings: Settings, storage: Storage, tmp_path: Path
 ) -> None:

@@ -69,14 +69,14 @@ def kept(storage: Storage) -> dict[str, bytes]:
 
 def test_a_worker_that_comes_back_after_another_went_on_changes_nothing(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path / "storage"))
-    last = 150
-    long = {"train.iterations": last, "train.eval_every": 15, "train.panels": 0}
+    last = 60
+    long = {"train.iterations": last, "train.eval_every": 6, "train.panels": 0}
     frozen = begin(tmp_path, assignment(tmp_path, "one", "t", **long))
     try:
-        until(lambda: reached(storage, "t") >= 15, frozen)
+        until(lambda: reached(storage, "t") >= 6, frozen)
         frozen.send_signal(signal.SIGSTOP)
         other = begin(tmp_path, assignment(tmp_path, "two", "t", **long))
-        until(lambda: reached(storage, "t") >= 60, other)
+        until(lambda: reached(storage, "t") >= 24, other)
         other.send_signal(signal.SIGSTOP)  # in the middle of its work
         time.sleep(0.5)
         before = kept(storage)

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from mlflow.entities import Run
 from tiny import TINY
+from trained_before import train_before
 
 from mcc_core.checkpoint import load
 from mcc_core.errors import UsageError
@@ -24,12 +25,10 @@ from orchestrator.workflows.posthoc import plan_posthoc
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A storage in which one trial was trained."""
+    """A storage with a finished sweep of one trial, which was trained without Ray."""
     folder = tmp_path_factory.mktemp("posthoc")
-    write(
-        folder / "trained.yaml",
-        {"name": "trained", "base": "tiny", "set": TINY, "points": [{"name": "one", "set": {}}]},
-    )
+    content = {"name": "trained", "base": "tiny", "set": TINY, "points": [{"name": "one", "set": {}}]}
+    train_before(write(folder / "trained.yaml", content), Settings.at(folder / "home"))
     done = mcc(folder, "sweep", "submit", "trained.yaml")
     assert done.returncode == 0, done.stderr
     return folder

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import socket
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from published_slrnet import head_names
+from ranks import on_ranks
 from small_slrnet import SMALL_SLRNET
 from torch import Tensor, nn
 from trained import trained
@@ -242,9 +240,7 @@ def test_published_names_are_all_of_the_network() -> None:
     assert METHODS["slrnet"].from_published(tensors).keys() == from_published(tensors).keys()
 
 
-def _rank(rank: int, port: int, index: DataIndex, work: Path, out: Any) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def _rank(rank: int, index: DataIndex, work: Path) -> tuple[Any, ...]:
     experiment = small(**{"train.workers": 2, "train.iterations": 4, "train.eval_every": 4})
     curve = trained(experiment, index, work)
     model = network(len(index.classes)).train()
@@ -253,23 +249,12 @@ def _rank(rank: int, port: int, index: DataIndex, work: Path, out: Any) -> None:
     running_mean = model.get_buffer("skip.1.running_mean")
     own = running_mean.clone()
     share_statistics(model)
-    out.put((rank, curve.losses, own.tolist(), model.get_buffer("skip.1.running_mean").tolist()))
-    dist.destroy_process_group()
+    return curve.losses, own.tolist(), model.get_buffer("skip.1.running_mean").tolist()
 
 
+@pytest.mark.slow
 def test_two_ranks_train_together_and_share_running_statistics(index: DataIndex, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = mp.get_context("spawn")
-    out = context.SimpleQueue()
-    processes = [context.Process(target=_rank, args=(r, port, index, tmp_path, out)) for r in range(2)]
-    for process in processes:
-        process.start()
-    found = dict(zip("ab", sorted(out.get() for _ in processes), strict=True))
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
-    assert set(found["a"][1]) == {1, 2, 3, 4} and "loss/seg" in found["a"][1][4]
-    mean = [(x + y) / 2 for x, y in zip(found["a"][2], found["b"][2], strict=True)]
-    assert found["a"][2] != found["b"][2] and found["a"][3] == found["b"][3] == pytest.approx(mean)
+    (losses, own, shared), (_, others, shared_there) = on_ranks(_rank, index, tmp_path)
+    assert set(losses) == {1, 2, 3, 4} and "loss/seg" in losses[4]
+    mean = [(x + y) / 2 for x, y in zip(own, others, strict=True)]
+    assert own != others and shared == shared_there == pytest.approx(mean)
