@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import zipfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import commands
 import pytest
 from staged import SHAPES
 
@@ -16,15 +17,27 @@ from mcc_core.data.voc import VOC_CLASSES
 from mcc_core.errors import UsageError
 from mcc_core.experiment_files import resolve
 from mcc_core.validation import validate
+from orchestrator.execution.choose_queue import queue_of
+from orchestrator.planning.configurations import Trial
+from orchestrator.planning.plan import Plan
 from orchestrator.planning.stage_plan import plan_stages
+from orchestrator.records import layout
+from orchestrator.records.budget import Meter
+from orchestrator.reproduction.bundle import write_bundle
 from orchestrator.reproduction.costs import cost_rows, row_costs
+from orchestrator.reproduction.numbers import numbers
+from orchestrator.reproduction.report import write_reproduction
 from orchestrator.reproduction.runs import experiments, plan_table, table_sweep
-from orchestrator.reproduction.scores import given
+from orchestrator.reproduction.scores import given, score, trained
 from orchestrator.reproduction.stages import row_of
 from orchestrator.settings import Settings
+from orchestrator.spec.budget import Budget
 from orchestrator.spec.paper_table import differences, load_table, table_experiment, with_rows
 from orchestrator.spec.pipeline import FOLDER, Pipeline, load_pipeline
 from orchestrator.spec.stages_file import StagesFile, load_stages
+from orchestrator.storage.store import Storage
+from orchestrator.worker.assignment import Assignment
+from orchestrator.worker.loop import train_loop
 
 SWEEPS = Path(__file__).parents[3] / "sweeps"
 PIPELINES = sorted(file.stem for file in FOLDER.glob("*.yaml"))
@@ -121,20 +134,71 @@ def test_a_pipeline_that_is_not_whole_is_refused(changes: dict[str, Any], expect
         validate(Pipeline, {"last": "a", "stages": stages, "tiny": stages} | changes, "p")
 
 
+def run_here(plan: Plan, settings: Settings) -> None:
+    """Run a plan's trials in this process, in the order in which its queue hands them out."""
+    storage = Storage(settings.storage)
+
+    def assign(trial: Trial, **changes: Any) -> Assignment:
+        metric = plan.scored_by.get(trial.stage, plan.file.metric)
+        return Assignment(
+            **{name: getattr(trial, name) for name in ("identity", "name", "seed", "fingerprint", "input", "network")},
+            experiment=trial.experiment.model_dump(mode="json"),
+            refine=trial.refine,
+            metric=metric,
+            mode="max",
+            storage=settings.storage,
+            home=str(settings.home),
+            stop_key="stop",
+            launch="here",
+            cpus_per_worker=1.0,
+            gpus_per_worker=0.0,
+        )
+
+    queue = queue_of(plan, plan.trials, storage, assign, Meter(storage, plan.sweep, Budget()))
+    while (task := queue.take()) is not None:
+        storage.write(layout.environment(task.identity), b'{"mcc": "here"}')
+        train_loop(asdict(task), by_itself=True)
+        queue.ended(task.identity)
+    assert queue.over()
+
+
 @pytest.mark.slow
-def test_a_row_of_several_stages_from_the_command_line(tmp_path: Path) -> None:
-    """Trained, scored by both protocols, on the page with its ladder and in the bundle."""
-    few = [f"{key}={value}" for key, value in SHAPES.items()]
-    resnet = "model.backbone_args={layers:[1,1,1,1],channels:[4,4,8,8]}"
-    few += ["train.iterations=4", "train.batch_size=2", "train.crop=32", "train.eval_every=2", "train.panels=1"]
-    few += [f"ReCAM:{stage}.{resnet.replace(':', ': ')}" for stage in ("seeds", "boundaries")]
-    few += ["ReCAM:seeds.loss.recam_start=2", "ReCAM:seeds.optim.restart=2", "ReCAM:boundaries.relations.radius=3"]
-    few += ["ReCAM:segment.model.backbone_args={channels: [8, 8, 8, 8], layers: [1, 1, 1, 1], stem_width: 8}"]
-    arguments = ["reproduce", "voc-table1", "--scale", "tiny", "--only", "recam", "--bundle", "all.zip"]
-    env = {"MCC_HOME": str(tmp_path / "home"), "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
-    done = commands.run(*arguments, *(part for one in few for part in ("--set", one)), cwd=tmp_path, env=env)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "ReCAM: not comparable: " in done.stdout and (tmp_path / "all.zip").is_file()
-    page = (tmp_path / "reproductions" / "voc-table1-tiny" / "table.md").read_text()
-    assert "What each stage of a row reached" in page and "ReCAM-walk" in page
-    assert "begins from ImageNet" in page and "--only ReCAM" in page
+def test_a_row_of_several_stages_end_to_end(settings: Settings, tmp_path: Path) -> None:
+    """Trained, scored by its own protocol and by MCC's, on the page with its ladder, and in the bundle."""
+    table = with_rows(load_table("voc-table1"), ["recam"])
+    resnet = {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
+    few = SHAPES | {"train.iterations": 4, "train.batch_size": 2, "train.crop": 32, "train.eval_every": 2}
+    few |= {f"recam:{stage}.model.backbone_args": resnet for stage in ("seeds", "boundaries")}
+    few |= {"recam:seeds.loss.recam_start": 2, "recam:seeds.optim.restart": 2, "recam:boundaries.relations.radius": 3}
+    few |= {"recam:segment.model.backbone_args": resnet | {"stem_width": 8}}
+    plan = plan_table(table, "voc-table1", "tiny", Path("data"), (0,), few, settings, estimate=False)
+    run_here(plan, settings)
+    networks = trained(plan, "tiny", settings, table)
+    assert [*networks.networks] == [("ReCAM", 0)]
+    lines = score(table, networks, settings, tmp_path / "out", 0, lambda what, done, total: None)
+    line = next(line for line in lines if line.seeds)
+    assert line.target.point == "ReCAM" and line.common and "begins from ImageNet" in line.verdict
+    said = numbers(lines, table, networks.networks)
+    pages = write_reproduction("voc-table1", table, lines, plan, settings, tmp_path / "out", "as MCC's", said)
+    text = pages[1].read_text()
+    assert "What each stage of a row reached" in text and "| ReCAM-walk | - | labels |" in text
+    assert "mcc reproduce voc-table1 --scale tiny --only ReCAM" in text
+    bundle = write_bundle(
+        tmp_path / "all.zip",
+        "voc-table1",
+        table,
+        lines,
+        said,
+        networks.networks,
+        plan,
+        settings,
+        tmp_path / "out",
+        ["mcc"],
+    )
+    with zipfile.ZipFile(bundle) as archive:
+        walk = next(trial for trial in plan.trials if trial.stage == "ReCAM-walk")
+        assert (
+            f"inputs:\n- {walk.input}\n- {walk.network}"
+            in archive.read(f"all/trials/{walk.identity}/experiment.yaml").decode()
+        )
+        assert b"ReCAM" in archive.read("all/table.tex")
