@@ -35,8 +35,8 @@ class Stage(Strict):
     of: Slug | None = Field(None, description="the stage whose maps are refined, or whose labels are trained on")
     network: Slug | None = Field(
         None,
-        description="the stage whose trained network a refinement brings along, such as that of irn, which finds "
-        "boundaries",
+        description="the stage whose trained network a refinement brings along: that of irn, which finds boundaries, "
+        "or of psa",
     )
     base: str | None = Field(None, description="preset or experiment file; this stage trains")
     refine: dict[str, Any] | None = Field(
