@@ -181,7 +181,7 @@ def test_a_row_of_several_stages_end_to_end(settings: Settings, tmp_path: Path) 
     said = numbers(lines, table, networks.networks)
     pages = write_reproduction("voc-table1", table, lines, plan, settings, tmp_path / "out", "as MCC's", said)
     text = pages[1].read_text()
-    assert "What each stage of a row reached" in text and "| ReCAM-walk | - | labels |" in text
+    assert "What each stage reached" in text and "| ReCAM-walk | - | labels |" in text
     assert "mcc reproduce voc-table1 --scale tiny --only ReCAM" in text
     bundle = write_bundle(
         tmp_path / "all.zip",
