@@ -18,16 +18,18 @@ def ui(
 
     Starts MLflow on the embedded store; with MLFLOW_TRACKING_URI set to a server, prints where that is.
     """
+    from orchestrator.redaction import redact
     from orchestrator.settings import Settings
     from orchestrator.tracking.liveness import Watcher, settle_soon
+    from orchestrator.tracking.queries import page
 
     settings = Settings.from_environment()
     if settings.tracking_uri.startswith(("http://", "https://")):
-        print(f"MLflow is at {settings.tracking_uri}", flush=True)
+        print(f"MLflow is at {redact(settings.tracking_uri.rstrip('/'))}{page(settings)}", flush=True)
         settle_soon(settings)
         return
     settings.home.mkdir(parents=True, exist_ok=True)
-    print(f"MLflow: http://{host}:{port}  (Ctrl-C ends it)", flush=True)
+    print(f"MLflow: http://{host}:{port}{page(settings)}  (Ctrl-C ends it)", flush=True)
     # One worker without the job runner: with more, each request takes seven times as long.
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", settings.tracking_uri]
     command += ["--artifacts-destination", settings.artifact_root.as_uri(), "--host", host, "--port", str(port)]

@@ -21,6 +21,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the feeding loo
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # else its pages open on language models
 MOST_RUNS = 50_000  # the most runs that MLflow gives at once
 
 
@@ -43,9 +44,12 @@ def experiment(client: MlflowClient, settings: Settings) -> str:
         # A server keeps artifacts where it was told to; without one they would land in the working folder.
         served = settings.tracking_uri.startswith(("http://", "https://"))
         location = None if served else settings.artifact_root.as_uri()
-        return str(client.create_experiment(name, artifact_location=location))
+        return str(client.create_experiment(name, artifact_location=location, tags=_KIND))
     if known.lifecycle_stage == "deleted":
         client.restore_experiment(known.experiment_id)
+    for key, value in _KIND.items():
+        if key not in known.tags:  # else it was chosen
+            client.set_experiment_tag(known.experiment_id, key, value)
     return str(known.experiment_id)
 
 

@@ -82,7 +82,7 @@ def _end(client: MlflowClient, storage: Storage, run: Run) -> None:
             ended = sweep_status({result.status for result in catalog.results(storage, document)})
         except FileNotFoundError:  # being deleted
             ended = "KILLED"
-        client.set_tag(run.info.run_id, SETTLED, _DEAD)
+        tell(client, run.info.run_id, ended.lower(), "", _DEAD)
     client.set_terminated(run.info.run_id, ended, at)
 
 
@@ -108,12 +108,19 @@ def revive(client: MlflowClient, run: str) -> None:
     tell(client, run, TrialStatus.RUNNING, "")
 
 
+def close(client: MlflowClient, run: str, status: str, at: int | None) -> None:
+    """End a sweep's run."""
+    tell(client, run, status.lower(), "")
+    client.set_terminated(run, status, at)
+
+
 def tell(client: MlflowClient, run: str, state: str, message: str, settled: str = "") -> None:
     """Put on a run how it stands and why."""
     from mlflow.entities import RunTag
 
     tags = {"mcc.state": state, "mcc.message": message[:8000], SETTLED: settled}
-    client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
+    known = client.get_run(run).data.tags
+    client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items() if value or known.get(key)])
 
 
 def settle_all(settings: Settings) -> int:

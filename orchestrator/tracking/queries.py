@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from orchestrator.settings import Settings
@@ -27,6 +28,19 @@ def runs(settings: Settings, sweep: str) -> dict[str, str]:
     query = f"tags.`mcc.sweep` = '{sweep}' and tags.`mcc.kind` = 'trial'"
     page = client.search_runs([experiment.experiment_id], query, max_results=MOST_RUNS)
     return {run.data.tags["mcc.identity"]: str(run.info.run_id) for run in page}
+
+
+def page(settings: Settings) -> str:
+    """Where MLflow's pages show our runs, after the server's address. Else they open on language models, and are empty.
+
+    Where MLflow does not answer, or was never fed: the list of experiments.
+    """
+    found = None
+    with suppress(Exception):  # a link, which is no reason to wait or to fail
+        if (database := mlflow_files.database(settings)) is None or database.exists():
+            found = mlflow_files.client(settings).get_experiment_by_name(settings.experiment_name)
+    where = f"/{found.experiment_id}/runs" if found is not None else ""
+    return f"/#/experiments{where}?workflowType=machine_learning"
 
 
 def is_whole(run: Run) -> bool:

@@ -40,9 +40,9 @@ from orchestrator.text import reason
 from orchestrator.tracking import client as mlflow_files
 from orchestrator.tracking.client import MOST_RUNS
 from orchestrator.tracking.cursor import Cursor
-from orchestrator.tracking.liveness import reopen, revive, run_status, settle, sweep_status, tell
+from orchestrator.tracking.liveness import close, reopen, revive, run_status, settle, sweep_status, tell
 from orchestrator.tracking.models import dataset, forget_models, log_model, store_checkpoint
-from orchestrator.tracking.names import metric_name, picture_name, pictures
+from orchestrator.tracking.names import metric_name, picture_name, pictures, score_first, varied_first
 from orchestrator.tracking.queries import is_whole
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Tracker:
         self._scores(results, int(1000 * last))
         statuses = {result.status for result in results}
         if TrialStatus.RUNNING not in statuses:
-            self.client.set_terminated(self.parent, sweep_status(statuses), int(1000 * last))
+            close(self.client, self.parent, sweep_status(statuses), int(1000 * last))
 
     def settle(self) -> None:
         """End the runs of other sweeps whose process is gone; go on with those of this one that were taken for such."""
@@ -226,8 +226,7 @@ class _Child:
         flat = {"seed": str(self.trial["seed"])} | flatten(experiment_of(self.trial["experiment"], "trial"))
         flat |= {f"refine/{key}": json.dumps(value) for key, value in (self.trial.get("refine") or {}).items()}
         varied = dict(self.trial["varied"])
-        # MLflow sorts by name: what differs within the sweep stands first once more.
-        first = {f"_varied/{key}": value for key, value in varied.items()}
+        first = varied_first(self.tracker.document["trials"], flat | varied)
         params = [Param(key, value) for key, value in (first | varied | flat).items()]
         for start in range(0, len(params), _PARAMS):
             self.client.log_batch(self.run, params=params[start : start + _PARAMS])
@@ -249,7 +248,7 @@ class _Child:
 
         step, kind = event["iteration"], event["kind"]
         if kind in ("metrics", "machine"):
-            for key, value in event["metrics"].items():
+            for key, value in score_first(event["metrics"], self.tracker.document["file"].get("metric")).items():
                 name = metric_name(key)
                 if step > self._last_step.get(name, -1):
                     self._rows.append(Metric(name, value, int(1000 * event["t"]), step))
@@ -365,9 +364,9 @@ def attach(settings: Settings, document: PlanRecord, files: Mapping[str, bytes])
         for name, content in files.items():
             tracker.artifact(tracker.parent, name, content)
         if tracker.before is None:
-            tracker.client.set_terminated(tracker.parent)
+            close(tracker.client, tracker.parent, "FINISHED", None)
         elif tracker.before.status != "RUNNING":
-            tracker.client.set_terminated(tracker.parent, tracker.before.status, tracker.before.end_time)
+            close(tracker.client, tracker.parent, tracker.before.status, tracker.before.end_time)
     except (MlflowException, OSError) as error:
         raise MCCError(redact(f"MLflow at {settings.tracking_uri}: {_line(error)}")) from None
 

@@ -34,9 +34,10 @@ from orchestrator.settings import Settings
 from orchestrator.storage.outbox import Outbox
 from orchestrator.storage.store import Storage
 from orchestrator.tracking.background import BackgroundSync
+from orchestrator.tracking.client import experiment as experiment_of
 from orchestrator.tracking.cursor import Cursor
-from orchestrator.tracking.names import metric_name, picture_name, pictures
-from orchestrator.tracking.queries import runs
+from orchestrator.tracking.names import metric_name, picture_name, pictures, varied_first
+from orchestrator.tracking.queries import page, runs
 from orchestrator.tracking.sync import Tracker, rebuild
 
 SWEEP = "s-1234"
@@ -150,6 +151,7 @@ def test_runs_params_metrics_pictures_and_artifacts(settings: Settings, storage:
     assert "| 1 |" in client.get_run(tracker.parent).data.tags["mlflow.note.content"]
     parent = client.get_run(tracker.parent)
     assert parent.info.status == "FINISHED" and parent.data.tags["mcc.best"] in {"ratio=0.5", "ratio=0.95"}
+    assert parent.data.tags["mcc.state"] == "finished" and "mcc.message" not in parent.data.tags
     names = {a.path for a in client.list_artifacts(tracker.parent)}
     assert {"heatmap.png", "leaderboard.md", "leaderboard.csv", "leaderboard.html", "curves.png", "plan.json"} <= names
     for child in tracker.children.values():
@@ -160,6 +162,7 @@ def test_runs_params_metrics_pictures_and_artifacts(settings: Settings, storage:
         assert run.data.params["seed"] == "0" and len(run.data.params) > 60
         assert steps(tracker, child.run) == list(range(1, 11))
         assert steps(tracker, child.run, "val/seg/single/miou") == [5, 10]
+        assert sorted(run.data.metrics)[0] == "_score" and steps(tracker, child.run, "_score") == [5, 10]
         assert shown(tracker, child.run) == [("panel/a", 5), ("panel/a", 10)]
         files = {a.path for a in client.list_artifacts(child.run, "checkpoint")}
         assert files == {"checkpoint/last.pt", "checkpoint/best.pt"}
@@ -369,6 +372,28 @@ def test_any_name_becomes_one_that_mlflow_accepts(name: str) -> None:
 
     _validate_metric_name(metric_name(f"val/seg/single/iou/{name}"))
     assert re.fullmatch(r"[a-zA-Z0-9_\-./ ]+", picture_name(f"panel/{name}"))
+
+
+def test_what_a_sweep_varies_stands_first_in_every_trial() -> None:
+    trials = [{"varied": {"mask.ratio": "0.5"}}, {"varied": {"loss.mcc": "0"}}]
+    values = {"loss.mcc": "0", "mask.ratio": "0.95", "seed": "0"}
+    assert varied_first(trials, values) == {"_varied/mask.ratio": "0.95", "_varied/loss.mcc": "0"}
+    assert varied_first([*trials, {"varied": {"crf.passes": "3"}}], values) == varied_first(trials, values)
+
+
+def test_an_experiment_is_of_models_that_are_trained_unless_somebody_chose(settings: Settings) -> None:
+    """Otherwise MLflow opens it on an empty page about language models."""
+    kind = "mlflow.experimentKind"
+    client = MlflowClient(tracking_uri=settings.tracking_uri)
+    before = client.create_experiment("mcc")  # as versions before made it
+    assert experiment_of(client, settings) == before
+    assert client.get_experiment(before).tags[kind] == "custom_model_development"
+    assert page(settings) == f"/#/experiments/{before}/runs?workflowType=machine_learning"
+    assert page(Settings.at(settings.home / "never-fed")) == "/#/experiments?workflowType=machine_learning"
+    assert not (settings.home / "never-fed").exists()
+    client.set_experiment_tag(before, kind, "genai_development")
+    assert experiment_of(client, settings) == before
+    assert client.get_experiment(before).tags[kind] == "genai_development"
 
 
 def test_cursor_survives_as_text() -> None:
