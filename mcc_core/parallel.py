@@ -1,5 +1,5 @@
-"""The same work on many items: in other processes, as drawing and converting hold Python's lock, or read ahead in
-threads, as decoding does not."""
+"""The same work on many items: in other processes where it holds Python's lock (drawing, converting), or read ahead in
+threads where it does not (decoding)."""
 
 from __future__ import annotations
 

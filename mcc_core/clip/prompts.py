@@ -1,4 +1,4 @@
-"""Prompts: what a text encoder is told of classes and of what lies behind them."""
+"""Prompts: what a text encoder is told about classes and about what lies behind them."""
 
 from __future__ import annotations
 

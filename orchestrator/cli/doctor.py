@@ -1,4 +1,4 @@
-"""`mcc doctor`: is everything here that training needs."""
+"""`mcc doctor`: whether everything is here that training needs."""
 
 from __future__ import annotations
 

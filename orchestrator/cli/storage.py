@@ -1,4 +1,4 @@
-"""`mcc storage`: is it in order, and what in it can go."""
+"""`mcc storage`: whether the storage is in order, and what in it can go."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mcc doctor`: is this machine, and what it was told to use, fit for training; and what to do where it is not.
+"""`mcc doctor`: whether this machine, and what it was told to use, is fit for training, and what to do where it is not.
 
 Every question ends within seconds, changes nothing that lasts, and answers without a secret.
 """

@@ -1,4 +1,4 @@
-"""Is the storage in order, and what in it does nobody need any more: the answers behind `mcc storage`."""
+"""Whether the storage is in order, and what in it nobody needs any more: the answers behind `mcc storage`."""
 
 from __future__ import annotations
 
