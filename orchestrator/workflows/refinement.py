@@ -1,4 +1,4 @@
-"""Label sets made by hand: from the name of a network, a label set or CLIP to a checked request, and then to the set."""
+"""Label sets made by hand: from the name of a network, a label set or CLIP to a checked request, and to the set."""
 
 from __future__ import annotations
 
