@@ -40,6 +40,8 @@ def refinement(
         network: whose maps it takes; None: labels that another refinement made.
         brought: of the stage whose trained network it brings along, for the kinds that take one.
     """
+    import torch
+
     from mcc_core.pseudo_labels.crf import require_crf
     from mcc_core.refinement.base import Refinement
     from mcc_core.refinement.kinds import learned
@@ -56,7 +58,7 @@ def refinement(
     try:
         if network is None:
             there = made.chain if brought is None else [kind for kind in made.chain if kind not in learned(made)]
-            asked_of_labels(made.model_copy(update={"kind": tuple(there) or ("none",)}))
+            asked_of_labels(made.model_copy(update={"kind": tuple(there) or ("none",)}), torch.device("cpu"))
         else:
             refuse_certainty(made)
     except UsageError as error:

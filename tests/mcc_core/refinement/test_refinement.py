@@ -186,5 +186,5 @@ def test_only_what_decides_is_part_of_an_identity() -> None:
 
 def test_a_walk_needs_a_network() -> None:
     with pytest.raises(UsageError, match="needs a network's attention"):
-        STEPS["random_walk"].asks(None, of(kind="random_walk"))
+        STEPS["random_walk"].asks(None, of(kind="random_walk"), CPU)
     assert Viewer.__dataclass_fields__.keys() == {"network", "side", "device"}
