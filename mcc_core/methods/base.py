@@ -47,6 +47,7 @@ class Method:
     told: ClassVar[str] = "I"  # what it learns from, as tables print it: I image-level labels, L language
     rooms: ClassVar[tuple[str, ...]] = ()  # folders of the package that only its training runs, such as clip/
     map_stages: ClassVar[tuple[str, ...]]  # class maps of its network; () where it has none
+    has_attention: ClassVar[bool] = True  # whether patches of its network attend to each other, for a random walk
     # Of weights files of others: tensors that no other method's have; those of which one has a row for each class;
     # what names of the backbone begin with, in published networks and in ours.
     published_marks: ClassVar[tuple[str, ...]] = ()

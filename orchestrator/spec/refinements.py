@@ -63,6 +63,11 @@ def refinement(
             refuse_certainty(made)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
+    if network is not None and "random_walk" in made.chain and not method_of(network).has_attention:
+        raise UsageError(
+            f"{where}: kind: random_walk: the network of method {network.method} has no attention between patches; par "
+            "and crf need none"
+        )
     if network is not None and made.seeds not in (known := method_of(network).map_stages):
         raise UsageError(
             f"{where}: seeds: {made.seeds!r}: method {network.method} has "

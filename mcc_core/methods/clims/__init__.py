@@ -25,6 +25,7 @@ class CLIMS(Method):
     rooms = ("clip/",)
     terms = ("cls", "object_text", "background_text", "companion_text", "area")
     map_stages = ("cam",)
+    has_attention = False
     backbone = "backbone."
 
     def files(self, experiment: Experiment) -> dict[str, Path]:

@@ -17,6 +17,7 @@ from orchestrator.spec.refinements import refinement
         ("recam", {"kind": "irn"}, "network: is missing: irn takes a trained network"),
         ("recam", {"kind": "none", "certainty": 0.8}, "certainty: is of a label set without confidence"),
         ("recam", {"kind": "none", "seeds": "aux_cam"}, "seeds: 'aux_cam': method recam has cam"),
+        ("recam", {"kind": "random_walk"}, "kind: random_walk: the network of method recam has no attention"),
         ("segmentation", {"kind": "none"}, "method segmentation has no class maps to refine"),
         (None, {"kind": "random_walk"}, "needs a network's attention"),
         (None, {"kind": "none", "threshold": 0.3}, "threshold: is of class maps"),
