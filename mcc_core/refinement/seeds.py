@@ -91,13 +91,16 @@ class LabelSeeds(Seeds):
     Args:
         device: of the networks that steps bring along.
 
-    Raises UsageError where a kind of refinement needs the network of seeds.
+    Raises UsageError where a kind of refinement needs the network of seeds, or `certainty` is set and all maps have
+    confidence.
     """
 
     protocol = "refined"
 
     def __init__(self, labels: LabelSet, refinement: Refinement, device: torch.device) -> None:
         self._asked = asked_of_labels(refinement, device)
+        if all(entry.confidence_sha256 for entry in labels.file.maps.values()):
+            refuse_certainty(refinement, "this one says itself how sure it is")
         self._names = set(labels.names)
         self.labels, self.certainty = labels, refinement.certainty
         self.classes, self.supervision = tuple(labels.classes), supervision_with(labels.supervision, refinement)
@@ -139,10 +142,10 @@ def asked_of_labels(refinement: Refinement, device: torch.device) -> dict[Kind, 
     return asked
 
 
-def refuse_certainty(refinement: Refinement) -> None:
-    """Raise UsageError for a field of label sets alone."""
+def refuse_certainty(refinement: Refinement, why: str = "class maps say themselves how sure they are") -> None:
+    """Raise UsageError for a field of label sets without confidence alone."""
     if "certainty" in refinement.model_fields_set:
-        raise UsageError("certainty: is of a label set without confidence; class maps say themselves how sure they are")
+        raise UsageError(f"certainty: is of a label set without confidence; {why}")
 
 
 def _probabilities(label: np.ndarray, sure: np.ndarray | None, classes: tuple[int, ...], certainty: float) -> Tensor:

@@ -32,13 +32,19 @@ def supervision(own: str, refines: Iterable[Mapping[str, Any]]) -> str:
 
 
 def refinement(
-    given: Mapping[str, Any], source: str, network: Experiment | None, brought: Experiment | None = None
+    given: Mapping[str, Any],
+    source: str,
+    network: Experiment | None,
+    brought: Experiment | None = None,
+    *,
+    confident: bool = False,
 ) -> Refinement:
     """Raw fields as a refinement. Raises UsageError, one line per mistake.
 
     Args:
         network: whose maps it takes; None: labels that another refinement made.
         brought: of the stage whose trained network it brings along, for the kinds that take one.
+        confident: labels have confidence.
     """
     import torch
 
@@ -59,6 +65,8 @@ def refinement(
         if network is None:
             there = made.chain if brought is None else [kind for kind in made.chain if kind not in learned(made)]
             asked_of_labels(made.model_copy(update={"kind": tuple(there) or ("none",)}), torch.device("cpu"))
+            if confident:
+                refuse_certainty(made, "those of the stage before have it (keep_confidence)")
         else:
             refuse_certainty(made)
     except UsageError as error:

@@ -128,6 +128,9 @@ def test_a_label_set_is_refined_further(saved: Checkpoint, index: DataIndex, tmp
     kept = refine(LabelSeeds(made.labels, same, CPU), same, index, tmp_path / "kept").labels
     for name in kept.names:
         assert (made.labels.label(name) == kept.label(name)).all()
+    LabelSeeds(made.labels, Refinement(certainty=0.9), CPU)
+    with pytest.raises(UsageError, match="certainty: is of a label set without confidence; this one says itself"):
+        LabelSeeds(finer.labels, Refinement(certainty=0.9), CPU)
     with pytest.raises(UsageError, match="certainty: is of a label set without confidence"):
         NetworkSeeds(saved, Refinement(certainty=0.9), CPU)
     with pytest.raises(UsageError, match="threshold: is of class maps"):

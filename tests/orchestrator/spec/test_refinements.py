@@ -30,5 +30,12 @@ def test_what_cannot_be_done_is_one_line(method: str | None, fields: dict[str, A
     assert "\n" not in str(error.value)
 
 
+def test_certainty_of_labels_that_have_confidence_is_refused() -> None:
+    fields = {"kind": "none", "certainty": 0.8}
+    assert refinement(fields, "a.yaml", None).certainty == 0.8
+    with pytest.raises(UsageError, match=r"^a\.yaml\.refine: certainty: .*those of the stage before have it"):
+        refinement(fields, "a.yaml", None, confident=True)
+
+
 def test_a_network_of_the_method_is_its_own_second_network() -> None:
     assert refinement({"kind": "irn"}, "a.yaml", smallest("irn")).chain == ("irn",)
