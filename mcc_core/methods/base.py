@@ -5,7 +5,7 @@ Only methods know the mathematics. Training, evaluation and the orchestrator kno
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -75,6 +75,9 @@ class Method:
         Its content is part of the trial's identity; where it lies is not. Raises UsageError for one that is none.
         """
         return {}
+
+    def check_classes(self, experiment: Any, classes: Sequence[str]) -> None:
+        """Raise UsageError where an experiment does not suit the foreground classes of the data. Must be quick."""
 
     def labels(self, experiment: Any) -> LabelsConfig | None:
         """The section `labels` of an experiment that learns from a label set; None where only image-level labels are
