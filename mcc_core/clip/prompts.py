@@ -60,7 +60,7 @@ class Prompts(Strict):
 def prompts_file(source: str) -> Path:
     """The file of shipped prompts of a name, or the YAML file itself. Raises UsageError."""
     names = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
-    path = SHIPPED / f"{source}.yaml" if source in names else Path(source)
+    path = SHIPPED / f"{source}.yaml" if source in names else Path(source).expanduser()
     if source not in names and not path.is_file():
         raise UsageError(f"clip.prompts: {source}: no such file, and none of the shipped {', '.join(names)}")
     return path

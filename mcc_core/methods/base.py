@@ -5,7 +5,7 @@ Only methods know the mathematics. Training, evaluation and the orchestrator kno
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -47,6 +47,7 @@ class Method:
     told: ClassVar[str] = "I"  # what it learns from, as tables print it: I image-level labels, L language
     rooms: ClassVar[tuple[str, ...]] = ()  # folders of the package that only its training runs, such as clip/
     map_stages: ClassVar[tuple[str, ...]]  # class maps of its network; () where it has none
+    has_attention: ClassVar[bool] = True  # whether patches of its network attend to each other, for a random walk
     # Of weights files of others: tensors that no other method's have; those of which one has a row for each class;
     # what names of the backbone begin with, in published networks and in ours.
     published_marks: ClassVar[tuple[str, ...]] = ()
@@ -74,6 +75,9 @@ class Method:
         Its content is part of the trial's identity; where it lies is not. Raises UsageError for one that is none.
         """
         return {}
+
+    def check_classes(self, experiment: Any, classes: Sequence[str]) -> None:
+        """Raise UsageError where an experiment does not suit the foreground classes of the data. Must be quick."""
 
     def labels(self, experiment: Any) -> LabelsConfig | None:
         """The section `labels` of an experiment that learns from a label set; None where only image-level labels are

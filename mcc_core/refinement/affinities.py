@@ -27,9 +27,9 @@ class Psa(Step):
     kind: ClassVar[Kind] = "psa"
     learner: ClassVar[str | None] = "psa"
 
-    def asks(self, viewer: Viewer | None, config: Refinement) -> Asked | None:
+    def asks(self, viewer: Viewer | None, config: Refinement, device: torch.device) -> Asked | None:
         radius = config.psa.radius
-        network, device = second_network(viewer, config.psa.network, "psa", "affinities")
+        network = second_network(viewer, config.psa.network, "psa", "affinities", device)
 
         def answer(image: np.ndarray) -> Tensor:
             return answered(network, image, device, _CELL, lambda pixels: network.affinities(pixels, radius))

@@ -184,11 +184,12 @@ class Step:
     kind: ClassVar[Kind]
     learner: ClassVar[str | None] = None  # the method that trains the `network` of its section, where it has one
 
-    def asks(self, viewer: Viewer | None, config: Refinement) -> Asked | None:
+    def asks(self, viewer: Viewer | None, config: Refinement, device: torch.device) -> Asked | None:
         """What must be asked of a network for each image; None where pixels and scores suffice.
 
         Args:
             viewer: the network of the seeds; None where they are a label set.
+            device: of a network that the step brings along.
 
         Raises UsageError where nothing could answer, or what the step needs is not installed.
         """

@@ -27,8 +27,8 @@ class Irn(Step):
     kind: ClassVar[Kind] = "irn"
     learner: ClassVar[str | None] = "irn"
 
-    def asks(self, viewer: Viewer | None, config: Refinement) -> Asked | None:
-        network, device = second_network(viewer, config.irn.network, "irn", "boundaries")
+    def asks(self, viewer: Viewer | None, config: Refinement, device: torch.device) -> Asked | None:
+        network = second_network(viewer, config.irn.network, "irn", "boundaries", device)
 
         def answer(image: np.ndarray) -> Tensor:
             return answered(network, image, device, _CELL, network.boundaries)

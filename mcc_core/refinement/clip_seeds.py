@@ -37,7 +37,7 @@ class ClipSeeds(Seeds):
         if wrong := sorted({"threshold", "foreground", "seeds"} & refinement.model_fields_set):
             raise UsageError(f"{wrong[0]}: is of a trained network's maps; CLIP's have a background of their own")
         refuse_certainty(refinement)
-        self._asked = asked_of(None, refinement)
+        self._asked = asked_of(None, refinement, device)
         self.supervision = supervision_with("weak", refinement)
         prompts = load_prompts(config.prompts, classes)
         self.classes = tuple(classes)

@@ -33,7 +33,7 @@ class Crf(Step):
 
     kind: ClassVar[Kind] = "crf"
 
-    def asks(self, viewer: Viewer | None, config: Refinement) -> Asked | None:
+    def asks(self, viewer: Viewer | None, config: Refinement, device: torch.device) -> Asked | None:
         require_crf()
         return None
 

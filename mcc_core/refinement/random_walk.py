@@ -38,7 +38,7 @@ class RandomWalk(Step):
 
     kind: ClassVar[Kind] = "random_walk"
 
-    def asks(self, viewer: Viewer | None, config: Refinement) -> Asked | None:
+    def asks(self, viewer: Viewer | None, config: Refinement, device: torch.device) -> Asked | None:
         if viewer is None:
             raise UsageError(
                 "kind: random_walk: needs a network's attention, and a label set has none: give a checkpoint"

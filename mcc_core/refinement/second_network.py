@@ -26,27 +26,27 @@ _LEAST = 16  # pixels of a side, of which something is left at a network's strid
 
 
 def second_network(
-    viewer: Viewer | None, file: Path | None, kind: Kind, finds: Ability
-) -> tuple[Network, torch.device]:
+    viewer: Viewer | None, file: Path | None, kind: Kind, finds: Ability, device: torch.device
+) -> Network:
     """The network that finds something: of a checkpoint file, or the one whose maps are refined.
 
     Args:
         kind: of the step, which is also the name of the method.
+        device: of a checkpoint's network; that of the seeds is where it is.
 
     Raises UsageError where there is none, or it does not find such a thing.
     """
-    device = torch.device("cpu") if viewer is None else viewer.device
     if file is not None:
         saved = checkpoints.load(file)
         network = saved.network().to(device)
         if not _can(network, finds):
             raise UsageError(f"{kind}.network: {file}: of the method {saved.experiment.method}, which finds no {finds}")
-        return network, device
+        return network
     if viewer is None or not _can(viewer.network, finds):
         raise UsageError(
             f"{kind}.network: is missing: the checkpoint of a trial of the method {kind}, which finds {finds}"
         )
-    return viewer.network, device
+    return viewer.network
 
 
 def supervision_of_file(file: Path | None) -> Supervision:

@@ -67,7 +67,7 @@ class NetworkSeeds(Seeds):
         self.scorer = Scorer(network, settings, {}, device)
         self.maps_of: MapsOf = self.scorer.maps
         viewer = Viewer(network, self.scorer.config.crop, device)
-        self._asked = asked_of(viewer, refinement)
+        self._asked = asked_of(viewer, refinement, device)
         learned = method_of(experiment).labels(experiment)
         self.supervision = supervision_with("weak" if learned is None else learned.supervision, refinement)
         self.origin = {"network": name, "checkpoint": digest, "method": experiment.method}
@@ -88,13 +88,19 @@ class LabelSeeds(Seeds):
 
     Pixels that are 255 are left to all labels alike; what no step decides stays 255.
 
-    Raises UsageError where a kind of refinement needs a network.
+    Args:
+        device: of the networks that steps bring along.
+
+    Raises UsageError where a kind of refinement needs the network of seeds, or `certainty` is set and all maps have
+    confidence.
     """
 
     protocol = "refined"
 
-    def __init__(self, labels: LabelSet, refinement: Refinement) -> None:
-        self._asked = asked_of_labels(refinement)
+    def __init__(self, labels: LabelSet, refinement: Refinement, device: torch.device) -> None:
+        self._asked = asked_of_labels(refinement, device)
+        if all(entry.confidence_sha256 for entry in labels.file.maps.values()):
+            refuse_certainty(refinement, "this one says itself how sure it is")
         self._names = set(labels.names)
         self.labels, self.certainty = labels, refinement.certainty
         self.classes, self.supervision = tuple(labels.classes), supervision_with(labels.supervision, refinement)
@@ -113,9 +119,9 @@ class LabelSeeds(Seeds):
         return Picture(item.name, image, classes, scores, has_background=True, answers=answers)
 
 
-def asked_of(viewer: Viewer | None, refinement: Refinement) -> dict[Kind, Asked]:
+def asked_of(viewer: Viewer | None, refinement: Refinement, device: torch.device) -> dict[Kind, Asked]:
     """What the steps of a chain ask of each image. Raises UsageError where nothing could answer."""
-    asked = {kind: STEPS[kind].asks(viewer, refinement) for kind in refinement.chain}
+    asked = {kind: STEPS[kind].asks(viewer, refinement, device) for kind in refinement.chain}
     return {kind: ask for kind, ask in asked.items() if ask is not None}
 
 
@@ -125,21 +131,21 @@ def supervision_with(own: Supervision, refinement: Refinement) -> Supervision:
     return "full" if "full" in (own, *brought) else "weak"
 
 
-def asked_of_labels(refinement: Refinement) -> dict[Kind, Asked]:
+def asked_of_labels(refinement: Refinement, device: torch.device) -> dict[Kind, Asked]:
     """What the steps of a chain ask of each image where labels are given.
 
     Raises UsageError where a step needs class maps or a network, which a label set has not.
     """
-    asked = asked_of(None, refinement)
+    asked = asked_of(None, refinement, device)
     if wrong := sorted({"threshold", "foreground", "seeds"} & refinement.model_fields_set):
         raise UsageError(f"{wrong[0]}: is of class maps; a label set has its background decided already")
     return asked
 
 
-def refuse_certainty(refinement: Refinement) -> None:
-    """Raise UsageError for a field of label sets alone."""
+def refuse_certainty(refinement: Refinement, why: str = "class maps say themselves how sure they are") -> None:
+    """Raise UsageError for a field of label sets without confidence alone."""
     if "certainty" in refinement.model_fields_set:
-        raise UsageError("certainty: is of a label set without confidence; class maps say themselves how sure they are")
+        raise UsageError(f"certainty: is of a label set without confidence; {why}")
 
 
 def _probabilities(label: np.ndarray, sure: np.ndarray | None, classes: tuple[int, ...], certainty: float) -> Tensor:

@@ -288,7 +288,7 @@ def _absolute(experiment: Experiment) -> Experiment:
     for name, file in method_of(experiment).files(experiment).items():
         section, field = name.split(".")
         config = getattr(experiment, section)
-        if Path(getattr(config, field)) != file:  # the name of a shipped one
+        if Path(getattr(config, field)).expanduser() != file.expanduser():  # the name of a shipped one
             continue
         found = file.expanduser().resolve()
         if not found.is_file():

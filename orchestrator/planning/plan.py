@@ -267,7 +267,8 @@ def check_metric(metric: str, source: str, experiment: Experiment, classes: Sequ
 
 
 def check_models(trials: Sequence[Trial], indexes: Mapping[str, DataIndex], *, download: bool) -> None:
-    """Raise UsageError for a model that cannot be built or weights that cannot be had, before any trial starts."""
+    """Raise UsageError before any trial starts for a model that cannot be built, weights that cannot be had, or files
+    that do not suit the classes."""
     import torch
 
     from mcc_core.methods.registry import method_of, random_network
@@ -275,16 +276,18 @@ def check_models(trials: Sequence[Trial], indexes: Mapping[str, DataIndex], *, d
     seen: set[str] = set()
     for trial in trials:
         model, crop = trial.experiment.model, trial.experiment.train.crop
-        key = f"{trial.experiment.method} {model.model_dump_json()} {crop}"
+        method, classes = method_of(trial.experiment), indexes[trial.fingerprint].classes
+        key = f"{method.name} {model.model_dump_json()} {crop} {method.files(trial.experiment)} {classes}"
         if key in seen:
             continue
         seen.add(key)
+        method.check_classes(trial.experiment, classes)
         with torch.device("meta"):
-            network = random_network(trial.experiment, len(indexes[trial.fingerprint].classes))
+            network = random_network(trial.experiment, len(classes))
         if crop < network.stride:
             raise UsageError(f"train.crop: {crop}: below the network's stride of {network.stride} pixels")
         if model.weights != "random" and (download or not isinstance(model.weights, str)):
-            method_of(trial.experiment).network(trial.experiment, 1)
+            method.network(trial.experiment, 1)
 
 
 def _with_overrides(

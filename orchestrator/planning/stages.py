@@ -114,12 +114,14 @@ class StageTrials:
         """Trials of a stage that makes labels."""
         where = f"{self.source}: stages.{name}"
         maps_of = None if of.refine is not None else of.experiment
+        confident = of.refine is not None and bool(of.refine.get("keep_confidence", True))
         brought = self._brought(stage, of)
         needed = stage.network is None or not brought
         for point, varied, fields in refined(stage, where):
             named = (point,) if point else ()
             for network in brought:
-                refinement = refinements.refinement(fields, where, maps_of, network.experiment if network else None)
+                other = network.experiment if network else None
+                refinement = refinements.refinement(fields, where, maps_of, other, confident=confident)
                 taken = network.identity if network is not None and refinements.takes_network(refinement) else None
                 needed = needed or taken is not None
                 identity = refined_identity(refinement.decisive(), of.identity, of.fingerprint, taken)

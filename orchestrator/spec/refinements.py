@@ -32,14 +32,22 @@ def supervision(own: str, refines: Iterable[Mapping[str, Any]]) -> str:
 
 
 def refinement(
-    given: Mapping[str, Any], source: str, network: Experiment | None, brought: Experiment | None = None
+    given: Mapping[str, Any],
+    source: str,
+    network: Experiment | None,
+    brought: Experiment | None = None,
+    *,
+    confident: bool = False,
 ) -> Refinement:
     """Raw fields as a refinement. Raises UsageError, one line per mistake.
 
     Args:
         network: whose maps it takes; None: labels that another refinement made.
         brought: of the stage whose trained network it brings along, for the kinds that take one.
+        confident: labels have confidence.
     """
+    import torch
+
     from mcc_core.pseudo_labels.crf import require_crf
     from mcc_core.refinement.base import Refinement
     from mcc_core.refinement.kinds import learned
@@ -56,11 +64,18 @@ def refinement(
     try:
         if network is None:
             there = made.chain if brought is None else [kind for kind in made.chain if kind not in learned(made)]
-            asked_of_labels(made.model_copy(update={"kind": tuple(there) or ("none",)}))
+            asked_of_labels(made.model_copy(update={"kind": tuple(there) or ("none",)}), torch.device("cpu"))
+            if confident:
+                refuse_certainty(made, "those of the stage before have it (keep_confidence)")
         else:
             refuse_certainty(made)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
+    if network is not None and "random_walk" in made.chain and not method_of(network).has_attention:
+        raise UsageError(
+            f"{where}: kind: random_walk: the network of method {network.method} has no attention between patches; par "
+            "and crf need none"
+        )
     if network is not None and made.seeds not in (known := method_of(network).map_stages):
         raise UsageError(
             f"{where}: seeds: {made.seeds!r}: method {network.method} has "

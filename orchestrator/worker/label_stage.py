@@ -87,7 +87,7 @@ def _seeds(
 ) -> Seeds:
     assert task.input is not None
     if (labels := retry(lambda: fetched_labels(storage, task.input or "", work))) is not None:
-        return LabelSeeds(read_label_set(labels), refinement)
+        return LabelSeeds(read_label_set(labels), refinement, device)
     record, file, complaints = retry(lambda: newest_checkpoint(storage, task.input or "", work))
     if record is None or file is None:
         why = "; ".join(complaints) or "storage has none"

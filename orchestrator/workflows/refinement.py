@@ -80,7 +80,7 @@ def prepared(
     refinement = validate(Refinement, merge({}, {**fields, "kind": kind}, "--set"), "--set")
     if (labels := find_labels(source, settings)) is not None:
         dataset = dataset_of(labels_dataset(labels), data, changes)
-        seeds: Seeds = LabelSeeds(labels, refinement)
+        seeds: Seeds = LabelSeeds(labels, refinement, chosen_device(device))
         seeds.origin = {**seeds.origin, DATASET: dataset.model_dump(mode="json")}
         index = build_index(dataset, settings.home)
         refuse_copies(labels, index)  # which, once refined, nobody could tell from weak ones

@@ -35,7 +35,13 @@ def test_no_method_is_left_out() -> None:
     assert set(step.METHODS) == set(registry.METHODS)
 
 
-@pytest.mark.parametrize("method", [name for name, form in step.METHODS.items() if form.plain is None])
+SLOW = {"clims"}  # makes a CLIP
+WITHOUT_PLAIN = [name for name, form in step.METHODS.items() if form.plain is None]
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in WITHOUT_PLAIN]
+)
 def test_steps_without_a_plain_form_are_measured(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step, "peak_gib", lambda size, **options: 1.25)  # takes a process of its own
     out = io.StringIO()

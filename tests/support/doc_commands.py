@@ -94,7 +94,6 @@ SLOW = (
     r"^mcc sweep (submit|best) mine",
     r"^mcc compare .mine/",
     r"^mcc sweep submit threshold.yaml",  # tests/orchestrator/workflows/test_posthoc.py
-    r"^mcc export CHECKPOINT --format onnx --out",
     r"^mcc report mask_ablation --out",
 )
 

@@ -21,6 +21,7 @@ class AMN(Method):
     experiment = Experiment
     terms = ("cls", "pcl")
     map_stages = ("cam",)
+    has_attention = False
     backbone = "backbone."
 
     def labels(self, experiment: Experiment) -> LabelsConfig:

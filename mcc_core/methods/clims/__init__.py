@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcc_core.clip.prompts import prompts_file
+from mcc_core.clip.prompts import load_prompts, prompts_file
 from mcc_core.config import CrfConfig, EvaluationConfig
 from mcc_core.methods.base import Augmentation, Method, cam_evaluation
 from mcc_core.methods.clims.config import Experiment
@@ -25,12 +26,16 @@ class CLIMS(Method):
     rooms = ("clip/",)
     terms = ("cls", "object_text", "background_text", "companion_text", "area")
     map_stages = ("cam",)
+    has_attention = False
     backbone = "backbone."
 
     def files(self, experiment: Experiment) -> dict[str, Path]:
         clip = experiment.clip
         weights = {} if clip.file is None else {"clip.weights": clip.file}
         return {"clip.prompts": prompts_file(clip.prompts)} | weights
+
+    def check_classes(self, experiment: Experiment, classes: Sequence[str]) -> None:
+        load_prompts(experiment.clip.prompts, classes)
 
     def network(self, experiment: Experiment, num_classes: int) -> CLIMSNet:
         from mcc_core.methods.clims.network import CLIMSNet

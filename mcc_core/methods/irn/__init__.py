@@ -21,6 +21,7 @@ class IRN(Method):
     experiment = Experiment
     terms = ("cls", "alike", "unlike", "foreground", "background")
     map_stages = ("cam", "aux_cam")
+    has_attention = False
     backbone = "backbone."
 
     def labels(self, experiment: Experiment) -> LabelsConfig:

@@ -21,6 +21,7 @@ class PSA(Method):
     experiment = Experiment
     terms = ("cls", "background", "foreground", "unlike")
     map_stages = ("cam", "aux_cam")
+    has_attention = False
     backbone = "backbone."
 
     def labels(self, experiment: Experiment) -> LabelsConfig:

@@ -21,6 +21,7 @@ class ReCAM(Method):
     experiment = Experiment
     terms = ("cls", "recam")
     map_stages = ("cam",)
+    has_attention = False
     backbone = "backbone."
 
     def network(self, experiment: Experiment, num_classes: int) -> ReCAMNet:

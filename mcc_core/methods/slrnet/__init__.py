@@ -24,6 +24,7 @@ class SLR(Method):
     experiment = Experiment
     terms = ("cls", "reg1", "reg2", "seg")
     map_stages = ("cam",)
+    has_attention = False
     published_marks = ("backbone.conv1a.weight", "conv1a.weight")
     published_heads = ("last_conv.8.weight",)
     published_backbone = "backbone."

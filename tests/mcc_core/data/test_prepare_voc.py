@@ -196,7 +196,7 @@ def test_what_was_read_by_other_rules_is_read_again(tmp_path: Path, kit: Path, m
     def refuse(*_: object) -> None:
         raise DataError("read again")
 
-    monkeypatch.setattr("mcc_core.data.index.image_size", refuse)
+    monkeypatch.setattr("mcc_core.data.index.examined", refuse)
     monkeypatch.setattr("mcc_core.data.prepare.image_size", refuse)
     with pytest.raises(DataError, match="read again"):
         build_index(raw, tmp_path / "home")

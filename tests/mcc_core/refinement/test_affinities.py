@@ -63,7 +63,7 @@ def test_a_higher_power_leaves_less_to_the_background() -> None:
 
 def test_affinities_are_those_of_the_image_at_its_own_size(tmp_path: Path) -> None:
     file = written("psa", tmp_path / "psa.pt")
-    ask = Psa().asks(None, of(psa={**SMALL, "network": file}))
+    ask = Psa().asks(None, of(psa={**SMALL, "network": file}), CPU)
     assert ask is not None
     image = np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
     seen = ask(image)
@@ -74,11 +74,11 @@ def test_affinities_are_those_of_the_image_at_its_own_size(tmp_path: Path) -> No
 def test_the_network_is_that_of_the_seeds_where_no_other_is_given(tmp_path: Path) -> None:
     torch.manual_seed(0)
     own, other = (random_network(smallest(name), 3).eval() for name in ("psa", "irn"))
-    assert Psa().asks(Viewer(own, 32, CPU), of()) is not None
+    assert Psa().asks(Viewer(own, 32, CPU), of(), CPU) is not None
     with pytest.raises(UsageError, match=r"^psa\.network: is missing: the checkpoint of a trial of the method psa"):
-        Psa().asks(Viewer(other, 32, CPU), of())
+        Psa().asks(Viewer(other, 32, CPU), of(), CPU)
     with pytest.raises(UsageError, match="of the method irn, which finds no affinities"):
-        Psa().asks(None, of(psa={"network": written("irn", tmp_path / "irn.pt")}))
+        Psa().asks(None, of(psa={"network": written("irn", tmp_path / "irn.pt")}), CPU)
 
 
 def test_identity_and_supervision_are_those_of_the_network(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_a_class_fills_its_side_of_a_boundary() -> None:
 
 
 def test_boundaries_are_of_an_image_and_its_flip_at_its_own_size(tmp_path: Path) -> None:
-    boundaries = Irn().asks(None, of(irn={"network": written("irn", tmp_path / "irn.pt")}))
+    boundaries = Irn().asks(None, of(irn={"network": written("irn", tmp_path / "irn.pt")}), CPU)
     assert boundaries is not None
     image = np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
     seen = boundaries(image)
@@ -88,12 +88,18 @@ def test_boundaries_are_of_an_image_and_its_flip_at_its_own_size(tmp_path: Path)
 
 def test_the_network_is_that_of_the_seeds_where_no_other_is_given(tmp_path: Path) -> None:
     own = network("irn")
-    assert second_network(Viewer(own, 32, CPU), None, "irn", "boundaries")[0] is own
+    assert second_network(Viewer(own, 32, CPU), None, "irn", "boundaries", CPU) is own
     for viewer in (None, Viewer(network("recam"), 32, CPU)):
         with pytest.raises(UsageError, match=r"^irn\.network: is missing: the checkpoint of a trial of the method irn"):
-            second_network(viewer, None, "irn", "boundaries")
+            second_network(viewer, None, "irn", "boundaries", CPU)
     with pytest.raises(UsageError, match="of the method recam, which finds no boundaries"):
-        second_network(None, written("recam", tmp_path / "recam.pt"), "irn", "boundaries")
+        second_network(None, written("recam", tmp_path / "recam.pt"), "irn", "boundaries", CPU)
+
+
+def test_a_network_of_a_file_computes_where_it_is_told_though_labels_have_no_network(tmp_path: Path) -> None:
+    device = torch.device("meta")  # stands for a GPU, which is not everywhere
+    found = second_network(None, written("irn", tmp_path / "irn.pt"), "irn", "boundaries", device)
+    assert {parameter.device for parameter in found.parameters()} == {device}
 
 
 def test_labels_walk_too_and_a_network_that_saw_masks_makes_them_full(tmp_path: Path) -> None:
@@ -106,7 +112,7 @@ def test_labels_walk_too_and_a_network_that_saw_masks_makes_them_full(tmp_path: 
     item, labels = Item("a", tmp_path / "a.png", (1,)), read_label_set(tmp_path / "labels")
     for supervision in ("weak", "full"):
         file = written("irn", tmp_path / f"{supervision}.pt", **{"labels.supervision": supervision})
-        seeds = LabelSeeds(labels, of(irn={"network": file, "radius": 3, "log_steps": 3}))
+        seeds = LabelSeeds(labels, of(irn={"network": file, "radius": 3, "log_steps": 3}), CPU)
         assert seeds.supervision == supervision
     seen = seeds.picture(item, image)
     found, _ = refined(seen, of(irn={"network": file, "radius": 3, "log_steps": 3}), STEPS)

@@ -120,20 +120,23 @@ def test_a_label_set_is_refined_further(saved: Checkpoint, index: DataIndex, tmp
     made = refine(NetworkSeeds(saved, first, CPU), first, index, tmp_path / "first")
     assert not made.labels.has_confidence
     crf = Refinement.model_validate({"kind": "crf"})
-    finer = refine(LabelSeeds(made.labels, crf), crf, index, tmp_path / "finer")
+    finer = refine(LabelSeeds(made.labels, crf, CPU), crf, index, tmp_path / "finer")
     open_before = sum(int((made.labels.label(name) == 255).sum()) for name in made.labels.names)
     assert open_before and not any((finer.labels.label(name) == 255).any() for name in finer.labels.names)
     assert finer.labels.origin["labels"] == made.labels.identity
     same = Refinement(keep_confidence=False)
-    kept = refine(LabelSeeds(made.labels, same), same, index, tmp_path / "kept").labels
+    kept = refine(LabelSeeds(made.labels, same, CPU), same, index, tmp_path / "kept").labels
     for name in kept.names:
         assert (made.labels.label(name) == kept.label(name)).all()
+    LabelSeeds(made.labels, Refinement(certainty=0.9), CPU)
+    with pytest.raises(UsageError, match="certainty: is of a label set without confidence; this one says itself"):
+        LabelSeeds(finer.labels, Refinement(certainty=0.9), CPU)
     with pytest.raises(UsageError, match="certainty: is of a label set without confidence"):
         NetworkSeeds(saved, Refinement(certainty=0.9), CPU)
     with pytest.raises(UsageError, match="threshold: is of class maps"):
-        LabelSeeds(made.labels, Refinement(threshold=0.3))
+        LabelSeeds(made.labels, Refinement(threshold=0.3), CPU)
     with pytest.raises(UsageError, match="needs a network's attention"):
-        LabelSeeds(made.labels, CHAIN)
+        LabelSeeds(made.labels, CHAIN, CPU)
 
 
 def test_what_cannot_be_read_is_named(saved: Checkpoint, index: DataIndex, tmp_path: Path) -> None:

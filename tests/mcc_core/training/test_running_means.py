@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,7 +41,7 @@ def test_a_term_is_averaged_over_the_steps_that_had_it() -> None:
         means.add(step(cls, seg), {})
     record = means.close(CPU, 1)
     assert (record["loss/cls"], record["loss/seg"]) == (2.0, 7.0)
-    assert record["images_per_second"] * means.lasted == 6
+    assert record["images_per_second"] * means.lasted == pytest.approx(6)
 
 
 def test_time_before_a_checkpoint_counts_and_time_between_two_runs_does_not() -> None:

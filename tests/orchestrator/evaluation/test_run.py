@@ -164,6 +164,7 @@ def test_maps_from_the_disk_score_the_same(checkpoint: Path, tmp_path: Path) -> 
         assert first.metrics[name][0].value == pytest.approx(exact.metrics[name][0].value, abs=2e-3)
 
 
+@pytest.mark.slow
 def test_ray_workers_score_the_same_and_one_is_killed(checkpoint: Path, tmp_path: Path, ray_folder: Path) -> None:
     import psutil
 

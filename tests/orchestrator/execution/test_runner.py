@@ -61,6 +61,7 @@ class InProcess(engine.Callbacks):
         self.curve.append((record.iteration, {metric.key: metric.value for metric in record.metrics}))
 
 
+@pytest.mark.slow
 def test_a_trial_stops_on_request_and_goes_on_from_its_last_whole_checkpoint(
     settings: Settings, storage: Storage, tmp_path: Path
 ) -> None:

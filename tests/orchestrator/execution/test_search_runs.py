@@ -39,6 +39,7 @@ def losses(storage: Storage, identity: str) -> list[tuple[int, float]]:
     return [(e["iteration"], e["metrics"]["loss/total"]) for e in events if "loss/total" in e.get("metrics", {})]
 
 
+@pytest.mark.slow
 def test_a_tpe_search_stops_at_its_budget_and_goes_on_as_the_same_search(settings: Settings, storage: Storage) -> None:
     fields: dict[str, Any] = {
         "name": "tpe",

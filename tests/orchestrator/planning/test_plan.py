@@ -12,16 +12,19 @@ import pytest
 import torch
 from experiments import mcc_experiment
 from tiny import settings_in, tiny_sweep
+from trained import smallest
 
 import mcc_core
 from mcc_core.checkpoint import Checkpoint, save
+from mcc_core.data.index import build_index
 from mcc_core.errors import MCCError, UsageError
 from mcc_core.methods.mcc.network import MCCNet
 from mcc_core.validation import flatten
 from orchestrator.cluster.session import Capacity
+from orchestrator.planning.configurations import Trial
 from orchestrator.planning.disk import checkpoint_bytes
 from orchestrator.planning.identity import source_hash
-from orchestrator.planning.plan import Plan, plan_document, plan_sweep
+from orchestrator.planning.plan import Plan, check_models, plan_document, plan_sweep
 from orchestrator.records.events import write_end
 from orchestrator.records.speeds import Speed, speed_profile, speed_record
 from orchestrator.records.status import TrialStatus
@@ -348,3 +351,18 @@ def test_the_document_of_a_plan_is_json_with_every_trial(settings: Settings) -> 
     assert [t["identity"] for t in document["trials"]] == [t.identity for t in made.trials]
     assert document["trials"][1]["experiment"]["mask"]["ratio"]["end"] == 0.9
     assert replace(made, finished=frozenset()).sweep == document["sweep"]
+
+
+def test_prompts_of_other_classes_are_refused_in_the_plan(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    fits = "templates: ['a {}.']\nbackgrounds: [sky]\n"
+    (tmp_path / "fits.yaml").write_text(fits)
+    (tmp_path / "other.yaml").write_text(fits + "companions: {zebra: [grass]}\n")
+    right, wrong = (smallest("clims", **{"clip.prompts": f"~/{name}.yaml"}) for name in ("fits", "other"))
+    index = build_index(right.data, settings.home)
+    trials = [Trial("0" * 16, "t", {}, each, 0, "t", index.fingerprint) for each in (right, wrong)]
+    check_models(trials[:1], {index.fingerprint: index}, download=False)
+    with pytest.raises(UsageError, match=r"other\.yaml: companions\.zebra: no class of the data"):
+        check_models(trials, {index.fingerprint: index}, download=False)

@@ -122,6 +122,10 @@ def test_stages_that_vary_the_same_name_say_whose_it_is(settings: Settings) -> N
             "s.yaml: stages.again.refine: kind: random_walk: needs a network's attention",
         ),
         (
+            {"again": {"of": "refine", "refine": {"kind": "par", "certainty": 0.8}}},
+            "s.yaml: stages.again.refine: certainty: is of a label set without confidence; those of the stage before",
+        ),
+        (
             {"again": {"of": "refine", "refine": {"kind": "par", "threshold": 0.3}}},
             "s.yaml: stages.again.refine: threshold: is of class maps",
         ),

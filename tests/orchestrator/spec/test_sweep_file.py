@@ -112,9 +112,12 @@ def test_mistakes_are_named_with_file_field_and_value(tmp_path: Path, old: str, 
 def test_every_example_of_the_documentation_is_valid(tmp_path: Path) -> None:
     text = (REPOSITORY / "docs/sweeps.md").read_text()
     blocks = re.findall(r"```yaml\n(.*?)```", text, re.S)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
-        file = write(tmp_path, block if block.startswith("name:") else f"name: s\nbase: tiny\n{block}")
+        head = (
+            "" if block.startswith("name:") else "name: s\n" if block.startswith("stages:") else "name: s\nbase: tiny\n"
+        )
+        file = write(tmp_path, head + block)
         (load_stages if is_staged(file) else load_sweep)(file)
     kinds = re.findall(r"^\| `(\{kind: .*?\})` \|", text, re.M)
     assert len(kinds) == 8

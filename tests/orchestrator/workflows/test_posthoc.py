@@ -102,6 +102,7 @@ def test_mistakes_are_one_line(home: Path, changes: dict[str, Any], message: str
     assert str(caught.value).startswith(str(file))
 
 
+@pytest.mark.slow
 def test_scales_of_a_checkpoint_share_one_pass(home: Path) -> None:
     """The union of the scales is computed once; a point alone gives the same figure."""
     checkpoint = next((home / "home" / "trials").rglob("*.pt"))
