@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from orchestrator.text import reason, size_text
 YOUNG_S = 3600.0  # what is younger may belong to a process that just begins
 _LITTLE = 5 << 30  # bytes; less free disk than that is said
 _TOPS = ("trials", "labels", "sweeps", "leases", "ray")
+_WORK = "work"  # below home, a folder for each trial that has begun
 _IDENTITY = re.compile(r"\b[0-9a-f]{16}\b")
 _PROBE = os.urandom(1 << 20)
 
@@ -95,8 +96,9 @@ def garbage(
 
     Trials, label sets and Ray's books of sweeps that are not on record, checkpoints beyond the newest `keep` and the
     best, files without their other half, parts that killed processes left, uploads that never ended; of this machine
-    the packed label sets and fetched checkpoints below `home` that no sweep on record names. Nothing of a trial or
-    sweep that a living process holds a lease of, nothing younger than `older_s` seconds.
+    the packed label sets and fetched checkpoints below `home` that no sweep on record names, and what killed attempts
+    left of label sets that none names or that are in storage. Nothing of a trial or sweep that a living process
+    holds a lease of, nothing younger than `older_s` seconds.
     """
     modes = _referred(storage)
     trials, sweeps = claimed(storage)
@@ -109,7 +111,8 @@ def garbage(
             unused.append(_all("trial of no sweep", layout.trial(folder), files))
         else:
             unused += _checkpoints(storage, folder, modes[folder], keep, {file.key: file for file in files})
-    for folder, files in _by_folder(storage, layout.LABELS).items():
+    labels = _by_folder(storage, layout.LABELS)
+    for folder, files in labels.items():
         if folder not in trials | modes.keys() and all(file.modified <= limit for file in files):
             unused.append(_all("labels of no sweep", layout.labels(folder), files))
     ids = {sweep.id for sweep in catalog.sweeps(storage)}
@@ -122,7 +125,11 @@ def garbage(
     parts = [file for top in _TOPS for file in storage.files(top, parts=True)]
     for what, ones in (("part of a killed process", parts), ("upload that never ended", storage.unfinished_uploads())):
         unused += [_one(what, file) for file in ones if file.modified <= limit and not _leased(file, trials | sweeps)]
-    unused += _copies(home, trials | modes.keys(), limit)
+    for what, top in (("packed label set of no sweep", "label-sets"), ("fetched checkpoint of no sweep", "fetched")):
+        copies = {path: path.name.partition(".")[0] for path in (home / top).glob("*")}
+        unused += _local(what, copies, trials | modes.keys(), limit)
+    unfinished = {path: path.parent.name for path in (home / _WORK).glob("*/labels")}
+    unused += _local("unfinished label set", unfinished, trials | (modes.keys() - labels.keys()), limit)
     return unused, _unsent(home, trials)
 
 
@@ -136,7 +143,9 @@ def remove(storage: Storage, unused: Sequence[Garbage]) -> list[Garbage]:
         for item in unused
         if item.folder and item.key.startswith((f"{layout.TRIALS}/", f"{layout.LABELS}/"))
     }
-    with deleting(storage, "", {identity for identity, _ in trials}) as lease:
+    local = [item.local for item in unused if item.local is not None]
+    attempts = {path.parent.name for path in local if path.parent.parent.name == _WORK}
+    with deleting(storage, "", attempts | {identity for identity, _ in trials}) as lease:
         referred = _referred(storage)
         kept = [item for (identity, _), item in trials.items() if identity in referred]
         gone = [item for item in unused if not any(item is other for other in kept)]
@@ -234,19 +243,14 @@ def _leased(file: Stored, names: set[str]) -> bool:
     return any(part in names for part in file.key.split("/"))
 
 
-def _copies(home: Path, needed: Set[str], limit: float) -> Iterator[Garbage]:
-    """What this machine packed, or fetched from a bucket or MLflow, and no sweep names."""
-    for what, top in (("packed label set", "label-sets"), ("fetched checkpoint", "fetched")):
-        folder = home / top
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if path.name.partition(".")[0] in needed:
-                continue
-            with contextlib.suppress(FileNotFoundError):  # somebody else cleans too
-                stats = [file.stat() for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
-                # Not the time of modification, which may be that of the object in the bucket.
-                if all(stat.st_ctime <= limit for stat in stats):
-                    size = sum(stat.st_size for stat in stats)
-                    yield Garbage(f"{what} of no sweep", str(path), size, (), local=path)
+def _local(what: str, there: Mapping[Path, str], needed: Set[str], limit: float) -> Iterator[Garbage]:
+    """What this machine has of identities that are not needed."""
+    for path in sorted(path for path, identity in there.items() if identity not in needed):
+        with contextlib.suppress(FileNotFoundError):  # somebody else cleans too
+            stats = [file.stat() for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
+            # Not the time of modification, which may be that of the object in the bucket.
+            if all(stat.st_ctime <= limit for stat in stats):
+                yield Garbage(what, str(path), sum(stat.st_size for stat in stats), (), local=path)
 
 
 def _delete_local(path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ from mcc_core.config import Experiment, ModelConfig
 from mcc_core.data.label_source import labels_identity
 from mcc_core.files import file_digest, json_digest
 from mcc_core.methods.base import Method
-from mcc_core.methods.registry import METHODS, method_of
+from mcc_core.methods.registry import METHODS, method_named, method_of
 
 # Fields whose value cannot change a recorded evaluation. The data's content is identified by its fingerprint.
 _WITHOUT: dict[str, tuple[str, ...]] = {
@@ -64,14 +64,18 @@ def trial_identity(experiment: Experiment, seed: int, fingerprint: str) -> str:
     return json_digest(content, 16)
 
 
-def refined_identity(refine: Mapping[str, Any], of: str, fingerprint: str, network: str | None = None) -> str:
+def refined_identity(
+    refine: Mapping[str, Any], of: str, fingerprint: str, network: str | None = None, learners: Sequence[str] = ()
+) -> str:
     """Identity of the labels that a refinement makes of what the trial `of` made: 16 hexadecimal digits.
 
     Args:
         network: of the trial whose network the refinement brings along.
+        learners: methods of networks that are files, whose code no other identity has.
     """
     content = {"refine": refine, "of": of, "source": refinement_source(), "data": fingerprint}
     content |= {"network": network} if network is not None else {}
+    content |= {"code": [method_source(method_named(name)) for name in learners]} if learners else {}
     return json_digest(content, 16)
 
 

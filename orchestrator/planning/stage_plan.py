@@ -49,7 +49,7 @@ def plan_stages(
         changes["train.workers"] = workers
     chosen = with_overrides(file, changes, source) if changes else file
     storage = Storage(settings.storage)
-    made = StageTrials(chosen, source, settings.home, storage)
+    made = StageTrials(chosen, source, settings.home, storage, distant=settings.ray_address is not None)
     trials = tuple(made.trials.values())
     chosen, unscored = _compared(chosen, source, made, named="metric" in file.model_fields_set)
     trained = [t for t in trials if t.refine is None]

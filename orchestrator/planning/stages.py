@@ -6,7 +6,7 @@ The identity of a trial contains that of its input, so that what comes before a 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class StageTrials:
     source: str
     home: Path  # where data that is generated lies
     storage: Storage
+    distant: bool = False  # trials may run on other machines
     trials: dict[str, Trial] = field(default_factory=dict)
     indexes: dict[str, DataIndex] = field(default_factory=dict)  # by fingerprint
     duplicates: list[str] = field(default_factory=list)
@@ -124,7 +125,9 @@ class StageTrials:
                 refinement = refinements.refinement(fields, where, maps_of, other, confident=confident)
                 taken = network.identity if network is not None and refinements.takes_network(refinement) else None
                 needed = needed or taken is not None
-                identity = refined_identity(refinement.decisive(), of.identity, of.fingerprint, taken)
+                self._require_seen(list(refinement.networks.values()), where)
+                learners = refinements.learners_of_files(refinement)
+                identity = refined_identity(refinement.decisive(), of.identity, of.fingerprint, taken, learners)
                 refine = refinement.model_dump(mode="json", exclude_unset=True)
                 made = Trial(identity, "", varied, of.experiment, of.seed, "", of.fingerprint, name, of.identity)
                 self._add(name, named, replace(made, refine=refine, network=taken))
@@ -132,6 +135,16 @@ class StageTrials:
                     break
         if not needed:
             raise UsageError(f"{where}.network: {stage.network}: no kind of its refinement takes a trained network")
+
+    def _require_seen(self, files: Sequence[Path], where: str) -> None:
+        """Raise UsageError for a network's file that machines of a cluster may lack, before its seeds are trained."""
+        shared = self.storage.local("")
+        for file in files if self.distant else ():
+            if shared is None or not file.is_relative_to(shared.resolve()):
+                raise UsageError(
+                    f"{where}.network: {file}: other machines of the cluster may lack it: name the stage that trains "
+                    "it, or put it into a storage that is a folder they share"
+                )
 
     def _brought(self, stage: Stage, of: Trial) -> list[Trial | None]:
         """The networks that a stage brings along to refine what `of` made.

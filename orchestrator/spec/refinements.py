@@ -39,7 +39,7 @@ def refinement(
     *,
     confident: bool = False,
 ) -> Refinement:
-    """Raw fields as a refinement. Raises UsageError, one line per mistake.
+    """Raw fields as a refinement, with the whole paths of networks. Raises UsageError, one line per mistake.
 
     Args:
         network: whose maps it takes; None: labels that another refinement made.
@@ -50,7 +50,7 @@ def refinement(
 
     from mcc_core.pseudo_labels.crf import require_crf
     from mcc_core.refinement.base import Refinement
-    from mcc_core.refinement.kinds import learned
+    from mcc_core.refinement.kinds import STEPS, learned
     from mcc_core.refinement.seeds import asked_of_labels, refuse_certainty
 
     where = f"{source}.refine"
@@ -61,13 +61,17 @@ def refinement(
     except UsageError as error:
         raise UsageError(f"{where}: kind: {error}") from None
     _check_learned(made, source, network, brought)
+    made = _with_whole_paths(made, where)
+    cpu = torch.device("cpu")
     try:
         if network is None:
             there = made.chain if brought is None else [kind for kind in made.chain if kind not in learned(made)]
-            asked_of_labels(made.model_copy(update={"kind": tuple(there) or ("none",)}), torch.device("cpu"))
+            asked_of_labels(made.model_copy(update={"kind": tuple(there) or ("none",)}), cpu)
             if confident:
                 refuse_certainty(made, "those of the stage before have it (keep_confidence)")
         else:
+            for kind in made.networks:
+                STEPS[kind].asks(None, made, cpu)
             refuse_certainty(made)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
@@ -89,6 +93,24 @@ def takes_network(made: Refinement) -> bool:
     from mcc_core.refinement.kinds import learned
 
     return bool(learned(made))
+
+
+def learners_of_files(made: Refinement) -> list[str]:
+    """Methods of the networks that are given as files."""
+    from mcc_core.refinement.kinds import STEPS
+
+    return [str(STEPS[kind].learner) for kind in made.networks]
+
+
+def _with_whole_paths(made: Refinement, where: str) -> Refinement:
+    """The refinement with paths of networks that other processes find too. Raises UsageError for one of no file."""
+    changed = {}
+    for kind, given in made.networks.items():
+        file = given.expanduser().resolve()
+        if not file.is_file():
+            raise UsageError(f"{where}.{kind}.network: {file}: no such file")
+        changed[kind] = getattr(made, kind).model_copy(update={"network": file})
+    return made.model_copy(update=changed)
 
 
 def _check_learned(made: Refinement, source: str, network: Experiment | None, brought: Experiment | None) -> None:

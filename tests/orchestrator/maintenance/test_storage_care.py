@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from s3_server import S3Server
 
+from mcc_core.errors import UsageError
 from orchestrator.cli import main
 from orchestrator.maintenance.storage_care import check, garbage, remove
 from orchestrator.records.checkpoints import CheckpointStore
@@ -124,6 +125,28 @@ def test_copies_of_this_machine_that_no_sweep_names_go(tmp_path: Path) -> None:
     ]
     assert remove(storage, found) == found
     assert [file.name for file in labels.iterdir()] == [f"{KNOWN}.zip"] and not checkpoint.exists()
+
+
+def test_what_killed_attempts_left_goes_unless_a_sweep_can_go_on_with_it(tmp_path: Path) -> None:
+    storage, home, done = Storage(str(tmp_path / "storage")), tmp_path / "home", "d" * 16
+    sweep(storage, "s", KNOWN, RUNNING, done)
+    storage.write(f"labels/{done}/labels.zip", b"packed")
+    for identity in (KNOWN, STRAY, RUNNING, done):
+        file = home / "work" / identity / "labels" / "maps" / "a.png"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"map")
+    assert garbage(storage, home) == ([], [])  # all of it is younger than an hour
+    found, _ = garbage(storage, home, older_s=0)
+    assert [(one.what, one.key, one.size) for one in found] == [
+        ("unfinished label set", str(home / "work" / identity / "labels"), 3) for identity in (STRAY, done)
+    ]
+    lease = Lease(storage, "launch", "s", [STRAY])
+    lease.take()
+    with pytest.raises(UsageError):  # begun since
+        remove(storage, found)
+    lease.release()
+    assert remove(storage, found) == found
+    assert sorted(path.parent.name for path in (home / "work").glob("*/labels")) == [KNOWN, RUNNING]
 
 
 def test_check_finds_storage_in_order(settings: Settings, storage: Storage) -> None:

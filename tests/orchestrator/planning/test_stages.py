@@ -8,15 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from staged import BOUNDARIES, SEEDS, SHAPES, staged, staged_plan
 from tiny import tiny_plan
+from trained import smallest
 
+from mcc_core.checkpoint import Checkpoint, save
 from mcc_core.errors import UsageError
+from mcc_core.methods.registry import random_network
 from orchestrator.cli.show import print_plan
+from orchestrator.planning import identity
+from orchestrator.planning.configurations import Trial
 from orchestrator.planning.plan import plan_document
 from orchestrator.planning.stage_estimate import estimate_stages, makespan
 from orchestrator.planning.stage_plan import plan_stages
+from orchestrator.planning.stages import StageTrials
 from orchestrator.records.events import write_end
 from orchestrator.records.label_scores import LABEL_SCORE
 from orchestrator.records.plans import followers, last_stages
@@ -234,6 +241,42 @@ def test_a_refinement_that_brings_a_network_along_is_of_both(settings: Settings)
     print_plan(made, console)
     told = console.file.getvalue()  # type: ignore[attr-defined]
     assert "└ refine" in told and "labels, with boundaries" in told
+
+
+def network_file(method: str, file: Path) -> Path:
+    torch.manual_seed(0)
+    state = random_network(smallest(method), 3).state_dict()
+    save(Checkpoint(smallest(method), ("a", "b", "c"), 6, 0, dict(state), None, {}), file)
+    return file
+
+
+def test_a_networks_file_is_named_whole_checked_and_seen_by_every_machine(
+    settings: Settings, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(file: str, *, distant: bool = False) -> Trial:
+        stage = {"of": "seeds", "refine": {"kind": "irn", "irn": {"network": file}}}
+        return list(StageTrials(staged(refine=stage), "s.yaml", tmp_path, storage, distant=distant).trials.values())[-1]
+
+    file = network_file("irn", tmp_path / "irn.pt")
+    monkeypatch.chdir(tmp_path)
+    walked = made("irn.pt")
+    assert walked.refine is not None and walked.refine["irn"]["network"] == str(file)
+    where = r"^s\.yaml: stages\.refine\.refine"
+    with pytest.raises(UsageError, match=rf"{where}\.irn\.network: .*none\.pt: no such file"):
+        made("none.pt")
+    network_file("recam", tmp_path / "recam.pt")
+    with pytest.raises(UsageError, match=rf"{where}: irn\.network: .*: of the method recam, which finds no boundaries"):
+        made("recam.pt")
+    with pytest.raises(UsageError, match=r"irn\.pt: other machines of the cluster may lack it"):
+        made("irn.pt", distant=True)
+    shared = storage.local("networks/irn.pt")
+    if shared is not None:
+        shared.parent.mkdir(parents=True)
+        shared.write_bytes(file.read_bytes())
+        assert made(str(shared), distant=True).identity == walked.identity  # where it lies is no part of it
+        shared.unlink()
+    monkeypatch.setattr(identity, "method_source", lambda method: f"changed {method.name}")
+    assert made("irn.pt").identity != walked.identity
 
 
 def test_a_network_is_brought_to_what_it_comes_of_with_its_seed(settings: Settings) -> None:
