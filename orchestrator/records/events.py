@@ -156,6 +156,7 @@ class TrialState:
     metrics: dict[str, float] | None = None
     launch: str = ""
     cause: str = ""
+    told: float = 0.0  # unix seconds of the last event of a running trial
 
 
 def trial_state(storage: Storage, identity: str) -> TrialState:
@@ -166,7 +167,7 @@ def trial_state(storage: Storage, identity: str) -> TrialState:
     attempt = int(names[-1].split("-")[0])
     last = read_segment(storage, identity, names[-1])[-1]
     if last["kind"] != "end":
-        return TrialState(TrialStatus.RUNNING, attempt)
+        return TrialState(TrialStatus.RUNNING, attempt, told=float(last["t"]))
     launch, cause = last.get("launch", ""), last.get("cause", "")
     return TrialState(TrialStatus(last["status"]), attempt, last["message"], last.get("metrics"), launch, cause)
 

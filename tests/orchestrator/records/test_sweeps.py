@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 
 from experiments import plan_record
 
 from orchestrator.records import sweeps as catalog
 from orchestrator.records.events import events_folder, write_attempt, write_end
+from orchestrator.records.leases import Lease, held
 from orchestrator.records.status import TrialStatus
 from orchestrator.storage.store import Storage
 
@@ -38,3 +41,22 @@ def test_finished_trials_are_remembered_and_the_others_asked(tmp_path: Path) -> 
     assert [r.status for r in catalog.results(storage, document)] == ["new", "new", "finished"]
     storage.write("sweeps/s/results.json", b'{"t0": 7}')  # not ours: as if it were not there
     assert catalog.results(storage, document)[0].status == "new"
+
+
+def test_a_running_trial_whose_worker_is_silent_says_so(tmp_path: Path) -> None:
+    """Its node is lost and its driver lives: the lease alone would call it running."""
+    storage = Storage(str(tmp_path))
+    trial = {"identity": "t", "name": "one", "point": "p", "varied": {}, "seed": 0, "experiment": {}}
+    document = plan_record("s", [trial])
+
+    def told(ago_s: float) -> tuple[str, str]:
+        event = {"t": time.time() - ago_s, "kind": "metrics", "iteration": 1, "metrics": {}}
+        storage.write(f"{events_folder('t')}/0001-000001.jsonl", json.dumps(event).encode())
+        (result,) = catalog.results(storage, document)
+        return result.status, result.message
+
+    with held(Lease(storage, "driver", "s", ["t"])):
+        assert told(5) == ("running", "")
+        status, message = told(600)
+        assert status == "running" and "no sign of its worker for 10 min" in message
+    assert told(600)[0] == "interrupted"
