@@ -104,7 +104,7 @@ def learners_of_files(made: Refinement) -> list[str]:
 
 def _with_whole_paths(made: Refinement, where: str) -> Refinement:
     """The refinement with paths of networks that other processes find too. Raises UsageError for one of no file."""
-    changed = {}
+    changed: dict[str, Any] = {}
     for kind, given in made.networks.items():
         file = given.expanduser().resolve()
         if not file.is_file():

@@ -251,12 +251,8 @@ def print_ladder(results: Sequence[Result], console: Console) -> None:
 
 def print_unfinished(results: Sequence[Result], console: Console, most: int = 10) -> None:
     """Trials that have no result, or run and show no sign of it: why in a line, and the file with their last output."""
-    bad = [
-        r
-        for r in results
-        if r.status not in {TrialStatus.FINISHED, TrialStatus.RUNNING}
-        or (r.status == TrialStatus.RUNNING and r.message)
-    ]
+    well = {TrialStatus.FINISHED, TrialStatus.RUNNING}
+    bad = [r for r in results if r.status not in well or (r.status == TrialStatus.RUNNING and r.message)]
     for result in bad[:most]:
         reason = result.message or _REASONS.get(result.status, "")
         console.print(f"{result.status} {result.name}: {reason}", highlight=False, markup=False, soft_wrap=True)
