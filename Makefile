@@ -41,14 +41,14 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/codespell mcc_core orchestrator tests docs benchmarks sweeps docker README.md CONTRIBUTING.md CHANGELOG.md
 
 test: lint
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --no-loadscope-reorder
 
 test-slow: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest --slow -m "slow or before_slow or hypothesis"
 
 # The floor is in pyproject.toml. Not in `make test`: counting lines doubles the time of most tests.
 coverage: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder --cov
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --no-loadscope-reorder --cov
 
 docs: $(VENV)/.ready-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -6,6 +6,8 @@ import os
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -38,13 +40,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+class _Scheduling(LoadScopeScheduling):
+    """A file is run by one process, all files that start Ray by the same."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        return "ray" if file.endswith(_RAY) else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    return _Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Files that take long begin first. A file is run by one process, all files that start Ray by the same."""
+    """Files that take long begin first."""
     items.sort(key=_rank)
     skip = pytest.mark.skip(reason="slow: minutes long; run `make test-slow`")
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if _rank(item) == 0 else item.nodeid.split("::", 1)[0]))
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(skip)
 
