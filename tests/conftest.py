@@ -40,7 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
 
 
-class _Scheduling(LoadScopeScheduling):
+class _Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist hides its types
     """A file is run by one process, all files that start Ray by the same."""
 
     def _split_scope(self, nodeid: str) -> str:
