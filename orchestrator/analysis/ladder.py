@@ -123,7 +123,7 @@ def _compared(
             yield (LABELS, "", own[0]), result
         elif before is not None and _has(before, LABELS):
             yield (LABELS, before.stage, LABELS), before
-    elif _has(result, SEG) and before is not None:
+    elif result.compared and _has(result, SEG) and before is not None:  # what others take from is no end
         yield (SEG, before.stage, LABELS), before
         first = before
         while first.input in known:

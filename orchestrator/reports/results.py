@@ -72,7 +72,9 @@ def outcome(evidence: Evidence) -> Section:
 
 def steps(evidence: Evidence) -> Section | None:
     """What each stage reached, where the sweep has stages."""
-    return stages(evidence.results)
+    reached = stages(evidence.results)
+    told = Text("The leaderboard below compares the last stages alone.")
+    return None if reached is None else Section(reached.title, [*reached.parts, told])
 
 
 def stages(results: Sequence[Result]) -> Section | None:

@@ -88,6 +88,13 @@ def test_a_stage_is_compared_with_the_one_before_its_own_decoder_and_full_superv
     assert first[5:7] == ["+10.0 [+7.5, +12.5]", "3"] and first[8] == "decided"
 
 
+def test_a_network_that_only_helps_to_refine_is_not_compared() -> None:
+    """Such as that of IRN: it learns from labels too, and what it says of classes is not what it is for."""
+    results = pipeline(0, 0.4, 0.3, 0.5, 0.6, 0.8)
+    helper = replace(results[2], identity="boundaries0", stage="boundaries", point="boundaries", compared=False)
+    assert [s.stage for s in steps([*results, helper])] == [s.stage for s in steps(results)]
+
+
 def test_seeds_that_are_not_shared_are_not_compared() -> None:
     results = [*pipeline(0, 0.4, 0.3, 0.5, 0.6, 0.8), *pipeline(1, 0.5, 0.4, 0.7, 0.6, 0.8)[:2]]
     by_name = {(s.scored, s.against): s.difference for s in steps(results)}
