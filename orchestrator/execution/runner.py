@@ -202,8 +202,7 @@ def _run_trials(
         retry(lambda: storage.write(stop_key(plan.sweep), b"stop\n"), 30)
 
     control = Control(plan, storage, meter, tune_run, ask_to_stop, on_trial)
-    with _signals(ask_to_stop):
-        tune_run.start()
+    with _signals(ask_to_stop), _running(tune_run, ask_to_stop, lease):
         while tune_run.alive():
             on_tick()
             lease.refresh()
@@ -315,6 +314,23 @@ def _result(trial: Trial, storage: Storage) -> Result:
 def _last_log(storage: Storage, identity: str) -> str | None:
     logs = storage.list(layout.logs(identity))
     return str(storage.local(logs[-1]) or storage.where(logs[-1])) if logs else None
+
+
+@contextlib.contextmanager
+def _running(tune_run: TuneRun, ask_to_stop: Callable[[], None], lease: Lease) -> Iterator[None]:
+    """After a fault of this process its trials write a checkpoint and end, before Ray does: a Tune that goes on without
+    Ray ends the whole process."""
+    tune_run.start()
+    try:
+        yield
+    except Exception:
+        deadline = time.monotonic() + _STOP_GRACE_S
+        with contextlib.suppress(OSError):
+            ask_to_stop()
+            while tune_run.alive() and time.monotonic() < deadline:
+                lease.refresh()
+                tune_run.wait(_TICK_S)
+        raise
 
 
 @contextlib.contextmanager

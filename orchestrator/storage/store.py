@@ -156,8 +156,12 @@ class Storage:
 
     def delete_folder(self, prefix: str) -> None:
         """Remove a folder and everything in it; one that does not exist is no error."""
-        if self._fs.get_file_info(self._path(prefix)).type == fs.FileType.Directory:
-            self._fs.delete_dir(self._path(prefix))
+        while self._fs.get_file_info(self._path(prefix)).type == fs.FileType.Directory:
+            try:
+                self._fs.delete_dir(self._path(prefix))
+                return
+            except FileNotFoundError:  # somebody else removes it too
+                continue
 
     def each(self, work: Callable[[S], T], items: Iterable[S]) -> Sequence[T]:
         """Results of `work`, which asks this storage, on each item, in order. A bucket is asked many things at once."""
@@ -217,9 +221,8 @@ class Storage:
 
     def files(self, prefix: str, *, parts: bool = False) -> Iterator[Stored]:
         """Every file below a folder, in any depth; with `parts` what killed processes left of files instead."""
-        selector = fs.FileSelector(self._path(prefix), allow_not_found=True, recursive=True)
         start = len(self._root) + 1
-        for info in sorted(self._fs.get_file_info(selector), key=lambda info: str(info.path)):
+        for info in self._infos(prefix, recursive=True):
             if info.type == fs.FileType.File and info.path.endswith(PART) == parts:
                 yield Stored(info.path[start:], int(info.size), info.mtime.timestamp())
 
@@ -291,10 +294,18 @@ class Storage:
         return f"{self._root}/{_inside(key)}" if key else self._root
 
     def _entries(self, prefix: str) -> Iterator[tuple[str, fs.FileType]]:
-        selector = fs.FileSelector(self._path(prefix), allow_not_found=True)
         start = len(self._root) + 1
-        entries = sorted((info.path[start:], info.type) for info in self._fs.get_file_info(selector))
+        entries = ((info.path[start:], info.type) for info in self._infos(prefix))
         return ((key, kind) for key, kind in entries if not key.endswith((PART, "/")) and key != prefix)
+
+    def _infos(self, prefix: str, *, recursive: bool = False) -> Sequence[fs.FileInfo]:
+        """What is in a folder, sorted; nothing where there is none."""
+        selector = fs.FileSelector(self._path(prefix), allow_not_found=True, recursive=recursive)
+        while True:
+            try:
+                return sorted(self._fs.get_file_info(selector), key=lambda info: str(info.path))
+            except FileNotFoundError:  # not there when it was opened, there a moment later: somebody else made it
+                continue
 
 
 def retry(

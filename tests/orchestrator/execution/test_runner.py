@@ -171,6 +171,27 @@ def test_a_process_runs_trial_after_trial_with_the_numbers_of_a_fresh_one_and_no
 
 
 @pytest.mark.slow
+def test_after_a_fault_of_the_driver_its_trials_end_with_a_checkpoint_and_the_process_lives(
+    settings: Settings, storage: Storage
+) -> None:
+    made = tiny_plan(settings, name="fault", set={"train.iterations": 400, "train.eval_every": 25, "loss.mcc": 0.45})
+    (trial,) = made.trials
+
+    def fault_after_a_checkpoint() -> None:
+        if saved_checkpoints(storage, trial.identity):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(made, settings, on_tick=fault_after_a_checkpoint)
+    state = trial_state(storage, trial.identity)
+    newest = saved_checkpoints(storage, trial.identity)[-1]
+    assert state.status == "stopped" and newest.iteration < 400
+    assert logged(storage, trial) == list(range(1, newest.iteration + 1))
+    assert [t.name for t in threading.enumerate() if t.name == "tune"] == []
+    assert [result.status for result in run(made, settings)] == ["finished"]
+
+
+@pytest.mark.slow
 def test_a_trial_that_waits_for_a_worker_stops_too(settings: Settings, storage: Storage) -> None:
     from ray.util import placement_group, remove_placement_group
 

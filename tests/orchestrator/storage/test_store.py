@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -98,6 +99,30 @@ def test_a_list_has_the_files_of_one_folder_in_order(storage: Storage) -> None:
         storage.write(key, b".")
     assert storage.list("t") == ["t/10", "t/2"]
     assert storage.folders("t") == ["t/deep"]
+
+
+def test_a_folder_that_others_make_and_remove_is_listed_with_or_without_what_it_had(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    listed = set()
+    over = threading.Event()
+
+    def make_and_remove() -> None:
+        folder = tmp_path / "a"
+        while not over.is_set():
+            (folder / "b").mkdir(parents=True)
+            (folder / "b").rmdir()
+            folder.rmdir()
+
+    other = threading.Thread(target=make_and_remove)
+    other.start()
+    try:
+        for _ in range(2_000):
+            listed.update(storage.folders("a"))
+            assert [*storage.files("a")] == [] == [*storage.files("a/b")]
+    finally:
+        over.set()
+        other.join()
+    assert listed <= {"a/b"}
 
 
 def test_many_files_are_listed(storage: Storage) -> None:
