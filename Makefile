@@ -12,6 +12,7 @@ env: $(VENV)/.ready
 # One call of pip each, so that versions are resolved once. Modules are compiled when they are first imported: most never
 # are. The stamp is written last, so that an interrupted installation starts over.
 define install
+	@command -v $(PYTHON) > /dev/null || { echo "no $(PYTHON): on Debian and Ubuntu, apt install python3-venv"; exit 1; }
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mcc needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

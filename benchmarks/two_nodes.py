@@ -21,14 +21,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from chaos_lab import EVAL_EVERY, Lab, environment_of
-from hosts import Host, network
+from hosts import network, ray_node, wait_for_nodes
 from mlflow_server import mlflow_server
 from s3_server import s3_server
 
@@ -44,30 +43,6 @@ BEGAN = time.time()
 
 def say(text: str) -> None:
     print(f"{time.time() - BEGAN:6.1f} s  {text}", flush=True)
-
-
-def start_node(host: Host, environment: Mapping[str, str], head: Host) -> None:
-    """`ray start` on a host, as its manual has it."""
-    ray = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--num-cpus", "2"]
-    ray += ["--node-ip-address", host.address, "--object-store-memory", str(128 << 20)]
-    where = ["--head", "--dashboard-host", "0.0.0.0"] if host is head else ["--address", f"{head.address}:6379"]
-    host.run([*ray, *where], environment)
-
-
-def wait_for_nodes(address: str, number: int, timeout: float = 180) -> None:
-    """Until so many nodes are part of the cluster."""
-    import json
-    import urllib.request
-
-    deadline, alive = time.monotonic() + timeout, 0
-    while alive < number:
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"{alive} of {number} nodes came up (a Docker engine here? iptables -P FORWARD ACCEPT)")
-        time.sleep(1)
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            with urllib.request.urlopen(f"{address}/nodes?view=summary", timeout=5) as answer:
-                nodes = json.load(answer)["data"]["summary"]
-            alive = sum(node["raylet"]["state"] == "ALIVE" for node in nodes)
 
 
 def hosts_of(lab: Lab) -> dict[int, list[str]]:
@@ -96,7 +71,7 @@ def run(folder: Path, fault: str) -> bool:
         say("S3 and MLflow answer")
         head, other = net.add("head"), net.add("other")
         for host in (head, other):
-            start_node(host, dict(os.environ), head)
+            ray_node(host, dict(os.environ), head)
         on = f"http://{head.address}:8265"
         wait_for_nodes(on, 2)
         say("two nodes are up")

@@ -18,7 +18,7 @@ def rebuild(sweep: SweepName = None) -> None:
     from orchestrator.records import sweeps as catalog
     from orchestrator.settings import Settings
     from orchestrator.storage.store import Storage
-    from orchestrator.tracking import sync as tracking
+    from orchestrator.tracking import rebuilding as tracking
 
     settings = Settings.from_environment()
     chosen = catalog.find(Storage(settings.storage), sweep)

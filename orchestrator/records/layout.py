@@ -24,6 +24,11 @@ def attempts(identity: str) -> str:
     return f"{trial(identity)}/attempts"
 
 
+def waiting(identity: str) -> str:
+    """A mark: no node has room for the trial's worker."""
+    return f"{trial(identity)}/waiting.json"
+
+
 def checkpoints(identity: str) -> str:
     """Folder of a trial's checkpoints."""
     return f"{trial(identity)}/checkpoints"

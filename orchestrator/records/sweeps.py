@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,10 +16,10 @@ from orchestrator.records.leases import claimed
 from orchestrator.records.plans import PlanRecord, inputs, last_stages, supervision
 from orchestrator.records.results import Result
 from orchestrator.records.status import CUT_OFF, DONE, TrialStatus
+from orchestrator.records.waiting import silence
 from orchestrator.storage.store import Storage
 
 _RESULTS = "results.json"
-_QUIET_S = 120.0  # a running trial usually writes every few seconds
 
 
 @dataclass(frozen=True)
@@ -148,8 +147,8 @@ def _result(
                 metrics = metrics | {k: v for k, v in event["metrics"].items() if k.startswith("val/")}
     if status == TrialStatus.RUNNING and identity not in alive:
         status, message = TrialStatus.INTERRUPTED, CUT_OFF
-    elif status == TrialStatus.RUNNING and (quiet := time.time() - state.told) > _QUIET_S:
-        message = f"no sign of its worker for {quiet / 60:.0f} min; its sweep lives: it is slow or waits for a node"
+    elif status == TrialStatus.RUNNING:
+        _, message = silence(storage, identity, state.told)
     log = None
     if status not in {TrialStatus.NEW, TrialStatus.FINISHED, TrialStatus.PRUNED} and (
         logs := storage.list(layout.logs(identity))

@@ -39,7 +39,7 @@ def write_report(settings: Settings, name: str | None, out: Path | None) -> tupl
 
     Returns the two pages and what kept MLflow from having them, or nothing. Raises UsageError for an unknown sweep.
     """
-    from orchestrator.tracking.sync import attach
+    from orchestrator.tracking.rebuilding import attach
 
     storage = Storage(settings.storage)
     sweep = catalog.find(storage, name)
@@ -63,7 +63,7 @@ def is_quick(storage: Storage, document: PlanRecord) -> bool:
 
 def final_report(settings: Settings, storage: Storage, document: PlanRecord, *, track: bool) -> tuple[str, str]:
     """Write the page beside the sweep's summary, and to MLflow with `track`; returns (where, what went wrong)."""
-    from orchestrator.tracking.sync import attach
+    from orchestrator.tracking.rebuilding import attach
 
     key = f"{layout.sweep(document['sweep'])}/{PAGE}"
     try:

@@ -19,12 +19,16 @@ def escaped(text: str) -> str:
 
 
 def tabular(lines: Sequence[Line], table: PaperTable, notes: Sequence[str] = ()) -> str:
-    """The table without what belongs in its text (where in the paper, protocols), with `notes` as comments above."""
+    """The table without what belongs in its text (where in the paper, protocols, reasons of verdicts), with `notes` as
+    comments above."""
     head, *body = rows(lines, table)
+    verdict = head.index("verdict")
+    for row in body:
+        row[verdict] = row[verdict].split(":")[0]
     kept = [i for i, name in enumerate(head) if name not in ("where", "protocol", "ours, by seed")]
     columns = "".join("r" if head[i] in ("published", "mean ± std", "difference") else "l" for i in kept)
     written = [" & ".join(escaped(row[i]) for i in kept) + r" \\" for row in (head, *body)]
-    comments = [f"% {note}" for note in (table.description, *notes)]
+    comments = [f"% {note}" for note in (table.description, r"needs \usepackage{booktabs}", *notes)]
     return "\n".join(
         [
             *comments,

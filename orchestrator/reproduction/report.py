@@ -17,7 +17,7 @@ from orchestrator.reproduction.lines import Line, compared, rows
 from orchestrator.settings import Settings
 from orchestrator.spec.paper_table import PaperTable, load_table
 from orchestrator.storage.store import Storage
-from orchestrator.tracking import sync as tracking
+from orchestrator.tracking import rebuilding as tracking
 
 _LONG = 90  # characters of a verdict that is not cut in the page's table: the reasons are in the next one
 
@@ -151,7 +151,7 @@ def _curves(table: PaperTable, plan: Plan, settings: Settings) -> bytes | None:
                 axes.plot(*zip(*curves, strict=True), marker=".", label=trial.name)
         axes.set(title=f"{curve.metric}, percent", xlabel="share of the training")
         axes.grid(alpha=0.3)
-    panels[-1].legend(loc="lower right")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110)
     return stream.getvalue()

@@ -28,12 +28,11 @@ from orchestrator.analysis.leaderboard import COLUMNS, all_background, leaderboa
 from orchestrator.records import layout
 from orchestrator.records import sweeps as catalog
 from orchestrator.records.checkpoints import CheckpointRecord, best_saved, saved_checkpoints
-from orchestrator.records.events import Event, history, read_segment, segments
-from orchestrator.records.leases import feeding, held
+from orchestrator.records.events import Event, history, read_segment, segments, trial_state
 from orchestrator.records.plans import PlanRecord, supervision
 from orchestrator.records.results import Result
 from orchestrator.records.status import TrialStatus
-from orchestrator.redaction import redact
+from orchestrator.records.waiting import silence
 from orchestrator.settings import Settings
 from orchestrator.storage.store import Storage
 from orchestrator.text import reason
@@ -43,6 +42,7 @@ from orchestrator.tracking.cursor import Cursor
 from orchestrator.tracking.liveness import close, reopen, revive, run_status, settle, sweep_status, tell
 from orchestrator.tracking.models import dataset, forget_models, log_model, store_checkpoint
 from orchestrator.tracking.names import metric_name, picture_name, pictures, score_first, varied_first
+from orchestrator.tracking.notes import note, source
 from orchestrator.tracking.queries import is_whole
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Tracker:
                 if isinstance(error, MlflowException) and error.error_code != "INVALID_PARAMETER_VALUE":
                     raise
                 child.broken = True
-                self.complaints.append(f"{child.trial['name']}: {_line(error)}")
+                self.complaints.append(f"{child.trial['name']}: {line(error)}")
         return moved
 
     def _welcome(self) -> None:
@@ -116,9 +116,12 @@ class Tracker:
             close(self.client, self.parent, sweep_status(statuses), int(1000 * last))
 
     def settle(self) -> None:
-        """End the runs of other sweeps whose process is gone; go on with those of this one that were taken for such."""
+        """End the runs of other sweeps whose process is gone, go on with this one's that were taken for such, and say
+        which of its trials wait for a node."""
         settle(self.client, self.experiment, self.storage)
         reopen(self.client, self.experiment, self.storage, self.document["sweep"])
+        for child in self.children.values():
+            child.listen()
 
     def artifact(self, run: str, name: str, content: bytes) -> None:
         """Store content as an artifact, in place of one of the same name."""
@@ -155,7 +158,7 @@ class Tracker:
         if runs:
             revive(self.client, runs[0].info.run_id)
             return str(runs[0].info.run_id)
-        tags = {"mcc.sweep": sweep, "mcc.kind": "sweep"}
+        tags = {"mcc.sweep": sweep, "mcc.kind": "sweep"} | source(self.document, self.document["commit"])
         run = str(self.client.create_run(self.experiment, created, tags, sweep).info.run_id)
         self.artifact(run, "plan.json", json.dumps(self.document, indent=1).encode())
         return run
@@ -171,6 +174,10 @@ class _Child:
         self.broken = False
         self._stored = stored
         self._opened = False
+        self._told: float | None = None  # of the last event; None: not known
+        self._over = stored is not None and stored.info.status != "RUNNING"
+        tags = stored.data.tags if stored else {}
+        self._said = (tags.get("mcc.state", ""), tags.get("mcc.message", ""))
         self._finished = stored is not None and is_whole(stored)
         self._cursor = Cursor(stored.data.tags.get("mcc.cursor", "") if stored else "")
         self._last_step: dict[str, int] = {}
@@ -198,6 +205,17 @@ class _Child:
         if self.run is not None:
             self._terminate(TrialStatus.INTERRUPTED, message, None)
 
+    def listen(self) -> None:
+        """Say of a trial that neither writes nor ended whether it waits for a node, and take that back."""
+        if self.run is None or self._over:
+            return
+        if self._told is None:
+            self._told = trial_state(self.storage, self.identity).told
+        state, message = silence(self.storage, self.identity, self._told)
+        if (state, message) != self._said and self._told:
+            tell(self.client, self.run, state, message)
+            self._said = (state, message)
+
     def _open(self, first: Event) -> None:
         if self.run is None:
             self._create(first)
@@ -214,6 +232,7 @@ class _Child:
         tags |= {"mlflow.parentRunId": tracker.parent, "mcc.point": trial["point"], "mcc.seed": str(trial["seed"])}
         tags["mcc.supervision"] = supervision(trial)
         tags |= {f"mcc.varied.{key}": value for key, value in trial["varied"].items()}
+        tags |= source(tracker.document, None) | {"mlflow.note.content": note(tracker.document, trial)}
         tags |= {f"mcc.{key}": trial[key] for key in ("stage", "input", "network") if trial.get(key)}
         started = int(1000 * first["t"])
         self.run = str(self.client.create_run(tracker.experiment, started, tags, trial["name"]).info.run_id)
@@ -246,7 +265,7 @@ class _Child:
     def _forward(self, event: Event) -> None:
         from mlflow.entities import Metric
 
-        step, kind = event["iteration"], event["kind"]
+        step, kind, self._told = event["iteration"], event["kind"], float(event["t"])
         if kind in ("metrics", "machine"):
             for key, value in score_first(event["metrics"], self.tracker.document["file"].get("metric")).items():
                 name = metric_name(key)
@@ -292,7 +311,8 @@ class _Child:
             self._create(event)
         else:
             revive(self.client, self.run)
-        self._finished = False
+        self._finished = self._over = False
+        self._said = (TrialStatus.RUNNING, "")
         content = json.dumps(event, indent=1).encode()
         self.tracker.artifact(self.run, f"config/start-{event['attempt']}.json", content)
 
@@ -331,67 +351,10 @@ class _Child:
     def _terminate(self, status: str, message: str, at: int | None) -> None:
         assert self.run is not None
         tell(self.client, self.run, status, message)
+        self._over = True
         self.client.set_terminated(self.run, run_status(status), at)
 
 
-def rebuild(settings: Settings, document: PlanRecord) -> list[str]:
-    """Make a sweep's runs again from its events; the old ones are deleted. Returns complaints about single trials.
-
-    Raises MCCError when MLflow does not answer.
-    """
-    from mlflow.exceptions import MlflowException
-
-    try:
-        old = Tracker(settings, document | {"trials": []})
-        _delete(old)
-        with held(feeding(Storage(settings.storage), document["sweep"])):
-            fresh = Tracker(settings, document)
-            fresh.sync()
-            fresh.finish()
-            fresh.settle()
-    except (MlflowException, OSError) as error:
-        raise MCCError(redact(f"MLflow at {settings.tracking_uri}: {_line(error)}")) from None
-    return fresh.complaints
-
-
-def attach(settings: Settings, document: PlanRecord, files: Mapping[str, bytes]) -> None:
-    """Put files on a sweep's run, which stays as finished or failed as it is. Raises MCCError when MLflow does not
-    answer."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        tracker = Tracker(settings, document | {"trials": []})
-        for name, content in files.items():
-            tracker.artifact(tracker.parent, name, content)
-        if tracker.before is None:
-            close(tracker.client, tracker.parent, "FINISHED", None)
-        elif tracker.before.status != "RUNNING":
-            close(tracker.client, tracker.parent, tracker.before.status, tracker.before.end_time)
-    except (MlflowException, OSError) as error:
-        raise MCCError(redact(f"MLflow at {settings.tracking_uri}: {_line(error)}")) from None
-
-
-def forget(settings: Settings, document: PlanRecord) -> str:
-    """Delete a sweep's runs; returns what kept MLflow from it, or nothing."""
-    from mlflow.exceptions import MlflowException
-
-    if (database := mlflow_files.database(settings)) is not None and not database.exists():
-        return ""
-    try:
-        tracker = Tracker(settings, document | {"trials": []})
-        _delete(tracker)
-    except (MlflowException, OSError) as error:
-        return redact(f"MLflow at {settings.tracking_uri}: {_line(error)}")
-    return ""
-
-
-def _delete(tracker: Tracker) -> None:
-    """Delete a sweep's runs and their models."""
-    for run in tracker.runs("trial"):
-        forget_models(tracker.client, tracker.experiment, run.info.run_id)
-    for run in tracker.runs("sweep") + tracker.runs("trial"):
-        tracker.client.delete_run(run.info.run_id)
-
-
-def _line(error: Exception) -> str:
+def line(error: Exception) -> str:
+    """An error in one line, with its kind."""
     return f"{type(error).__name__}: {reason(error)}"

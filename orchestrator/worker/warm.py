@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from orchestrator.records.status import TrialStatus
 
 _LOOK_S = 2.0  # between looks for a stop, while no node has room for a worker
+_START_S = 10.0  # that a worker's process may take to start where there is room
 _kept: list[Any] = []  # the worker actor of this waiting process, at most one
 
 
@@ -55,7 +57,7 @@ def run_warm(task: Mapping[str, Any], max_failures: int, *, keep: bool, stopped:
     for attempt in range(max_failures + 1):
         try:
             actor = _actor(task)
-            if not _placed(actor, stopped):
+            if not _placed(actor, task, stopped):
                 _discard()
                 return False
             fit = ray.get(actor.run.remote(dict(task)))
@@ -70,16 +72,27 @@ def run_warm(task: Mapping[str, Any], max_failures: int, *, keep: bool, stopped:
     return True
 
 
-def _placed(actor: Any, stopped: Callable[[], bool]) -> bool:
-    """Wait until the actor has its place; False when the sweep is stopped before."""
+def _placed(actor: Any, task: Mapping[str, Any], stopped: Callable[[], bool]) -> bool:
+    """Wait until the actor has its place, and put on record that the trial waits; False when the sweep is stopped
+    before."""
     import ray
 
-    answer = actor.ready.remote()
-    while not ray.wait([answer], timeout=_LOOK_S)[0]:
-        if stopped():
-            return False
-    ray.get(answer)
-    return True
+    from orchestrator.records.waiting import begin_waiting, end_waiting
+    from orchestrator.storage.store import Storage
+
+    storage, identity = Storage(task["storage"]), task["identity"]
+    answer, began, marked = actor.ready.remote(), time.monotonic(), False
+    try:
+        while not ray.wait([answer], timeout=_LOOK_S)[0]:
+            if stopped():
+                return False
+            if not marked and time.monotonic() - began > _START_S:
+                marked = begin_waiting(storage, identity)
+        ray.get(answer)
+        return True
+    finally:
+        if marked:
+            end_waiting(storage, identity)
 
 
 def _actor(task: Mapping[str, Any]) -> Any:

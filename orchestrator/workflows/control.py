@@ -158,7 +158,7 @@ def delete(settings: Settings, sweep: Sweep) -> tuple[Deletion, str]:
     The plan goes last, so that a deletion that was cut short can be made again. Raises UsageError while the sweep, or
     another with one of its trials, runs.
     """
-    from orchestrator.tracking.sync import forget
+    from orchestrator.tracking.rebuilding import forget
 
     storage = Storage(settings.storage)
     with deleting(storage, sweep.id, deletion(storage, sweep).identities) as lease:

@@ -28,7 +28,7 @@ from orchestrator.environment import environment_record
 from orchestrator.settings import Settings
 from orchestrator.spec.sweep_file import SweepFile, load_sweep
 from orchestrator.storage.store import Storage
-from orchestrator.tracking.sync import rebuild
+from orchestrator.tracking.rebuilding import rebuild
 
 PACKAGES = [Path(package.__file__ or "").parent for package in (mcc_core, orchestrator)]
 CANARIES = {

@@ -4,10 +4,13 @@ on a bridge that the machine itself is on too. Needs root, `ip` (iproute2) and `
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import subprocess
+import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +46,11 @@ class Host:
         if self.process is not None:
             self.process.kill()
             self.process.wait(timeout=20)
+
+    def cut_power(self) -> None:
+        """End everything on the host at once, and no connection is closed: others hear nothing at all."""
+        self.cable(False)
+        self.kill()
 
     def cable(self, plugged: bool) -> None:
         """Pull out the network cable, or put it back."""
@@ -100,6 +108,27 @@ def network(folder: Path) -> Iterator[Network]:
         yield made
     finally:
         made._close()
+
+
+def ray_node(host: Host, environment: Mapping[str, str], head: Host, cpus: int = 2) -> None:
+    """`ray start` on a host, as its manual has it."""
+    ray = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--num-cpus", str(cpus)]
+    ray += ["--node-ip-address", host.address, "--object-store-memory", str(128 << 20)]
+    where = ["--head", "--dashboard-host", "0.0.0.0"] if host is head else ["--address", f"{head.address}:6379"]
+    host.run([*ray, *where], environment)
+
+
+def wait_for_nodes(address: str, number: int, timeout: float = 180) -> None:
+    """Until so many nodes are part of the cluster whose dashboard is at an address."""
+    deadline, alive = time.monotonic() + timeout, 0
+    while alive < number:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{alive} of {number} nodes came up (a Docker engine here? iptables -P FORWARD ACCEPT)")
+        time.sleep(1)
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            with urllib.request.urlopen(f"{address}/nodes?view=summary", timeout=5) as answer:
+                nodes = json.load(answer)["data"]["summary"]
+            alive = sum(node["raylet"]["state"] == "ALIVE" for node in nodes)
 
 
 def _ip(*words: str) -> None:

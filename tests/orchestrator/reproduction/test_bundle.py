@@ -33,13 +33,15 @@ def test_a_bundle_has_everything_and_no_credentials(
     settings: Settings, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRETS[0])
+    monkeypatch.setenv("HOME", str(tmp_path))
     table = with_rows(load_table("voc-table1"), ["mcc"])
     few = {"data.shapes_train": 8, "data.shapes_val": 4, "data.shapes_size": 48}
     plan = plan_table(table, "voc-table1", "tiny", Path("data"), (0, 1), few, settings, estimate=False)
     networks, scores = {}, {}
     key = "val/seg/ms_crf/miou"
     for trial in plan.trials:
-        write_attempt(storage, trial.identity, 20_000, {key: 0.69}, 1.0, {})
+        write_attempt(storage, trial.identity, 20_000, {key: 0.69}, 1.0, {"host": "lab-7", "gpu": "H100"})
+        storage.write(f"{layout.logs(trial.identity)}/0001-rank1.log", b"")
         log = f"MINIO_ROOT_PASSWORD={SECRETS[1]} at s3://me:{SECRETS[2]}@host, key {SECRETS[0]}\nlast line\n"
         storage.write(f"{layout.logs(trial.identity)}/0001-rank0.log", log.encode())
         storage.write(layout.environment(trial.identity), json.dumps({"API_TOKEN": SECRETS[1], "mcc": "1"}).encode())
@@ -50,7 +52,7 @@ def test_a_bundle_has_everything_and_no_credentials(
     line = judged(next(t for t in table.targets if not t.server), networks, scores, "")
     line = line.__class__(line.target, line.seeds, line.verdict, aspects(line, {}, Origin("ours", "1 x H100")))
     out = tmp_path / "b.zip"
-    command = ["mcc", "reproduce", "voc-table1", f"--set=x={SECRETS[0]}"]
+    command = ["/home/me/bin/mcc", "reproduce", "voc-table1", f"--set=x={SECRETS[0]}", "--bundle", str(out)]
     write_bundle(
         out, "voc-table1", table, [line], numbers([line], table, networks), networks, plan, settings, tmp_path, command
     )
@@ -60,16 +62,24 @@ def test_a_bundle_has_everything_and_no_credentials(
     assert sums == {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     for identity in (trial.identity for trial in plan.trials):
         inside = {name.rsplit("/", 1)[-1] for name in files if name.startswith(f"trials/{identity}/")}
-        assert inside == {"experiment.yaml", "environment.json", "curves.csv", "0001-rank0.log"}
+        assert inside == {"experiment.yaml", "environment.json", "curves.csv", "attempts.json", "0001-rank0.log"}
         assert f"20000,{key},0.69" in files[f"trials/{identity}/curves.csv"].decode()
+        began, ended = json.loads(files[f"trials/{identity}/attempts.json"])
+        assert "host" not in began
+        assert began["time"] == "1970-01-01T00:00:01Z" and began["gpu"] == "H100" and ended["status"] == "finished"
+        assert f"{identity}  MCC" in files["trials.txt"].decode()
         assert b"last line" in files[f"trials/{identity}/logs/0001-rank0.log"]
-    assert not [name for name, content in files.items() for s in SECRETS if s.encode() in content]
+    hidden = (*SECRETS, str(tmp_path))
+    assert not [name for name, content in files.items() for s in hidden if s.encode() in content]
     (said,) = files["numbers.txt"].decode().splitlines()
     assert said.startswith("MCC (DeiT-B) 69.5 ± 0.7 mIoU: seg/ms_crf on val; as many images")
     assert "deit_base_patch16_224 from the weights deit.pth, 20000 iterations; 2 seeds (0, 1); within" in said
     assert said in files["README.txt"].decode()
     tex = files["table.tex"].decode()
     assert r"69.5 $\pm$ 0.7" in tex and r"\begin{tabular}" in tex and r"seg/ms\_crf on val" in tex
+    made, versions = files["README.txt"].decode().splitlines()[1:3]
+    assert made.startswith("made by: mcc reproduce voc-table1 --set=x=") and made.endswith(" --bundle b.zip")
+    assert versions.startswith("with: mcc 0.1.0") and ", torch 2." in versions
     assert len(files["checkpoints.txt"].splitlines()) == 2 and not list(tmp_path.glob(".*.part"))
 
 

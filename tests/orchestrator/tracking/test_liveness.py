@@ -10,41 +10,24 @@ from pathlib import Path
 
 import commands
 import pytest
+from begun import begin, one_trial
 from experiments import plan_record
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from mcc_core.experiment_files import resolve
 from orchestrator.records import layout
-from orchestrator.records.events import EventLog, write_attempt, write_end
-from orchestrator.records.leases import Lease, feeding
-from orchestrator.records.plans import PlanRecord
+from orchestrator.records.events import write_attempt, write_end
+from orchestrator.records.leases import Lease, feeding, held
 from orchestrator.records.status import TrialStatus
+from orchestrator.records.sweeps import results
+from orchestrator.records.waiting import begin_waiting, end_waiting
 from orchestrator.settings import Settings
-from orchestrator.storage.outbox import Outbox
 from orchestrator.storage.store import Storage
 from orchestrator.tracking.background import BackgroundSync
 from orchestrator.tracking.liveness import Watcher, settle_all
 from orchestrator.tracking.sync import Tracker
 
 TRIAL = "a" * 16
-
-
-def document(sweep: str) -> PlanRecord:
-    trial = {"identity": TRIAL, "name": "one", "point": "one", "varied": {}, "seed": 0, "fingerprint": "f"}
-    file = {"metric": "val/seg/single/miou", "mode": "max", "description": "", "heatmap": None}
-    experiment = resolve("tiny", {}).model_dump(mode="json")
-    return plan_record(sweep, [trial | {"experiment": experiment}], name=sweep, created=1.0, file=file)
-
-
-def begun(storage: Storage, folder: Path) -> None:
-    """The events of a trial that began, and no end."""
-    outbox = Outbox(storage, folder / "outbox")
-    log = EventLog(outbox, TRIAL, 1)
-    log.emit("start", 0, attempt=1, info={})
-    log.emit("metrics", 1, metrics={"loss/total": 1.0})
-    log.close()
-    outbox.close(10)
 
 
 def elsewhere(lease: Lease, silent_s: float) -> None:
@@ -56,9 +39,9 @@ def elsewhere(lease: Lease, silent_s: float) -> None:
 @pytest.fixture
 def shown(settings: Settings, storage: Storage, tmp_path: Path) -> Tracker:
     """A sweep `s-1` of one trial that was begun and shown; nothing of it runs any more."""
-    record = document("s-1")
+    record = one_trial("s-1", TRIAL)
     storage.write(layout.plan("s-1"), json.dumps(record).encode())
-    begun(storage, tmp_path)
+    begin(storage, tmp_path, TRIAL)
     tracker = Tracker(settings, record)
     tracker.sync()
     return tracker
@@ -87,7 +70,7 @@ def test_a_lease_of_another_host_is_dead_when_it_is_silent(
     assert trial.info.end_time is not None and trial.info.end_time < 1000 * time.time()  # its last sign, not now
     assert settle_all(settings) == 0
     write_attempt(storage, TRIAL, 1, {}, time.time(), {})  # taken up again
-    next_driver = Tracker(settings, document("s-1"))
+    next_driver = Tracker(settings, one_trial("s-1", TRIAL))
     next_driver.sync()
     next_driver.finish()
     again, sweep = look(next_driver)
@@ -106,7 +89,7 @@ def test_what_ended_before_it_was_shown_ends_as_it_did(settings: Settings, stora
 def test_a_sweep_that_was_taken_for_dead_runs_again(settings: Settings, storage: Storage, shown: Tracker) -> None:
     """A machine that slept: its leases were dead, its runs were ended, and it wakes up."""
     assert settle_all(settings) == 2
-    with BackgroundSync(settings, document("s-1"), every_s=0.1):
+    with BackgroundSync(settings, one_trial("s-1", TRIAL), every_s=0.1):
         lease = Lease(storage, "woke", "s-1", [TRIAL])
         lease.take()
         shown.settle()
@@ -116,6 +99,46 @@ def test_a_sweep_that_was_taken_for_dead_runs_again(settings: Settings, storage:
         assert settle_all(settings) == 0
         lease.release()
     assert settle_all(settings) == 2
+
+
+def test_a_trial_that_waits_for_a_node_says_so_until_it_runs_again(
+    settings: Settings, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told() -> tuple[str, str]:
+        tracker.settle()
+        run, _ = look(tracker)
+        assert run.info.status == "RUNNING"
+        return run.data.tags["mcc.state"], run.data.tags.get("mcc.message", "")
+
+    def status() -> str:
+        (result,) = results(storage, tracker.document)
+        assert result.status == "running"
+        return result.message
+
+    tracker = Tracker(settings, one_trial("s-1", TRIAL))
+    with held(Lease(storage, "here", "s-1", [TRIAL])), held(feeding(storage, "s-1")):
+        begin(storage, tmp_path, TRIAL)
+        tracker.sync()
+        assert told() == ("running", "") and status() == ""
+        now = time.time()
+        monkeypatch.setattr("orchestrator.records.waiting.time.time", lambda: now + 30)
+        assert told() == ("running", "")
+        assert begin_waiting(storage, TRIAL)
+        state, message = told()
+        assert state == "waiting" and message.startswith("waits for a node") and status() == message
+        again = Tracker(settings, one_trial("s-1", TRIAL))  # MLflow was away: what is known of the run is read again
+        again.settle()
+        assert look(again)[0].data.tags["mcc.state"] == "waiting"
+        end_waiting(storage, TRIAL)
+        assert told() == ("running", "")
+        monkeypatch.setattr("orchestrator.records.waiting.time.time", lambda: now + 200)
+        state, message = told()
+        assert state == "running" and message.startswith("no sign of its worker for 3 min") and status() == message
+        monkeypatch.undo()
+        assert begin_waiting(storage, TRIAL)
+        begin(storage, tmp_path, TRIAL, attempt=2)
+        tracker.sync()
+        assert told() == ("running", "") and status() == ""
 
 
 def test_another_sweep_that_is_fed_settles_and_so_do_the_pages(

@@ -27,8 +27,9 @@ from orchestrator.records.sweeps import find
 from orchestrator.settings import Settings
 from orchestrator.storage.store import Storage
 from orchestrator.tracking import client as mlflow_files
+from orchestrator.tracking.rebuilding import rebuild
 from orchestrator.tracking.registration import check_names, register_trial
-from orchestrator.tracking.sync import Tracker, rebuild
+from orchestrator.tracking.sync import Tracker
 from orchestrator.workflows.networks import find_network
 
 FINISHED = "0fc7aeed0919c2dc"

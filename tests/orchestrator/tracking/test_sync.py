@@ -38,7 +38,8 @@ from orchestrator.tracking.client import experiment as experiment_of
 from orchestrator.tracking.cursor import Cursor
 from orchestrator.tracking.names import metric_name, picture_name, pictures, varied_first
 from orchestrator.tracking.queries import page, runs
-from orchestrator.tracking.sync import Tracker, rebuild
+from orchestrator.tracking.rebuilding import rebuild
+from orchestrator.tracking.sync import Tracker
 
 SWEEP = "s-1234"
 
@@ -178,7 +179,10 @@ def test_runs_params_metrics_pictures_and_artifacts(settings: Settings, storage:
             "config/git.diff",
             "config/start-1.json",
         }
-        assert run.data.tags["mlflow.source.git.commit"] == "c0ffee"
+        tags = run.data.tags
+        assert (tags["mlflow.source.git.commit"], tags["mlflow.source.name"]) == ("c0ffee", f"{SWEEP}.yaml")
+        assert "seed 0: mcc on generated shapes: vit_tiny_patch16_224 from random" in tags["mlflow.note.content"]
+        assert f"`mcc predict {SWEEP}/" in tags["mlflow.note.content"]
 
 
 def test_feeding_twice_and_repeated_iterations_add_nothing(
