@@ -103,7 +103,7 @@ def test_a_list_has_the_files_of_one_folder_in_order(storage: Storage) -> None:
 
 def test_a_folder_that_others_make_and_remove_is_listed_with_or_without_what_it_had(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
-    listed = set()
+    listed: set[str] = set()
     over = threading.Event()
 
     def make_and_remove() -> None:
