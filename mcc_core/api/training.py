@@ -35,6 +35,15 @@ class Training:
     metrics: dict[str, float]  # of the last evaluation
     history: dict[int, dict[str, float]]  # iteration to losses, rates and scores
 
+    def __repr__(self) -> str:
+        scores = ", ".join(
+            f"{key.removeprefix('val/').removesuffix('/miou')} {100 * value:.1f}"
+            for key, value in self.metrics.items()
+            if key.endswith("/miou") and "all_background" not in key
+        )
+        how = "finished" if self.finished else "stopped"
+        return f"<Training in {self.folder}, {how} at iteration {self.iteration}; mIoU in percent: {scores or 'none'}>"
+
     @property
     def last(self) -> Path:
         """The newest checkpoint."""

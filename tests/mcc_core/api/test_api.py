@@ -79,6 +79,8 @@ def test_a_plain_loop_trains_goes_on_and_is_not_run_twice(
     )  # fmt: skip
     assert not stopped.finished and stopped.iteration == 1
     whole = mcc.train(experiment, index, tmp_path / "two", device="cpu")
+    assert repr(whole).startswith(f"<Training in {tmp_path / 'two'}, finished at iteration {whole.iteration}; mIoU")
+    assert "all_background" not in repr(whole) and len(repr(whole).splitlines()) == 1
     assert whole.finished
     timed = ("images_per_second", "memory")
     for iteration, metrics in run.history.items():
