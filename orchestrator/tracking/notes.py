@@ -27,8 +27,9 @@ def note(document: PlanRecord, trial: Mapping[str, Any]) -> str:
     on = "generated shapes" if data["name"] == "shapes" else Path(str(data["root"] or data["name"])).name
     if file.get("protocol"):  # of a post-hoc sweep, which scores a network of another
         what = f"{file['of']} by {file['protocol']}, on {file['split']} of {on}"
-    elif kind := (trial.get("refine") or {}).get("kind"):
-        what = f"labels of {on} ({kind}), made of the network of another trial"
+    elif trial.get("refine"):
+        kind = trial["refine"]["kind"]
+        what = f"labels of {on}; refinement: {kind if isinstance(kind, str) else ', '.join(kind)}"
     else:
         trained = network_text(model["backbone"], model["weights"], experiment["train"]["iterations"])
         what = f"{experiment.get('method', DEFAULT)} on {on}: {trained}"
