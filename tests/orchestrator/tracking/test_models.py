@@ -152,7 +152,7 @@ def test_a_served_model_answers_over_http(settings: Settings) -> None:
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", name, "--env-manager", "local"]
     server = subprocess.Popen([*command, "--port", str(port)], env=env, start_new_session=True)
     try:
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 400
         while True:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=2).close()
