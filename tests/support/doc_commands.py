@@ -94,7 +94,8 @@ SLOW = (
     r"^mcc sweep (submit|best) mine",
     r"^mcc compare .mine/",
     r"^mcc sweep submit threshold.yaml",  # tests/orchestrator/workflows/test_posthoc.py
-    r"^mcc report mask_ablation --out",
+    r"^mcc report mask_ablation",  # tests/orchestrator/workflows/test_posthoc.py
+    r"^mcc export CHECKPOINT --format onnx$",  # docs/python.md does it, with --image
 )
 
 

@@ -37,6 +37,15 @@ def share() -> None:
             vars(module)["_initialize_tables"] = copying
 
 
+def prepare(file: Path) -> None:
+    """Make a database for an MLflow server, which is a process of its own."""
+    from mlflow.store.db import utils
+
+    share()
+    if isinstance(utils._initialize_tables, _Copying) and not file.exists():
+        shutil.copy(utils._initialize_tables.made(), file)
+
+
 class _Copying:
     def __init__(self, folder: Path, of_mlflow: Callable[[Any], None]) -> None:
         self.folder, self.of_mlflow = folder, of_mlflow
@@ -48,10 +57,10 @@ class _Copying:
         if engine.dialect.name != "sqlite" or file in (None, "", ":memory:") or not _is_empty_database(engine):
             self.of_mlflow(engine)
             return
-        with closing(sqlite3.connect(self._made())) as made, closing(sqlite3.connect(file)) as target:
+        with closing(sqlite3.connect(self.made())) as made, closing(sqlite3.connect(file)) as target:
             made.backup(target)
 
-    def _made(self) -> Path:
+    def made(self) -> Path:
         from sqlalchemy import create_engine
 
         file = self.folder / "mlflow.db"
