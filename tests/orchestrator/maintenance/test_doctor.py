@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -29,12 +27,10 @@ def of(found: list[Finding], section: str, level: str) -> list[str]:
 
 def doctor(home: Path, *arguments: str, block: str = "") -> subprocess.CompletedProcess[str]:
     """The command in a process of its own; `block`: a module that cannot be imported there."""
-    if not block:
-        return commands.run("doctor", *arguments, cwd=home, env={"MCC_HOME": str(home / ".mcc")})
-    script = f"import sys; sys.modules.update(dict.fromkeys({[block]}))\n"
+    script = f"import sys; sys.modules.update(dict.fromkeys({[block] if block else []}))\n"
     script += f"sys.argv = {['mcc', 'doctor', *arguments]}\nfrom orchestrator.cli import main; main()"
-    environ = os.environ | {"MCC_HOME": str(home / ".mcc")}
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=home, env=environ)
+    (home / "program.py").write_text(script)
+    return commands.run_program(home / "program.py", cwd=home, env={"MCC_HOME": str(home / ".mcc")})
 
 
 def test_a_machine_in_order(tmp_path: Path) -> None:
