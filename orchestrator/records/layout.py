@@ -74,6 +74,11 @@ def state(name: str) -> str:
     return f"{sweep(name)}/state.json"
 
 
+def sent_file(digest: str, name: str) -> str:
+    """A file of a submitting machine, such as weights, under its SHA-256."""
+    return f"files/{digest}/{name}"
+
+
 def search(name: str) -> str:
     """What a sweep's search proposed so far."""
     return f"{sweep(name)}/search.json"

@@ -18,7 +18,7 @@ from mcc_core.device import chosen_device
 from mcc_core.errors import MCCError, UsageError
 from mcc_core.experiment_files import merge
 from mcc_core.files import file_digest, whole
-from mcc_core.refinement.base import Refinement
+from mcc_core.refinement.base import LEARNED, Refinement
 from mcc_core.refinement.clip_seeds import ClipSeeds
 from mcc_core.refinement.make import Refined, Split, refine
 from mcc_core.refinement.seeds import LabelSeeds, NetworkSeeds, Seeds
@@ -34,7 +34,7 @@ from orchestrator.workflows.networks import find_network
 
 _CACHE = 4 * 10**9  # bytes of disk for what networks said, as `mcc sweep` of evaluation parameters keeps
 _DATA = "data."
-_NETWORKS = ("irn.network", "psa.network")  # fields that name a second network
+_NETWORKS = tuple(f"{kind}.network" for kind in LEARNED)  # fields that name a second network
 CLIP = "clip"  # names no file and no trial: seeds of a frozen CLIP, and its section of fields
 DATASET = "dataset"  # in the origin of a label set
 
