@@ -6,6 +6,7 @@ TRIALS = "trials"
 SWEEPS = "sweeps"
 LEASES = "leases"
 LABELS = "labels"
+FILES = "files"
 RAY = "ray"
 
 
@@ -76,7 +77,7 @@ def state(name: str) -> str:
 
 def sent_file(digest: str, name: str) -> str:
     """A file of a submitting machine, such as weights, under its SHA-256."""
-    return f"files/{digest}/{name}"
+    return f"{FILES}/{digest}/{name}"
 
 
 def search(name: str) -> str:
