@@ -26,12 +26,13 @@ def _attempts(tasks: list[dict[str, Any]], environment: dict[str, str]) -> None:
         WarmWorker().run(task)
 
 
-def train_before(file: Path, settings: Settings) -> Plan:
+def train_before(file: Path, settings: Settings, *, estimate: bool = False) -> Plan:
     """Record a sweep and train its trials one after the other, as a worker does, in a process of their own.
 
+    With `estimate` the plan says how long it will take, which takes a few seconds to find out.
     `mcc sweep submit FILE` then finds them done, and does the rest: MLflow, tables, the report.
     """
-    plan = plan_sweep(load_sweep(file), str(file), settings=settings)
+    plan = plan_sweep(load_sweep(file), str(file), settings=settings, estimate=estimate)
     _Book(plan, Storage(settings.storage), settings.home, ["mcc"], force=False).begin(plan.trials)
     room = places(plan.file, plan.source, plan.trials, local_capacity())
     tasks = [asdict(_assignment(plan, trial, settings, "before", room)) for trial in plan.trials]
