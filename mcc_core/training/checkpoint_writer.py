@@ -32,10 +32,10 @@ class CheckpointWriter:
         """Copy a checkpoint and begin to write it, after the one before. Its tensors may change from here on."""
         self.finish()
         copied = replace(checkpoint, model=_copied(checkpoint.model), optimizer=_copied(checkpoint.optimizer))
-        # GPUs: the copies are on their way, and what the step does next comes after them on the same stream.
-        event = torch.cuda.Event() if any(t.is_cuda for t in checkpoint.model.values()) else None
-        if event is not None:
-            event.record()
+        # GPUs: the copies are on their way, and what the step does next comes after them on the same stream, which is
+        # that of the tensors' GPU: the process's current one may be another.
+        there = next((t.device for t in checkpoint.model.values() if t.is_cuda), None)
+        event = None if there is None else torch.cuda.current_stream(there).record_event()
         self._now = copied, file, self._pool.submit(_write, copied, file, event)
 
     def look(self) -> None:
