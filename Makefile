@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TEST_PROCESSES ?= 2
 BEGAN := $(shell date +%s)
 
-.PHONY: demo test test-slow coverage lint docs rooms reference env clean
+.PHONY: demo test test-slow coverage lint lint-fast lint-slow docs rooms reference env clean
 
 env: $(VENV)/.ready
 
@@ -33,16 +33,24 @@ demo: $(VENV)/.ready
 	$(BIN)/mcc sweep submit sweeps/mask_ablation.yaml
 	@echo "in all: $$(($$(date +%s) - $(BEGAN))) s; pictures and curves: $(BIN)/mcc ui"
 
-lint: $(VENV)/.ready-dev
+lint: lint-fast lint-slow
+
+lint-fast: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+lint-slow: $(VENV)/.ready-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/vulture
 	$(BIN)/codespell mcc_core orchestrator tests docs benchmarks sweeps docker README.md CONTRIBUTING.md CHANGELOG.md
 
-test: lint
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --no-loadscope-reorder
+# Types are checked beside the tests, which wait now and then. What the check says comes at the end; either may fail.
+test: lint-fast
+	@log=$$(mktemp); $(MAKE) --no-print-directory lint-slow > $$log 2>&1 & lint=$$!; \
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --no-loadscope-reorder; tests=$$?; \
+	wait $$lint; linted=$$?; cat $$log; rm -f $$log; \
+	test $$tests = 0 && test $$linted = 0
 
 test-slow: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest --slow -m "slow or before_slow or hypothesis"

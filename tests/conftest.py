@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 
+import mlflow_tables
 import pytest
 from hypothesis import settings
 from xdist.remote import Producer
@@ -14,6 +16,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's is 15: other tests would starve its workers
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
+mlflow_tables.begin_run()
 
 # Files whose tests start Ray. Two Rays at once on two cores take several times as long as one after the other.
 _RAY = (
@@ -60,6 +63,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(skip)
+
+
+def pytest_collection_finish() -> None:
+    if "mlflow" in sys.modules:
+        mlflow_tables.share()
 
 
 def _rank(item: pytest.Item) -> int:

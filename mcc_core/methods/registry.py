@@ -13,6 +13,7 @@ from mcc_core.methods.afa import AFA
 from mcc_core.methods.amn import AMN
 from mcc_core.methods.base import Method
 from mcc_core.methods.clims import CLIMS
+from mcc_core.methods.clip_es import ClipEs
 from mcc_core.methods.fsr import FSR
 from mcc_core.methods.irn import IRN
 from mcc_core.methods.mcc import MCC
@@ -34,6 +35,7 @@ METHODS: dict[str, Method] = {
         *(ReCAM(), AMN(), IRN(), PSA(), CLIMS(), Segmentation()),
     )
 }
+FROZEN: dict[str, Method] = {method.name: method for method in (ClipEs(),)}  # whose maps are there without training
 GROUP = "mcc.methods"  # entry points by which installed packages offer methods of their own
 DEFAULT = MCC.name
 
@@ -42,9 +44,11 @@ def method_named(name: str, source: str = "method") -> Method:
     """The method of a name: of the package, or one that an installed package offers. Raises UsageError."""
     if name in METHODS:
         return METHODS[name]
+    if name in FROZEN:
+        return FROZEN[name]
     offered = entry_points(group=GROUP)
     if name not in offered.names:
-        known = ", ".join((*METHODS, *sorted(offered.names)))
+        known = ", ".join((*METHODS, *FROZEN, *sorted(offered.names)))
         raise UsageError(f"{source}: method: {name!r}: expected one of {known}")
     return _offered(offered[name], source)
 
@@ -73,6 +77,11 @@ def method_of_fields(fields: Mapping[str, Any], source: str = "method") -> Metho
 def experiment_of(fields: Mapping[str, Any], source: str) -> Experiment:
     """Raw fields as an experiment of their method. Raises UsageError, one line per mistake."""
     return validate(method_of_fields(fields, source).experiment, fields, source)
+
+
+def is_frozen(experiment: Experiment) -> bool:
+    """Whether an experiment trains nothing: its class maps are those of a network that is there already."""
+    return experiment.method in FROZEN
 
 
 def supervision_of(experiment: Experiment) -> str:

@@ -29,7 +29,7 @@ class Psa(Step):
 
     def asks(self, viewer: Viewer | None, config: Refinement, device: torch.device) -> Asked | None:
         radius = config.psa.radius
-        network = second_network(viewer, config.psa.network, "psa", "affinities", device)
+        network = second_network(viewer, config.psa, "psa", "affinities", device)
 
         def answer(image: np.ndarray) -> Tensor:
             return answered(network, image, device, _CELL, lambda pixels: network.affinities(pixels, radius))

@@ -27,6 +27,7 @@ from mcc_core.networks.base import MapStage, Network
 from mcc_core.pseudo_labels.labels import IGNORE, decided
 
 Kind = Literal["none", "par", "crf", "random_walk", "irn", "psa"]
+LEARNED: tuple[Kind, ...] = ("irn", "psa")  # kinds whose section names a `network`, which a method of theirs trains
 
 
 def _listed(kind: object) -> object:
@@ -64,6 +65,9 @@ class IrnConfig(Strict):
     network: Path | None = Field(
         None, description="checkpoint of a trial of the method irn; null: the network of the seeds, where it is one"
     )
+    digest: str | None = Field(
+        None, description="SHA-256 of the file `network`, which a plan notes: another file is refused"
+    )
     radius: int = Field(5, ge=2, description="distance below which a step leads, in cells of 4 pixels")
     power: float = Field(10.0, gt=0, description="beta: affinities are raised to it")
     log_steps: int = Field(
@@ -79,6 +83,9 @@ class PsaConfig(Strict):
 
     network: Path | None = Field(
         None, description="checkpoint of a trial of the method psa; null: the network of the seeds, where it is one"
+    )
+    digest: str | None = Field(
+        None, description="SHA-256 of the file `network`, which a plan notes: another file is refused"
     )
     alpha: float = Field(
         16.0, gt=0, description="of class maps: the background's score is what the highest leaves of 1, to this power"
@@ -120,7 +127,7 @@ class Refinement(Strict):
     @property
     def networks(self) -> dict[Kind, Path]:
         """Checkpoints of further networks, by the kind that asks them."""
-        brought: dict[Kind, Path | None] = {"irn": self.irn.network, "psa": self.psa.network}
+        brought: dict[Kind, Path | None] = {kind: getattr(self, kind).network for kind in LEARNED}
         return {kind: file for kind, file in brought.items() if file is not None and kind in self.chain}
 
     def decisive(self) -> dict[str, Any]:
@@ -132,6 +139,8 @@ class Refinement(Strict):
         fields = self.model_dump(mode="json", exclude=unused) | {"kind": list(self.chain)}
         for kind, file in self.networks.items():
             fields[kind]["network"] = content_digest(file, f"{kind}.network")  # what it is, not where it lies
+        for kind in LEARNED:
+            fields.get(kind, {}).pop("digest", None)
         return fields
 
     @model_validator(mode="after")

@@ -28,7 +28,7 @@ class Irn(Step):
     learner: ClassVar[str | None] = "irn"
 
     def asks(self, viewer: Viewer | None, config: Refinement, device: torch.device) -> Asked | None:
-        network = second_network(viewer, config.irn.network, "irn", "boundaries", device)
+        network = second_network(viewer, config.irn, "irn", "boundaries", device)
 
         def answer(image: np.ndarray) -> Tensor:
             return answered(network, image, device, _CELL, network.boundaries)

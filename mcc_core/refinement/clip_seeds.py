@@ -14,7 +14,7 @@ from mcc_core.clip.network import FrozenClip
 from mcc_core.clip.prompts import load_prompts
 from mcc_core.data.index import Item
 from mcc_core.errors import UsageError
-from mcc_core.refinement.base import Picture, Refinement
+from mcc_core.refinement.base import Asked, Kind, Picture, Refinement
 from mcc_core.refinement.seeds import Seeds, asked_of, refuse_certainty, supervision_with
 
 REFINEMENT = {"kind": "crf", "confidence": 0.95}  # what CLIP-ES makes of its class maps
@@ -34,10 +34,7 @@ class ClipSeeds(Seeds):
     def __init__(
         self, config: ClipConfig, classes: Sequence[str], refinement: Refinement, device: torch.device
     ) -> None:
-        if wrong := sorted({"threshold", "foreground", "seeds"} & refinement.model_fields_set):
-            raise UsageError(f"{wrong[0]}: is of a trained network's maps; CLIP's have a background of their own")
-        refuse_certainty(refinement)
-        self._asked = asked_of(None, refinement, device)
+        self._asked = asked_of_clip(refinement, device)
         self.supervision = supervision_with("weak", refinement)
         prompts = load_prompts(config.prompts, classes)
         self.classes = tuple(classes)
@@ -59,3 +56,11 @@ class ClipSeeds(Seeds):
         scores = torch.cat([1 - whole.amax(0, keepdim=True), whole])
         answers = {kind: ask(image) for kind, ask in self._asked.items()}
         return Picture(item.name, image, present, scores, has_background=True, answers=answers)
+
+
+def asked_of_clip(refinement: Refinement, device: torch.device) -> dict[Kind, Asked]:
+    """What the steps of a chain ask of each image. Raises UsageError where a refinement does not suit CLIP's maps."""
+    if wrong := sorted({"threshold", "foreground", "seeds"} & refinement.model_fields_set):
+        raise UsageError(f"{wrong[0]}: is of a trained network's maps; CLIP's have a background of their own")
+    refuse_certainty(refinement)
+    return asked_of(None, refinement, device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mcc_core.refinement.affinities import Psa
-from mcc_core.refinement.base import Kind, Refinement, Step
+from mcc_core.refinement.base import LEARNED, Kind, Refinement, Step
 from mcc_core.refinement.boundaries import Irn
 from mcc_core.refinement.pixelwise import Crf, Par
 from mcc_core.refinement.random_walk import RandomWalk
@@ -15,12 +15,14 @@ STEPS: dict[Kind, Step] = {step.kind: step for step in (RandomWalk(), Irn(), Psa
 
 def learned(refinement: Refinement) -> tuple[Kind, ...]:
     """Kinds of a chain that take a trained network, the `network` of their section."""
-    return tuple(kind for kind in refinement.chain if STEPS[kind].learner is not None)
+    return tuple(kind for kind in refinement.chain if kind in LEARNED)
 
 
 def with_network(refinement: Refinement, file: Path) -> Refinement:
     """The refinement with a checkpoint as the network of each kind that takes one."""
     sections = {kind: getattr(refinement, kind) for kind in learned(refinement)}
     return refinement.model_copy(
-        update={kind: section.model_copy(update={"network": file}) for kind, section in sections.items()}
+        update={
+            kind: section.model_copy(update={"network": file, "digest": None}) for kind, section in sections.items()
+        }
     )

@@ -14,7 +14,7 @@ from mcc_core.errors import UsageError
 from mcc_core.evaluation.scoring import Counts
 from mcc_core.journal import Journal, OtherJournal
 
-_FILE = "progress.jsonl"
+PROGRESS = "progress.jsonl"  # the journal, in the folder of the label set
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Progress:
     def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
         header = json.loads(json.dumps(header))
         try:
-            self._journal = Journal(folder / _FILE, header)
+            self._journal = Journal(folder / PROGRESS, header)
             self.done = {str(entry["name"]): _done(entry) for entry in self._journal.entries}
         except (OtherJournal, UsageError, ValueError, KeyError, TypeError, AttributeError):
             shutil.rmtree(folder)
-            self._journal, self.done = Journal(folder / _FILE, header), {}
+            self._journal, self.done = Journal(folder / PROGRESS, header), {}
 
     def add(self, name: str, done: Done) -> None:
         """Note an image whose files are there."""

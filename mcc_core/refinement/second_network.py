@@ -19,24 +19,27 @@ from mcc_core.errors import UsageError
 from mcc_core.methods.registry import method_of
 from mcc_core.networks.base import Network
 from mcc_core.precision import arithmetic
-from mcc_core.refinement.base import Kind, Viewer
+from mcc_core.refinement.base import IrnConfig, Kind, PsaConfig, Viewer, content_digest
 
 Ability = Literal["boundaries", "affinities"]
 _LEAST = 16  # pixels of a side, of which something is left at a network's stride
 
 
 def second_network(
-    viewer: Viewer | None, file: Path | None, kind: Kind, finds: Ability, device: torch.device
+    viewer: Viewer | None, asked: IrnConfig | PsaConfig, kind: Kind, finds: Ability, device: torch.device
 ) -> Network:
     """The network that finds something: of a checkpoint file, or the one whose maps are refined.
 
     Args:
+        asked: names the file.
         kind: of the step, which is also the name of the method.
         device: of a checkpoint's network; that of the seeds is where it is.
 
-    Raises UsageError where there is none, or it does not find such a thing.
+    Raises UsageError where there is none, it is another one than was planned with, or it does not find such a thing.
     """
-    if file is not None:
+    if (file := asked.network) is not None:
+        if asked.digest is not None and content_digest(file, f"{kind}.network") != asked.digest:
+            raise UsageError(f"{kind}.network: {file}: was changed since the plan was made: plan and submit again")
         saved = checkpoints.load(file)
         network = saved.network().to(device)
         if not _can(network, finds):

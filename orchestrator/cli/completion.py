@@ -18,10 +18,10 @@ def experiments(incomplete: str) -> list[str]:
 
 def fields(incomplete: str) -> list[str]:
     """Fields of an experiment, for `--set`."""
-    from mcc_core.methods.registry import METHODS
+    from mcc_core.methods.registry import FROZEN, METHODS
     from mcc_core.validation import settable
 
-    names = dict.fromkeys(name for method in METHODS.values() for name in settable(method.experiment))
+    names = dict.fromkeys(name for method in (METHODS | FROZEN).values() for name in settable(method.experiment))
     return _begun([f"{name}=" for name in names], incomplete)
 
 

@@ -35,7 +35,8 @@ def refine(
 
     --set takes the refinement's fields, such as threshold=0.3 or irn.network=SWEEP/TRIAL. Prints how seeds and refined
     labels agree with masks, where there are any. Exit code 1 where images could not be read. With `clip` the maps are
-    those of a frozen CLIP, without training; --set takes its fields too, such as clip.prompts=FILE.
+    those of a frozen CLIP, without training; --set takes its fields too, such as clip.prompts=FILE. A run that was cut
+    off goes on with the same command.
     """
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -49,13 +50,19 @@ def refine(
     columns = (TextColumn("refining"), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True, console=console) as progress:
         task = progress.add_task("", total=None)
+
+        def on_image(done: int, total: int) -> None:
+            if progress.tasks[0].total is None and done:
+                progress.console.print(f"{done} of {total} images have labels from a run that was cut off")
+            progress.update(task, completed=done, total=total)
+
         made = make(
             asked,
             out,
             splits=splits,
             limit=limit,
             processes=processes,
-            on_image=lambda done, total: progress.update(task, completed=done, total=total),
+            on_image=on_image,
         )
     _print(made, console)
     if made.broken:

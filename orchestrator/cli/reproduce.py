@@ -68,7 +68,14 @@ def reproduce(
     from orchestrator.reproduction.runs import plan_table
     from orchestrator.reproduction.sheet import write_sheet
     from orchestrator.settings import Settings
-    from orchestrator.spec.paper_table import load_table, of_small_networks, table_names, with_points, with_rows
+    from orchestrator.spec.paper_table import (
+        load_table,
+        of_small_networks,
+        table_names,
+        with_given,
+        with_points,
+        with_rows,
+    )
     from orchestrator.workflows.run_sweep import run_and_track
     from orchestrator.workflows.terminal import board
 
@@ -100,6 +107,10 @@ def reproduce(
     wanted = seed_list(seeds)
     if chosen.sheet is not None and len(wanted) > 1:
         raise UsageError(f"--seeds {seeds}: {table} shows one network of each method; give one seed")
+    if not weights:
+        chosen, left_out = with_given(chosen, overrides(set_), only.split(",") if only else ())
+        for line in left_out:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     source = data or Path("data") / str(chosen.sweep["base"])
     target = out or Path("reproductions") / f"{table}-{'weights' if weights else scale}"
     require_ours(target, ("table.html", "table.md", "figure.html"))

@@ -136,11 +136,13 @@ def _shipped(file: Path, changes: list[str]) -> list[str]:
     """The values of `--set` as a cluster can read them."""
     from orchestrator.settings import Settings
     from orchestrator.storage.store import Storage
+    from orchestrator.workflows.remote_files import with_sent_files
     from orchestrator.workflows.remote_labels import with_sent_labels
 
     if not os.environ.get("MCC_STORAGE"):  # which the submission refuses
         return changes
-    return with_sent_labels(file, changes, Storage(Settings.from_environment().storage))
+    storage = Storage(Settings.from_environment().storage)
+    return with_sent_files(file, with_sent_labels(file, changes, storage), storage)
 
 
 def submit_remote(on: str, file: Path, options: list[str], *, detach: bool, python: str) -> int:

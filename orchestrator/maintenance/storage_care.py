@@ -23,9 +23,9 @@ from orchestrator.text import reason, size_text
 
 YOUNG_S = 3600.0  # what is younger may belong to a process that just begins
 _LITTLE = 5 << 30  # bytes; less free disk than that is said
-_TOPS = ("trials", "labels", "sweeps", "leases", "ray")
+_TOPS = ("trials", "labels", "sweeps", "leases", "ray", layout.FILES)
 _WORK = "work"  # below home, a folder for each trial that has begun
-_IDENTITY = re.compile(r"\b[0-9a-f]{16}\b")
+_IDENTITY = re.compile(r"\b(?:[0-9a-f]{16}|[0-9a-f]{64})\b")  # of a trial or a label set; of a file that was sent
 _PROBE = os.urandom(1 << 20)
 
 
@@ -94,11 +94,11 @@ def garbage(
 ) -> tuple[list[Garbage], list[str]]:
     """(what nothing refers to, notes about what is left alone).
 
-    Trials, label sets and Ray's books of sweeps that are not on record, checkpoints beyond the newest `keep` and the
-    best, files without their other half, parts that killed processes left, uploads that never ended; of this machine
-    the packed label sets and fetched checkpoints below `home` that no sweep on record names, and what killed attempts
-    left of label sets that none names or that are in storage. Nothing of a trial or sweep that a living process
-    holds a lease of, nothing younger than `older_s` seconds.
+    Trials, label sets, sent files and Ray's books of sweeps that are not on record, checkpoints beyond the newest
+    `keep` and the best, files without their other half, parts that killed processes left, uploads that never ended; of
+    this machine the packed label sets and fetched checkpoints below `home` that no sweep on record names, and what
+    killed attempts left of label sets that none names or that are in storage. Nothing of a trial or sweep that a living
+    process holds a lease of, nothing younger than `older_s` seconds.
     """
     modes = _referred(storage)
     trials, sweeps = claimed(storage)
@@ -115,6 +115,9 @@ def garbage(
     for folder, files in labels.items():
         if folder not in trials | modes.keys() and all(file.modified <= limit for file in files):
             unused.append(_all("labels of no sweep", layout.labels(folder), files))
+    for folder, files in _by_folder(storage, layout.FILES).items():
+        if folder not in modes and all(file.modified <= limit for file in files):
+            unused.append(_all("file of no sweep", f"{layout.FILES}/{folder}", files))
     ids = {sweep.id for sweep in catalog.sweeps(storage)}
     for name in ("ray", "sweeps"):
         for folder, files in _by_folder(storage, name).items():
@@ -141,7 +144,7 @@ def remove(storage: Storage, unused: Sequence[Garbage]) -> list[Garbage]:
     trials = {
         (item.key.split("/")[1], item.key): item
         for item in unused
-        if item.folder and item.key.startswith((f"{layout.TRIALS}/", f"{layout.LABELS}/"))
+        if item.folder and item.key.startswith((f"{layout.TRIALS}/", f"{layout.LABELS}/", f"{layout.FILES}/"))
     }
     local = [item.local for item in unused if item.local is not None]
     attempts = {path.parent.name for path in local if path.parent.parent.name == _WORK}

@@ -20,7 +20,7 @@ from mcc_core.config import Experiment, ModelConfig
 from mcc_core.data.label_source import labels_identity
 from mcc_core.files import file_digest, json_digest
 from mcc_core.methods.base import Method
-from mcc_core.methods.registry import METHODS, method_named, method_of
+from mcc_core.methods.registry import FROZEN, METHODS, method_named, method_of
 
 # Fields whose value cannot change a recorded evaluation. The data's content is identified by its fingerprint.
 _WITHOUT: dict[str, tuple[str, ...]] = {
@@ -79,6 +79,19 @@ def refined_identity(
     return json_digest(content, 16)
 
 
+def frozen_identity(experiment: Experiment, fingerprint: str) -> str:
+    """Identity of the class maps of a network that is not trained: 16 hexadecimal digits. No seed is part of it."""
+    method = method_of(experiment)
+    fields: dict[str, Any] = experiment.model_dump(mode="json", include={"method", "clip"})
+    for name, file in method.files(experiment).items():
+        section, field = name.split(".")
+        stat = file.stat()
+        fields[section][field] = _file_hash(file, stat.st_size, stat.st_mtime_ns)
+    package = Path(mcc_core.__file__).parent
+    source = [source_hash(package / room) for room in method.rooms]
+    return json_digest({"experiment": fields, "source": source, "data": fingerprint}, 16)
+
+
 def weights_identity(model: ModelConfig) -> str:
     """What the initial weights are: a file by its content, a download by name and version."""
     if model.weights == "random":
@@ -98,7 +111,7 @@ def method_source(method: Method) -> str:
     Adding or changing one method does not change the others'.
     """
     package = Path(mcc_core.__file__).parent
-    others = tuple(f"methods/{name}/" for name in METHODS if name != method.name)
+    others = tuple(f"methods/{name}/" for name in (*METHODS, *FROZEN) if name != method.name)
     places = tuple(place for place in _NOT_TRAINING_PLACES if place not in method.rooms)
     shared = source_hash(package, (*places, *others))
     own = Path(inspect.getfile(type(method)))

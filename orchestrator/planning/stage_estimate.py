@@ -15,6 +15,7 @@ from mcc_core.data.label_maps import LabelSetWriter
 from mcc_core.data.pixels import image_size
 from orchestrator.planning.configurations import Trial
 from orchestrator.planning.estimate import TRIAL_OVERHEAD_S, Estimate, evaluation_s, known_speed, training_s
+from orchestrator.planning.frozen import image_seconds
 from orchestrator.records.speeds import Speed, past_speeds, refinement_profile, speed_profile
 from orchestrator.storage.store import Storage
 
@@ -37,6 +38,7 @@ def estimate_stages(
     if not trials:
         return Estimate(0.0, 0.0, "nothing is left to run"), {}
     speeds: dict[str, tuple[Speed, str] | None] = {}
+    images: dict[str, float | None] = {}  # seconds of each, of labels of a frozen network's maps
     seconds: dict[str, float] = {}
     sources: list[str] = []
     for trial in trials:
@@ -49,6 +51,15 @@ def estimate_stages(
                 seconds[trial.identity] = TRIAL_OVERHEAD_S + image_s * (len(index.train) + len(index.val))
                 sources.append(f"{len(past)} earlier refinement{'s' if len(past) > 1 else ''}")
                 continue
+        if trial.input is None and trial.refine is not None:
+            key = f"{speed_profile(experiment, *processors)} {trial.refine}"
+            if key not in images:
+                images[key] = image_seconds(trial, index, threads) if may_probe and not gpus_per_worker else None
+            if (each := images[key]) is None:
+                return None, {}
+            seconds[trial.identity] = TRIAL_OVERHEAD_S + each * (len(index.train) + len(index.val))
+            sources.append("labels of one image")
+            continue
         key = speed_profile(experiment, *processors)
         if key not in speeds:
             with _with_labels(trial, index) as labelled:

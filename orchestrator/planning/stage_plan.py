@@ -13,6 +13,7 @@ from orchestrator.cluster.session import local_capacity
 from orchestrator.planning.configurations import Trial
 from orchestrator.planning.disk import predicted_bytes
 from orchestrator.planning.earlier import earlier_notes
+from orchestrator.planning.frozen import check_frozen
 from orchestrator.planning.places import places
 from orchestrator.planning.plan import CLASS_SCORE, Plan, check_metric, check_models, is_done, precision_notes
 from orchestrator.planning.stage_estimate import estimate_stages
@@ -54,6 +55,7 @@ def plan_stages(
     chosen, unscored = _compared(chosen, source, made, named="metric" in file.model_fields_set)
     trained = [t for t in trials if t.refine is None]
     check_models(trained, made.indexes, download=settings.ray_address is None)
+    check_frozen(trials, source, made.indexes, download=settings.ray_address is None)
     capacity = local_capacity() if settings.ray_address is None else None
     room = places(chosen, source, trials, capacity)
     sweep = f"{chosen.name}-{json_digest(sorted(made.trials), 8)}"

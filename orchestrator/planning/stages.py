@@ -14,15 +14,15 @@ from typing import Any
 from mcc_core.data.index import DataIndex, build_index
 from mcc_core.errors import UsageError
 from mcc_core.experiment_files import load_base
-from mcc_core.methods.registry import method_of_fields, supervision_of
+from mcc_core.methods.registry import FROZEN, method_of_fields, supervision_of
 from orchestrator.planning.configurations import MAX_TRIALS, Candidate, ConfigurationBuilder, Trial, text
-from orchestrator.planning.identity import refined_identity, trial_identity
-from orchestrator.planning.label_sets import FULL, labelled
+from orchestrator.planning.identity import frozen_identity, refined_identity, trial_identity
+from orchestrator.planning.label_sets import labelled, named
 from orchestrator.records import layout
 from orchestrator.records.label_sets import fetch_labels
 from orchestrator.spec import refinements
 from orchestrator.spec import space as spaces
-from orchestrator.spec.stages_file import LABELS, REFINE, Stage, StagesFile
+from orchestrator.spec.stages_file import LABELS, REFINE, Stage, StagesFile, of_refinement
 from orchestrator.spec.sweep_file import SweepFile, check_fields, fixed_fields
 from orchestrator.storage.store import Storage
 
@@ -50,12 +50,15 @@ class StageTrials:
 
     def __post_init__(self) -> None:
         self._of_stage: dict[str, list[Trial]] = {}
+        self._any_seed: set[str] = set()  # identities that no random draw is part of: every seed takes them
         self._lines: dict[tuple[str, str], _Line] = {}  # of a stage and identity
         self._by_data: dict[str, DataIndex] = {}
         for name in self.file.ordered():
             stage = self.file.stages[name]
             self._of_stage[name] = []
-            if stage.of is None:
+            if stage.frozen:
+                self._begin(name, stage)
+            elif stage.of is None:
                 self._train(name, stage, None)
             for trial in self._of_stage.get(stage.of or "", ()):
                 if stage.trains:
@@ -76,11 +79,8 @@ class StageTrials:
         for candidate in candidates:
             if of is None:
                 fetch_labels(self.storage, candidate.experiment, self.home)
-            named = (candidate.point,) if stage.parameters or stage.points else ()
-            if not named and candidate.point.endswith(FULL):
-                named = (FULL.strip(),)
-            for seed in self.file.seeds if of is None else (of.seed,):
-                self._add(name, named, self._trained(name, candidate, seed, of, where))
+            for seed in self.file.seeds if of is None or of.identity in self._any_seed else (of.seed,):
+                self._add(name, _named(sweep, candidate), self._trained(name, candidate, seed, of, where))
 
     def _trained(self, name: str, candidate: Candidate, seed: int, of: Trial | None, where: str) -> Trial:
         index = self._index(candidate.experiment)
@@ -111,15 +111,48 @@ class StageTrials:
         own = "full" if any(supervision_of(trial.experiment) == "full" for trial in line) else "weak"
         return refinements.supervision(own, [trial.refine for trial in line if trial.refine is not None])
 
-    def _refine(self, name: str, stage: Stage, of: Trial) -> None:
-        """Trials of a stage that makes labels."""
+    def _begin(self, name: str, stage: Stage) -> None:
+        """Trials of a stage that makes labels of a frozen network's maps, which are the same with every seed."""
+        where = f"{self.source}: stages.{name}"
+        _require_bases(stage, where)
+        sweep = self.file.training(name, self.source)
+        method = method_of_fields(fixed_fields(sweep, None, where), where)
+        if method.name not in FROZEN:
+            raise UsageError(
+                f"{where}.base: {stage.base}: is trained (method {method.name}), and a stage with refine trains "
+                f"nothing: take a frozen network ({', '.join(FROZEN)}), or name the stage that trains it as `of`"
+            )
+        check_fields(sweep, where)
+        candidates, _ = ConfigurationBuilder(sweep, where).planned()
+        for candidate in candidates:
+            index = self._index(candidate.experiment)
+            try:
+                method.check_classes(candidate.experiment, index.classes)
+            except UsageError as error:
+                raise UsageError(f"{where}: {error}") from None
+            identity = frozen_identity(candidate.experiment, index.fingerprint)
+            self._any_seed.add(identity)
+            first = Trial(
+                identity, "", candidate.varied, candidate.experiment, self.file.seeds[0], "", index.fingerprint
+            )
+            self._refine(name, stage, first, _named(sweep, candidate))
+
+    def _refine(self, name: str, stage: Stage, of: Trial, frozen: tuple[str, ...] = ()) -> None:
+        """Trials of a stage that makes labels.
+
+        Args:
+            of: whose product is refined; of a stage with a frozen network no trial of the sweep.
+            frozen: what differs in that network.
+        """
         where = f"{self.source}: stages.{name}"
         maps_of = None if of.refine is not None else of.experiment
         confident = of.refine is not None and bool(of.refine.get("keep_confidence", True))
         brought = self._brought(stage, of)
-        needed = stage.network is None or not brought
+        if not brought:
+            raise UsageError(f"{where}.network: {stage.network}: trains no network with what {of.name} comes of")
+        needed = stage.network is None
         for point, varied, fields in refined(stage, where):
-            named = (point,) if point else ()
+            parts = (*frozen, *((point,) if point else ()))
             for network in brought:
                 other = network.experiment if network else None
                 refinement = refinements.refinement(fields, where, maps_of, other, confident=confident)
@@ -129,8 +162,15 @@ class StageTrials:
                 learners = refinements.learners_of_files(refinement)
                 identity = refined_identity(refinement.decisive(), of.identity, of.fingerprint, taken, learners)
                 refine = refinement.model_dump(mode="json", exclude_unset=True)
-                made = Trial(identity, "", varied, of.experiment, of.seed, "", of.fingerprint, name, of.identity)
-                self._add(name, named, replace(made, refine=refine, network=taken))
+                seed, before = of.seed, None if stage.frozen else of.identity
+                if of.identity in self._any_seed:
+                    if taken is None:
+                        self._any_seed.add(identity)
+                    elif network is not None:
+                        seed = network.seed
+                own = (of.varied if stage.frozen else {}) | varied
+                made = Trial(identity, "", own, of.experiment, seed, "", of.fingerprint, name, before)
+                self._add(name, parts, replace(made, refine=refine, network=taken))
                 if taken is None:  # and so with every network
                     break
         if not needed:
@@ -151,20 +191,20 @@ class StageTrials:
 
         They have its seed, and come of the same trials where both come of the same stage.
         """
-        if stage.network is None or stage.of is None:
+        if stage.network is None:
             return [None]
-        line = self._lines[stage.of, of.identity].trials
+        line = self._lines[stage.of, of.identity].trials if stage.of is not None else {}
         return [
             network
             for network in self._of_stage[stage.network]
-            if network.seed == of.seed
+            if (network.seed == of.seed or of.identity in self._any_seed)
             and all(line.get(k, v) == v for k, v in self._lines[stage.network, network.identity].trials.items())
         ]
 
-    def _add(self, name: str, named: tuple[str, ...], trial: Trial) -> None:
+    def _add(self, name: str, parts: tuple[str, ...], trial: Trial) -> None:
         """Name a trial after its stage and what differs along its line, and keep it unless the same is there."""
         stage = self.file.stages[name]
-        own = tuple(f"{name}:{part}" if self._unclear(name) else part for part in named)
+        own = tuple(f"{name}:{part}" if self._unclear(name) else part for part in parts)
         line = _Line({name: trial.identity}, {name: own})
         for link, identity in ((stage.network, trial.network), (stage.of, trial.input)):
             if link is not None and identity is not None:
@@ -172,7 +212,8 @@ class StageTrials:
                 line = _Line(before.trials | line.trials, before.labels | line.labels)
         self._lines.setdefault((name, trial.identity), line)
         point = " ".join((name, *(part for labels in line.labels.values() for part in labels)))
-        full = f"{point} s{trial.seed}" if len(self.file.seeds) > 1 else point
+        several = len(self.file.seeds) > 1 and trial.identity not in self._any_seed
+        full = f"{point} s{trial.seed}" if several else point
         if trial.identity in self.trials:
             self.duplicates.append(full)
             known = self.trials[trial.identity]
@@ -215,6 +256,12 @@ class StageTrials:
         return self._by_data[key]
 
 
+def _named(sweep: SweepFile, candidate: Candidate) -> tuple[str, ...]:
+    """What a configuration adds to names: where it is the only one, what it learns from beside image-level labels."""
+    told = named("", candidate.experiment).strip()
+    return (candidate.point,) if sweep.parameters or sweep.points else (told,) if told else ()
+
+
 def _require_bases(stage: Stage, where: str) -> None:
     """Raise UsageError, with the field, for a base that cannot be read."""
     bases = {"base": stage.base} | {f"points[{i}].base": point.base for i, point in enumerate(stage.points)}
@@ -228,11 +275,12 @@ def _require_bases(stage: Stage, where: str) -> None:
 def refined(stage: Stage, where: str) -> list[tuple[str, dict[str, str], dict[str, Any]]]:
     """(name, varied fields, fields of the refinement) of every configuration of a stage that makes labels."""
     assert stage.refine is not None
-    fixed = _with(stage.refine, stage.set)
-    parameters = spaces.parse(stage.parameters)
-    short = Counter(key.rsplit(".", 1)[-1] for key in stage.parameters)
+    fixed = _with(stage.refine, of_refinement(stage.set))
+    varied = of_refinement(stage.parameters)
+    parameters = spaces.parse(varied)
+    short = Counter(key.rsplit(".", 1)[-1] for key in varied)
     made = []
-    if stage.parameters or not stage.points:
+    if varied or not stage.points:
         for values in spaces.grid(parameters, lambda key: _get(fixed, key)):
             shown = [
                 f"{key.rsplit('.', 1)[-1] if short[key.rsplit('.', 1)[-1]] == 1 else key}={text(value)}"

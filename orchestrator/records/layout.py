@@ -6,6 +6,7 @@ TRIALS = "trials"
 SWEEPS = "sweeps"
 LEASES = "leases"
 LABELS = "labels"
+FILES = "files"
 RAY = "ray"
 
 
@@ -77,6 +78,11 @@ def results(name: str) -> str:
 def state(name: str) -> str:
     """How a sweep stands and what of its budget it used."""
     return f"{sweep(name)}/state.json"
+
+
+def sent_file(digest: str, name: str) -> str:
+    """A file of a submitting machine, such as weights, under its SHA-256."""
+    return f"{FILES}/{digest}/{name}"
 
 
 def search(name: str) -> str:

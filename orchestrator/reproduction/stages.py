@@ -39,7 +39,8 @@ def staged_table(
     stages: dict[str, Stage | dict[str, Any]] = {}
     for row, pipeline in pipelines.items():
         for name, stage in pipeline.named(row, scale, table.row(row).stages).items():
-            stages[name] = stage.model_copy(update={"set": shared | stage.set}) if stage.trains else stage
+            own_set = shared if stage.trains else {k: v for k, v in shared.items() if k.startswith("data.")}
+            stages[name] = stage.model_copy(update={"set": own_set | stage.set}) if stage.base else stage
     for point in fields.get("points", ()):
         base = point.get("base") or fields["base"]
         stages[point["name"]] = {"base": base, "set": shared | point.get("set", {})}

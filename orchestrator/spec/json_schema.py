@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
 
 from mcc_core.experiment_files import preset_names
-from mcc_core.methods.registry import DEFAULT, METHODS
+from mcc_core.methods.registry import DEFAULT, FROZEN, METHODS
 from mcc_core.validation import settable
 
 FOLDER = Path(__file__).parent / "schemas"
@@ -34,7 +34,7 @@ def experiment_schema() -> Json:
     """Schema of an experiment file, presets among them: that of its method, MCC's where it names none."""
     definitions: Json = {}
     ways: list[Json] = []
-    for name, method in METHODS.items():
+    for name, method in (METHODS | FROZEN).items():
         definitions |= _definitions(method.experiment)
         named: Json = {"properties": {"method": {"const": name}}}
         if name != DEFAULT:
@@ -193,7 +193,7 @@ def _settable(model: type[BaseModel]) -> dict[str, Json]:
 def _any_method() -> dict[str, Json]:
     """Dotted field of any method's experiment to its value's schema: one of them, where methods differ."""
     ways: dict[str, list[Json]] = {}
-    for method in METHODS.values():
+    for method in (METHODS | FROZEN).values():
         for name, reference in _settable(method.experiment).items():
             known = ways.setdefault(name, [])
             if reference not in known:
@@ -238,7 +238,7 @@ def _varied() -> Json:
         several = {"type": "array", "minItems": 1, "items": value}
         ways[name] = {"anyOf": [several, {"$ref": "#/$defs/Space"}]}
     drawn = {"$ref": "#/$defs/DrawnSchedule"}
-    for schema in (method.experiment for method in METHODS.values()):
+    for schema in (method.experiment for method in (METHODS | FROZEN).values()):
         for model, field, info in _fields(schema):
             if _bounds(info):
                 section = next(k for k, v in schema.model_fields.items() if v.annotation is model)
@@ -279,13 +279,15 @@ def _fill_sweep(definitions: Json) -> None:
 def _fill_stages(definitions: Json) -> None:
     """Fields of experiments, and of refinements beside them, where a stage names some."""
     from mcc_core.refinement.base import Refinement
-    from orchestrator.spec.stages_file import REFINE
+    from orchestrator.spec.stages_file import OF_FROZEN, REFINE
 
     schema = Refinement.model_json_schema()
     definitions |= schema.pop("$defs") | {"Refinement": schema}
     own = {f"{REFINE}.{field}": value for field, value in _settable(Refinement).items()}
     lists = {field: {"type": "array", "minItems": 1, "items": value} for field, value in own.items()}
-    for name, some in (("Fields", own), ("Parameters", lists)):  # a stage trains or refines
+    network = {field: value for field, value in _any_method().items() if field.startswith(OF_FROZEN)}
+    several = {field: {"type": "array", "minItems": 1, "items": value} for field, value in network.items()}
+    for name, some in (("Fields", network | own), ("Parameters", several | lists)):  # a stage trains or refines
         alone = {"type": "object", "properties": some, "additionalProperties": False}
         definitions[f"Stage{name}"] = {"anyOf": [{"$ref": f"#/$defs/{name}"}, alone]}
     properties = definitions["Stage"]["properties"]

@@ -106,6 +106,8 @@ class Row(Work):
     network: str = Field("", description="and what it was pretrained on, as a table prints it")
     pipeline: Slug | None = Field(None, description="a row of several stages: the file in pipelines/ that has them")
     stages: dict[Slug, OnOtherData] = Field({}, description="what differs in its pipeline on this table's data")
+    given: str = Field("", description="field that must be given for the row to be trained; else it is as printed")
+    printed: str = Field("", description="what a line of printed numbers calls it")
     work: dict[Slug, Work] = Field({}, description="of its stages that train")
     published_forwards: float | None = Field(None, gt=0, description="of the published code")
     run: PublishedRun | None = None
@@ -174,6 +176,34 @@ def with_rows(table: PaperTable, only: Iterable[str]) -> PaperTable:
     targets = tuple(target for target in table.targets if target.point in kept)
     fields = {"sweep": some(table.sweep), "tiny": some(table.tiny), "targets": targets, "rows": rows}
     return table.model_copy(update=fields)
+
+
+def with_given(table: PaperTable, fields: Iterable[str], only: Iterable[str] = ()) -> tuple[PaperTable, list[str]]:
+    """(the table without the rows that need what is not given, whose numbers stay printed; a line for each).
+
+    Args:
+        fields: that are given: `ROW:FIELD`, `ROW:STAGE.FIELD`, or `FIELD` for all rows.
+        only: rows that are asked for by name, which are not left out: UsageError.
+    """
+    known = {field.lower() for field in fields}
+    wanted = {name.strip().lower() for name in only}
+    lines, printed, left = [], list(table.printed), []
+    for name, pipeline in table.pipelines.items():
+        row = table.rows[name]
+        ways = [row.given, f"{name}:{row.given}", *(f"{name}:{stage}.{row.given}" for stage in pipeline.stages)]
+        if not row.given or known.intersection(way.lower() for way in ways):
+            continue
+        need = f"{name} is not trained: give --set {name}:{row.given}=FILE, or a name that is downloaded"
+        if name.lower() in wanted:
+            raise UsageError(f"--only {name}: {need}")
+        lines.append(f"{need}; its numbers are as printed")
+        values = {t.split: t.value for t in table.targets if t.point == name and t.value is not None}
+        printed.append(Printed(method=row.printed or name, values=values))
+        left.append(name)
+    if not left:
+        return table, []
+    kept = with_rows(table, (name for name in table.points if name not in left))
+    return kept.model_copy(update={"printed": tuple(printed)}), lines
 
 
 def table_names() -> list[str]:

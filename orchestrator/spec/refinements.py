@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mcc_core.config import Experiment
 from mcc_core.errors import UsageError
-from mcc_core.methods.registry import method_of
+from mcc_core.methods.registry import is_frozen, method_of
 from mcc_core.validation import settable, validate
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def refinement(
     """Raw fields as a refinement, with the whole paths of networks. Raises UsageError, one line per mistake.
 
     Args:
-        network: whose maps it takes; None: labels that another refinement made.
+        network: whose maps it takes, trained or frozen; None: labels that another refinement made.
         brought: of the stage whose trained network it brings along, for the kinds that take one.
         confident: labels have confidence.
     """
@@ -50,7 +50,8 @@ def refinement(
 
     from mcc_core.pseudo_labels.crf import require_crf
     from mcc_core.refinement.base import Refinement
-    from mcc_core.refinement.kinds import STEPS, learned
+    from mcc_core.refinement.clip_seeds import asked_of_clip
+    from mcc_core.refinement.kinds import STEPS
     from mcc_core.refinement.seeds import asked_of_labels, refuse_certainty
 
     where = f"{source}.refine"
@@ -64,9 +65,10 @@ def refinement(
     made = _with_whole_paths(made, where)
     cpu = torch.device("cpu")
     try:
-        if network is None:
-            there = made.chain if brought is None else [kind for kind in made.chain if kind not in learned(made)]
-            asked_of_labels(made.model_copy(update={"kind": tuple(there) or ("none",)}), cpu)
+        if network is not None and is_frozen(network):
+            asked_of_clip(_without(made, brought), cpu)
+        elif network is None:
+            asked_of_labels(_without(made, brought), cpu)
             if confident:
                 refuse_certainty(made, "those of the stage before have it (keep_confidence)")
         else:
@@ -88,6 +90,14 @@ def refinement(
     return made
 
 
+def _without(made: Refinement, brought: Experiment | None) -> Refinement:
+    """The refinement without the kinds whose network a stage is yet to train."""
+    from mcc_core.refinement.kinds import learned
+
+    there = made.chain if brought is None else [kind for kind in made.chain if kind not in learned(made)]
+    return made.model_copy(update={"kind": tuple(there) or ("none",)})
+
+
 def takes_network(made: Refinement) -> bool:
     """Whether a kind of its chain takes a trained network beside that of the maps."""
     from mcc_core.refinement.kinds import learned
@@ -103,13 +113,19 @@ def learners_of_files(made: Refinement) -> list[str]:
 
 
 def _with_whole_paths(made: Refinement, where: str) -> Refinement:
-    """The refinement with paths of networks that other processes find too. Raises UsageError for one of no file."""
+    """The refinement with paths of networks that other processes find too, and what they are. Raises UsageError for one
+    of no file."""
+    from mcc_core.refinement.base import content_digest
+
     changed: dict[str, Any] = {}
     for kind, given in made.networks.items():
         file = given.expanduser().resolve()
         if not file.is_file():
             raise UsageError(f"{where}.{kind}.network: {file}: no such file")
-        changed[kind] = getattr(made, kind).model_copy(update={"network": file})
+        asked, digest = getattr(made, kind), content_digest(file, f"{where}.{kind}.network")
+        if asked.digest not in (None, digest):
+            raise UsageError(f"{where}.{kind}.digest: {asked.digest}: {file} has {digest}")
+        changed[kind] = asked.model_copy(update={"network": file, "digest": digest})
     return made.model_copy(update=changed)
 
 

@@ -1,7 +1,7 @@
 """The schema of a sweep of stages: networks make seeds, refinements make labels of them, networks train on the labels.
 
 Each stage takes what another makes (`of`), may bring a network of a third one along (`network`), and has its own
-experiment and parameters.
+experiment and parameters. One that makes labels may begin with a frozen network in place of another stage.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from orchestrator.spec.sweep_file import Parameters, Point, Resources, Seeds, Sl
 LABELS = "labels.source"  # field of an experiment that a stage before fills
 REFINE = "refine"  # section of the fields of a refinement
 _LINKS = ("of", "network")  # fields of a stage that name another
+OF_FROZEN = ("data.", "clip.")  # beginnings of fields of an experiment whose network is frozen
 
 
 class Stage(Strict):
@@ -38,9 +39,15 @@ class Stage(Strict):
         description="the stage whose trained network a refinement brings along: that of irn, which finds boundaries, "
         "or of psa",
     )
-    base: str | None = Field(None, description="preset or experiment file; this stage trains")
+    base: str | None = Field(
+        None,
+        description="preset or experiment file; this stage trains. With `refine`, that of a frozen network, such as "
+        "clip-es, of whose maps this stage makes labels",
+    )
     refine: dict[str, Any] | None = Field(
-        None, description="`kind` of the refinement and its parameters; this stage makes labels of the maps of `of`"
+        None,
+        description="`kind` of the refinement and its parameters; this stage makes labels of the maps of `of`, or of "
+        "the frozen network of `base`",
     )
     set: dict[str, Any] = Field(default_factory=dict, description="dotted fields fixed for every trial of the stage")
     parameters: Parameters = Field(
@@ -53,7 +60,12 @@ class Stage(Strict):
 
     @property
     def trains(self) -> bool:
-        return self.base is not None
+        return self.base is not None and self.refine is None
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it makes labels of the maps of a network that no stage trains."""
+        return self.base is not None and self.refine is not None
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -87,10 +99,12 @@ class StagesFile(Strict):
             where = f"stages.{name}"
             if stage.base is None and stage.refine is None:
                 raise ValueError(f"{where}: needs base (what it trains) or refine (how it makes labels)")
-            if stage.base is not None and stage.refine is not None:
+            if stage.frozen and stage.of is not None:
                 raise ValueError(f"{where}: has base and refine; a stage trains or makes labels: take one out")
-            if stage.refine is not None and stage.of is None:
-                raise ValueError(f"{where}.of: is missing: the stage whose maps it refines")
+            if stage.refine is not None and stage.of is None and stage.base is None:
+                raise ValueError(
+                    f"{where}.of: is missing: the stage whose maps it refines (or base: clip-es, for a frozen CLIP's)"
+                )
             if stage.network is not None and stage.refine is None:
                 raise ValueError(f"{where}.network: is of a stage with refine; one that trains takes labels alone (of)")
             for field in _LINKS:
@@ -130,10 +144,15 @@ class StagesFile(Strict):
         return [name for name in self.stages if name not in taken]
 
     def training(self, name: str, source: str, labels: str | None = None) -> SweepFile:
-        """The sweep that a stage which trains is, on the labels under a key of storage. Raises UsageError."""
+        """The sweep that a stage with a base is, on the labels under a key of storage. Raises UsageError.
+
+        Of a frozen network it has the network's configurations, and not those of the refinement.
+        """
         stage = self.stages[name]
         own = ("base", "set", "parameters", "derived", "points")
         fields = {"name": self.name} | {k: getattr(stage, k) for k in own} | {"seeds": self.seeds}
+        if stage.frozen:
+            fields |= {part: _of_network(getattr(stage, part)) for part in ("set", "parameters")} | {"points": ()}
         fields["resources"] = dict(self.resources)
         if labels is not None:
             fields["set"] = stage.set | {LABELS: labels}
@@ -194,9 +213,20 @@ def _given(file: StagesFile) -> dict[str, Any]:
 def fields_of(file: StagesFile, name: str, source: str) -> list[str]:
     """Dotted fields that a stage may set. Raises UsageError for a base that cannot be read."""
     stage = file.stages[name]
+    own = known_fields(file.training(name, source), f"{source}: stages.{name}", own=True) if stage.base else []
     if stage.trains:
-        return known_fields(file.training(name, source), f"{source}: stages.{name}")
-    return [f"{REFINE}.{field}" for field in refinements.fields()]
+        return own
+    refined = [f"{REFINE}.{field}" for field in refinements.fields()]
+    return [*(field for field in own if field.startswith(OF_FROZEN)), *refined]
+
+
+def of_refinement(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The dotted fields of a refinement among those of a stage."""
+    return {key: value for key, value in fields.items() if key.startswith(f"{REFINE}.")}
+
+
+def _of_network(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if not key.startswith(f"{REFINE}.")}
 
 
 def _has(known: list[str], key: str) -> bool:
@@ -230,8 +260,11 @@ def _check_keys(where: str, stage: Stage) -> None:
         for key in keys:
             if stage.trains and stage.of is not None and key == LABELS:
                 raise ValueError(f"{where}.{place}: {key}: is what stage {stage.of} makes; take one out")
+            if stage.frozen and place in ("set", "parameters") and key.startswith(OF_FROZEN):
+                continue
             if not stage.trains and not key.startswith(f"{REFINE}."):
-                raise ValueError(f"{where}.{place}: {key}: the stage trains nothing; its fields are {REFINE}.…")
+                known = ", ".join(f"{first}…" for first in (f"{REFINE}.", *(OF_FROZEN if stage.frozen else ())))
+                raise ValueError(f"{where}.{place}: {key}: the stage trains nothing; its fields are {known}")
     if not stage.trains:
         if stage.derived:
             raise ValueError(f"{where}.derived: a refinement has no derived fields")

@@ -335,15 +335,15 @@ def field_value(fields: Mapping[str, Any], name: str, source: str) -> Any:
     return annotation.get_default(call_default_factory=True) if node is None else node
 
 
-def known_fields(sweep: SweepFile, source: str) -> list[str]:
-    """Fields that a sweep's keys may name: of every method of the package, and of its own.
+def known_fields(sweep: SweepFile, source: str, *, own: bool = False) -> list[str]:
+    """Fields that a sweep's keys may name: of every method of the package, and of its own, or with `own` of that alone.
 
     Whether its own method has one is seen when its experiments are read. Raises UsageError for a base that cannot be
     read.
     """
     bases = dict.fromkeys((sweep.base, *(point.base for point in sweep.points if point.base)))
-    own = [method_of_fields(fixed_fields(sweep, base, source), source) for base in bases]
-    methods = dict.fromkeys((*own, *METHODS.values()))
+    named = [method_of_fields(fixed_fields(sweep, base, source), source) for base in bases]
+    methods = dict.fromkeys((*named, *(() if own else METHODS.values())))
     return list(dict.fromkeys(name for method in methods for name in settable(method.experiment)))
 
 

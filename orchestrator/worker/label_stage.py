@@ -1,4 +1,5 @@
-"""A trial that makes labels: the maps of its input's network, or its labels, refined, scored and stored as a set."""
+"""A trial that makes labels: the maps of its input's network or of a frozen one, or its input's labels, refined, scored
+and stored as a set."""
 
 from __future__ import annotations
 
@@ -14,7 +15,10 @@ from mcc_core import checkpoint as checkpoints
 from mcc_core.data.index import DataIndex
 from mcc_core.data.label_maps import pack_label_set, read_label_set
 from mcc_core.errors import MCCError
+from mcc_core.methods.clip_es.config import Experiment as ClipExperiment
+from mcc_core.methods.registry import experiment_of
 from mcc_core.refinement.base import Refinement
+from mcc_core.refinement.clip_seeds import ClipSeeds
 from mcc_core.refinement.make import Refined, refine
 from mcc_core.refinement.seeds import LabelSeeds, NetworkSeeds, Seeds
 from mcc_core.training.engine import Outcome
@@ -85,7 +89,10 @@ def make_labels(
 def _seeds(
     task: Assignment, refinement: Refinement, storage: Storage, index: DataIndex, work: Path, device: torch.device
 ) -> Seeds:
-    assert task.input is not None
+    if task.input is None:
+        experiment = experiment_of(task.experiment, task.name)
+        assert isinstance(experiment, ClipExperiment)
+        return ClipSeeds(experiment.clip, index.classes, refinement, device)
     if (labels := retry(lambda: fetched_labels(storage, task.input or "", work))) is not None:
         return LabelSeeds(read_label_set(labels), refinement, device)
     record, file, complaints = retry(lambda: newest_checkpoint(storage, task.input or "", work))

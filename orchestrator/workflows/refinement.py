@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+import fcntl
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from mcc_core.data.label_source import local_zip, refuse_copies, stored_identity
 from mcc_core.device import chosen_device
 from mcc_core.errors import MCCError, UsageError
 from mcc_core.experiment_files import merge
-from mcc_core.files import file_digest, whole
-from mcc_core.refinement.base import Refinement
+from mcc_core.files import file_digest, json_digest, partial_folder, whole
+from mcc_core.refinement.base import LEARNED, Refinement
 from mcc_core.refinement.clip_seeds import ClipSeeds
 from mcc_core.refinement.make import Refined, Split, refine
+from mcc_core.refinement.progress import PROGRESS
 from mcc_core.refinement.seeds import LabelSeeds, NetworkSeeds, Seeds
 from mcc_core.validation import validate
 from orchestrator.evaluation.map_cache import MapCache
@@ -34,7 +36,7 @@ from orchestrator.workflows.networks import find_network
 
 _CACHE = 4 * 10**9  # bytes of disk for what networks said, as `mcc sweep` of evaluation parameters keeps
 _DATA = "data."
-_NETWORKS = ("irn.network", "psa.network")  # fields that name a second network
+_NETWORKS = tuple(f"{kind}.network" for kind in LEARNED)  # fields that name a second network
 CLIP = "clip"  # names no file and no trial: seeds of a frozen CLIP, and its section of fields
 DATASET = "dataset"  # in the origin of a label set
 
@@ -46,6 +48,7 @@ class Prepared:
     seeds: Seeds
     refinement: Refinement
     index: DataIndex
+    home: Path  # MCC's, where locks lie
 
 
 def prepared(
@@ -84,7 +87,7 @@ def prepared(
         seeds.origin = {**seeds.origin, DATASET: dataset.model_dump(mode="json")}
         index = build_index(dataset, settings.home)
         refuse_copies(labels, index)  # which, once refined, nobody could tell from weak ones
-        return Prepared(seeds, refinement, index)
+        return Prepared(seeds, refinement, index, settings.home)
     if source == CLIP:
         given = {key: value for key, value in changes.items() if key.startswith(f"{CLIP}.")}
         config = validate(ClipConfig, merge({CLIP: {}}, given, "--set")[CLIP], "--set clip")
@@ -92,7 +95,7 @@ def prepared(
         index = build_index(dataset, settings.home)
         seeds = ClipSeeds(config, index.classes, refinement, chosen_device(device))
         seeds.origin = {**seeds.origin, DATASET: dataset.model_dump(mode="json")}
-        return Prepared(seeds, refinement, index)
+        return Prepared(seeds, refinement, index, settings.home)
     file = find_network(source, settings)
     saved = checkpoints.load(file)
     dataset = dataset_of(saved.experiment.data, data, changes)
@@ -101,7 +104,7 @@ def prepared(
     maps = NetworkSeeds(saved, refinement, chosen_device(device), name=source, digest=digest)
     maps.maps_of = MapCache(settings.home / "maps", _CACHE, maps.scorer, digest, index.fingerprint).maps
     maps.origin = {**maps.origin, DATASET: dataset.model_dump(mode="json")}
-    return Prepared(maps, refinement, index)
+    return Prepared(maps, refinement, index, settings.home)
 
 
 def make(
@@ -113,17 +116,42 @@ def make(
     processes: int = 0,
     on_image: Callable[[int, int], None] = lambda done, total: None,
 ) -> Refined:
-    """Make the label set."""
-    return refine(
-        asked.seeds,
-        asked.refinement,
-        asked.index,
-        out,
-        splits=splits,
-        limit=limit,
-        processes=processes,
-        on_image=on_image,
-    )
+    """Make the label set.
+
+    What a run that was cut off has made waits beside `out`, and the same one goes on with the other images.
+
+    Raises UsageError where `out` is there already.
+    """
+    target = out.resolve()  # of `.` too the folder that it lies in
+    with _only_run(asked.home / "locks" / f"refine-{json_digest(str(target), 16)}", out):
+        partial_folder(out, str(out)).rmdir()  # says what is wrong with it
+        unfinished = target.parent / f".{target.name}.unfinished"
+        made = refine(
+            asked.seeds,
+            asked.refinement,
+            asked.index,
+            unfinished,
+            splits=splits,
+            limit=limit,
+            processes=processes,
+            on_image=on_image,
+            goes_on=True,
+        )
+        unfinished.joinpath(PROGRESS).unlink()
+        unfinished.rename(target)  # over an empty folder too
+    return replace(made, labels=LabelSet(out, made.labels.file))
+
+
+@contextmanager
+def _only_run(lock: Path, out: Path) -> Iterator[None]:
+    """Keep others from making the same label set meanwhile. The system takes the lock from a process that dies."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{out}: another run is making it; wait for its end, or give another --out") from None
+        yield
 
 
 def find_labels(source: str, settings: Settings) -> LabelSet | None:

@@ -136,10 +136,8 @@ def test_a_command_of_the_documentation_works(command: docs.Command, folder: Pat
 def test_python_of_the_documentation_runs(page: str, folder: Path) -> None:
     """All of a page as one program, after the commands."""
     (folder / "page.py").write_text(docs.python(page))
-    env = os.environ | {"MCC_HOME": str(folder / ".mcc"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(docs.ROOT)}
-    done = subprocess.run(
-        [sys.executable, "page.py"], capture_output=True, text=True, cwd=folder, env=env, timeout=LIMIT_S
-    )
+    env = {"MCC_HOME": str(folder / ".mcc"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(docs.ROOT)}
+    done = commands.run_program(folder / "page.py", cwd=folder, env=env, timeout=LIMIT_S)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,8 @@ SLOW = (
     r"^mcc sweep (submit|best) mine",
     r"^mcc compare .mine/",
     r"^mcc sweep submit threshold.yaml",  # tests/orchestrator/workflows/test_posthoc.py
-    r"^mcc report mask_ablation --out",
+    r"^mcc report mask_ablation",  # tests/orchestrator/workflows/test_posthoc.py
+    r"^mcc export CHECKPOINT --format onnx$",  # docs/python.md does it, with --image
 )
 
 
@@ -199,6 +201,11 @@ def inline_commands(page: str) -> list[str]:
     return [found.replace("\n", " ") for found in re.findall(r"`(mcc [a-z][^`]*)`", text)]
 
 
+@cache
+def _program() -> Any:
+    return typer.main.get_command(app)  # takes as long as all checks of a page
+
+
 def check_words(text: str, *, whole: bool) -> str | None:
     """What is wrong with an `mcc` command line by its words alone: an unknown command or option, a missing argument.
 
@@ -206,7 +213,7 @@ def check_words(text: str, *, whole: bool) -> str | None:
         whole: the command is complete, not only named.
     """
     words = shlex.split(text)[1:]
-    command: Any = typer.main.get_command(app)
+    command = _program()
     while words and hasattr(command, "commands"):
         if words[0] not in command.commands and hasattr(command, "default"):
             words.insert(0, command.default)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import mlflow_tables
 from s3_server import free_port
 
 
@@ -37,6 +38,7 @@ class MlflowServer:
         command += ["--allowed-hosts", f"{self.host}:{self.port}"]
         command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--workers", "1"]
         command += ["--artifacts-destination", self.artifacts]
+        mlflow_tables.prepare(self.folder / "mlflow.db")
         quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         with (self.folder / "mlflow.log").open("ab") as log:
             self.process = subprocess.Popen(

@@ -15,3 +15,6 @@ SIZES: dict[str, Any] = {
     "text_cfg": {"width": 16, "heads": 2, "layers": 1},
 }
 TINY = ClipConfig(model_args=SIZES, weights="random", attention_blocks=2)
+# The same as fields of an experiment.
+SMALL: dict[str, Any] = {f"clip.{name}": value for name, value in (("model_args", SIZES), ("weights", "random"))}
+SMALL |= {"clip.attention_blocks": 2, "clip.prompts": "default"}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 import torch
 import yaml
@@ -57,9 +55,8 @@ def test_it_trains_and_goes_on_to_the_bit(tmp_path: Path) -> None:
 
 
 def mcc(*arguments: object, cwd: Path) -> str:
-    environ = os.environ | {"PYTHONPATH": str(SUPPORT), "MCC_HOME": str(cwd / "home")}
-    command = [sys.executable, "-c", "from orchestrator.cli import main; main()", *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=300)
+    environ = {"PYTHONPATH": str(SUPPORT), "MCC_HOME": str(cwd / "home")}
+    done = commands.run(*map(str, arguments), cwd=cwd, env=environ)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -16,10 +16,11 @@ from mcc_core.checkpoint import Checkpoint, save
 from mcc_core.data.index import Item
 from mcc_core.data.label_maps import LabelSetWriter, read_label_set
 from mcc_core.errors import UsageError
+from mcc_core.files import file_digest
 from mcc_core.methods.registry import random_network
 from mcc_core.networks.base import Network
 from mcc_core.pseudo_labels.inter_pixel import random_walk
-from mcc_core.refinement.base import Picture, Refinement, Viewer, refined
+from mcc_core.refinement.base import IrnConfig, Picture, Refinement, Viewer, refined
 from mcc_core.refinement.boundaries import Irn
 from mcc_core.refinement.kinds import STEPS
 from mcc_core.refinement.second_network import second_network
@@ -88,18 +89,28 @@ def test_boundaries_are_of_an_image_and_its_flip_at_its_own_size(tmp_path: Path)
 
 def test_the_network_is_that_of_the_seeds_where_no_other_is_given(tmp_path: Path) -> None:
     own = network("irn")
-    assert second_network(Viewer(own, 32, CPU), None, "irn", "boundaries", CPU) is own
+    assert second_network(Viewer(own, 32, CPU), IrnConfig(), "irn", "boundaries", CPU) is own
     for viewer in (None, Viewer(network("recam"), 32, CPU)):
         with pytest.raises(UsageError, match=r"^irn\.network: is missing: the checkpoint of a trial of the method irn"):
-            second_network(viewer, None, "irn", "boundaries", CPU)
+            second_network(viewer, IrnConfig(), "irn", "boundaries", CPU)
     with pytest.raises(UsageError, match="of the method recam, which finds no boundaries"):
-        second_network(None, written("recam", tmp_path / "recam.pt"), "irn", "boundaries", CPU)
+        second_network(None, IrnConfig(network=written("recam", tmp_path / "recam.pt")), "irn", "boundaries", CPU)
 
 
 def test_a_network_of_a_file_computes_where_it_is_told_though_labels_have_no_network(tmp_path: Path) -> None:
     device = torch.device("meta")  # stands for a GPU, which is not everywhere
-    found = second_network(None, written("irn", tmp_path / "irn.pt"), "irn", "boundaries", device)
+    found = second_network(None, IrnConfig(network=written("irn", tmp_path / "irn.pt")), "irn", "boundaries", device)
     assert {parameter.device for parameter in found.parameters()} == {device}
+
+
+def test_another_network_than_the_one_that_was_planned_with_is_refused(tmp_path: Path) -> None:
+    file = written("irn", tmp_path / "irn.pt")
+    asked = IrnConfig(network=file, digest=file_digest(file))
+    assert second_network(None, asked, "irn", "boundaries", CPU).has_boundaries
+    assert of(irn=dict(asked)).decisive() == of(irn={"network": file}).decisive()
+    written("irn", file, **{"train.iterations": 7})
+    with pytest.raises(UsageError, match=r"^irn\.network: .*irn\.pt: was changed since the plan was made: plan and"):
+        second_network(None, asked, "irn", "boundaries", CPU)
 
 
 def test_labels_walk_too_and_a_network_that_saw_masks_makes_them_full(tmp_path: Path) -> None:

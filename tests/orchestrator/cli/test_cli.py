@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def tree(folder: Path) -> set[str]:
     return {str(p.relative_to(folder)) for p in folder.rglob("*")}
 
 
+@cache
 def known() -> dict[tuple[str, ...], Any]:
     """Words to command, groups and the root among them."""
     found: dict[tuple[str, ...], Any] = {}

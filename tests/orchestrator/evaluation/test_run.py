@@ -7,14 +7,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import commands
 import numpy as np
 import pytest
 import torch
@@ -204,9 +203,7 @@ def test_the_file_for_the_server(checkpoint: Path, home: Path, tmp_path: Path) -
         (root / "Annotations" / f"{name}.xml").unlink()
     arguments = ["evaluate", str(checkpoint), "--data", str(root), "--set", f"data.classes={root / 'classes.txt'}"]
     arguments += ["--split", "test", "--protocol", "ms", "--submission", "out.tar.gz", "--no-mlflow"]
-    command = [sys.executable, "-c", "from orchestrator.cli import main; main()", *arguments]
-    env = os.environ | {"MCC_HOME": str(tmp_path / "home")}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200)
+    done = commands.run(*arguments, cwd=tmp_path, env={"MCC_HOME": str(tmp_path / "home")})
     assert done.returncode == 0, done.stderr
     with tarfile.open(tmp_path / "out.tar.gz") as archive:
         folder = "results/VOC2012/Segmentation/comp6_test_cls"

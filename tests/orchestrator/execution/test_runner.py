@@ -119,7 +119,7 @@ def test_a_killed_worker_is_replaced_and_a_fault_ends_only_its_own_trial(setting
     made = tiny_plan(
         settings,
         name="faults",
-        set={"train.iterations": 120, "train.eval_every": 20, "train.panels": 0},
+        set={"train.iterations": 60, "train.eval_every": 20, "train.panels": 0},
         points=[{"name": "pair", "set": {"train.workers": 2}}, {"name": "nan", "set": {"optim.lr": 1e30}}],
         resources={"cpus_per_worker": 0.5},
     )
@@ -139,7 +139,7 @@ def test_a_killed_worker_is_replaced_and_a_fault_ends_only_its_own_trial(setting
     starts = [e for e in history(storage, pair.identity) if e["kind"] == "start"]
     assert [e["attempt"] for e in starts] == [1, 2]
     assert starts[1]["iteration"] >= 20
-    assert logged(storage, pair) == list(range(1, 121))
+    assert logged(storage, pair) == list(range(1, 61))
 
     assert results["nan"].status == "failed"
     assert "not finite at iteration" in results["nan"].message

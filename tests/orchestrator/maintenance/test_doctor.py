@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import commands
 import pytest
 from mlflow_server import mlflow_server
 from s3_server import free_port
@@ -30,8 +29,8 @@ def doctor(home: Path, *arguments: str, block: str = "") -> subprocess.Completed
     """The command in a process of its own; `block`: a module that cannot be imported there."""
     script = f"import sys; sys.modules.update(dict.fromkeys({[block] if block else []}))\n"
     script += f"sys.argv = {['mcc', 'doctor', *arguments]}\nfrom orchestrator.cli import main; main()"
-    environ = os.environ | {"MCC_HOME": str(home / ".mcc")}
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=home, env=environ)
+    (home / "program.py").write_text(script)
+    return commands.run_program(home / "program.py", cwd=home, env={"MCC_HOME": str(home / ".mcc")})
 
 
 def test_a_machine_in_order(tmp_path: Path) -> None:

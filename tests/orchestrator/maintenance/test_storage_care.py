@@ -13,6 +13,7 @@ from s3_server import S3Server
 from mcc_core.errors import UsageError
 from orchestrator.cli import main
 from orchestrator.maintenance.storage_care import check, garbage, remove
+from orchestrator.records import layout
 from orchestrator.records.checkpoints import CheckpointStore
 from orchestrator.records.leases import Lease
 from orchestrator.settings import Settings
@@ -71,6 +72,18 @@ def test_gc_takes_what_nothing_refers_to_and_nothing_else(settings: Settings, st
     assert garbage(storage, settings.home, older_s=0)[0] == []
     lease.release()
     assert [one.key for one in garbage(storage, settings.home, older_s=0)[0]][-1] == "ray/lives"
+
+
+def test_files_that_were_sent_for_no_sweep_on_record_go(tmp_path: Path) -> None:
+    settings = Settings.at(tmp_path)
+    storage = Storage(settings.storage)
+    named, stray = layout.sent_file("1" * 64, "w.pt"), layout.sent_file("2" * 64, "w.pt")
+    for key in (named, stray):
+        storage.write(key, b"weights")
+    sweep(storage, "s", str(storage.local(named)))  # as the weights of a trial of it
+    (found,) = [one for one in garbage(storage, settings.home, older_s=0)[0] if one.what == "file of no sweep"]
+    remove(storage, [found])
+    assert storage.exists(named) and not storage.exists(stray)
 
 
 def test_uploads_that_never_ended_are_given_up(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from trained import smallest
 
 from mcc_core.checkpoint import Checkpoint, save
 from mcc_core.errors import UsageError
+from mcc_core.files import file_digest
 from mcc_core.methods.registry import random_network
 from orchestrator.cli.show import print_plan
 from orchestrator.planning import identity
@@ -260,7 +261,8 @@ def test_a_networks_file_is_named_whole_checked_and_seen_by_every_machine(
     file = network_file("irn", tmp_path / "irn.pt")
     monkeypatch.chdir(tmp_path)
     walked = made("irn.pt")
-    assert walked.refine is not None and walked.refine["irn"]["network"] == str(file)
+    assert walked.refine is not None
+    assert walked.refine["irn"] | {"network": str(file), "digest": file_digest(file)} == walked.refine["irn"]
     where = r"^s\.yaml: stages\.refine\.refine"
     with pytest.raises(UsageError, match=rf"{where}\.irn\.network: .*none\.pt: no such file"):
         made("none.pt")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from staged import SHAPES
+from tiny_clip import SMALL
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
@@ -32,7 +33,7 @@ from orchestrator.reproduction.scores import given, score, trained
 from orchestrator.reproduction.stages import row_of
 from orchestrator.settings import Settings
 from orchestrator.spec.budget import Budget
-from orchestrator.spec.paper_table import differences, load_table, table_experiment, with_rows
+from orchestrator.spec.paper_table import differences, load_table, table_experiment, with_given, with_rows
 from orchestrator.spec.pipeline import FOLDER, Pipeline, load_pipeline
 from orchestrator.spec.stages_file import StagesFile, load_stages
 from orchestrator.storage.store import Storage
@@ -86,6 +87,34 @@ def test_fields_go_to_a_row_or_to_a_stage_of_it() -> None:
         sweep("recam", changes={"recam:loss.nothing": 1})
 
 
+def test_a_row_that_needs_what_is_not_given_stays_printed_and_is_named() -> None:
+    for name, values in (("voc-table1", {"val": 0.711, "test": 0.714}), ("coco-table1", {"val": 0.454})):
+        whole = load_table(name)
+        table, (line,) = with_given(whole, ())
+        assert "CLIP-ES" in whole.points and "CLIP-ES" not in table.points and "MCC" in table.points
+        assert {p.method: p.values for p in table.printed}["CLIP-ES (multi-stage, ResNet101, I+L)"] == values
+        assert line.startswith("CLIP-ES is not trained: give --set CLIP-ES:clip.weights=FILE")
+        for given_field in ("clip.weights", "clip-es:clip.weights", "CLIP-ES:seeds.clip.weights"):
+            assert with_given(whole, [given_field]) == (whole, [])
+    with pytest.raises(UsageError, match="--only CLIP-ES: CLIP-ES is not trained: give"):
+        with_given(with_rows(whole, ["clip-es"]), (), ["clip-es"])
+
+
+def test_a_row_that_begins_with_a_frozen_clip_is_planned(settings: Settings) -> None:
+    table = with_rows(load_table("voc-table1"), ["clip-es"])
+    changes = dict(SHAPES) | {f"CLIP-ES:{name}": value for name, value in SMALL.items()}
+    plan = plan_table(table, "voc-table1", "tiny", Path("data"), (0,), changes, settings, estimate=False)
+    assert [(t.stage, row_of(table, t)) for t in plan.trials] == [
+        ("CLIP-ES-seeds", None),
+        ("CLIP-ES-segment", "CLIP-ES"),
+    ]
+    coco = load_table("coco-table1")
+    made = table_sweep(coco, "paper", Path("x"), (0,))
+    assert isinstance(made, StagesFile)
+    seeds = made.stages["CLIP-ES-seeds"]
+    assert seeds.frozen and seeds.set["clip.prompts"] == "coco" and seeds.set["data.root"] == "x"
+
+
 def test_a_row_at_the_papers_scale_has_the_published_sizes() -> None:
     trained = dict(experiments(sweep("recam,amn", "paper", {"data.root": "x"})))
     assert trained["AMN-seeds"].train.iterations == 3305 and trained["ReCAM-seeds"].train.iterations == 5949
@@ -115,7 +144,7 @@ def test_a_segmentation_network_that_is_given_is_a_named_row_and_not_held_agains
     table, file = load_table("voc-table1"), tmp_path / "segment.pt"
     experiment = resolve("segmentation", {"data.root": str(tmp_path), "model.weights": "random"})
     checkpoints.save(Checkpoint(experiment, VOC_CLASSES, 1, 3, {}, None, {}), file)
-    with pytest.raises(UsageError, match=r"the last stage of ReCAM, AMN, MCTformer: give ROW="):
+    with pytest.raises(UsageError, match=r"the last stage of ReCAM, AMN, MCTformer, CLIP-ES: give ROW="):
         given(table, [str(file)], tmp_path, settings)
     assert [*given(table, [f"amn={file}"], tmp_path, settings).networks] == [("AMN", 3)]
     assert "of ours" in differences(table, "AMN", file, tmp_path)["configuration"]

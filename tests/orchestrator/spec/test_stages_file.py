@@ -33,7 +33,7 @@ def mistakes(folder: Path, stages: str) -> list[str]:
             "stages.refine.of: 'seed': no such stage, did you",
         ),
         (SEEDS + "  x: {of: seeds}\n", "stages.x: needs base (what it trains) or refine (how it makes labels)"),
-        ("  x: {base: tiny, refine: {kind: none}}\n", "stages.x: has base and refine"),
+        (SEEDS + "  x: {of: seeds, base: tiny, refine: {kind: none}}\n", "stages.x: has base and refine"),
         (SEEDS + "  x: {refine: {kind: none}}\n", "stages.x.of: is missing: the stage whose maps it refines"),
         (
             "  a: {of: b, refine: {kind: none}}\n  b: {of: a, refine: {kind: none}}\n",

@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_clip import SIZES
 from trained import smallest
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.checkpoint import Checkpoint
+from mcc_core.config import Experiment
 from mcc_core.data.index import DataIndex, build_index
 from mcc_core.data.label_maps import read_label_set
 from mcc_core.errors import MCCError, UsageError
 from mcc_core.files import file_digest
-from mcc_core.methods.registry import random_network
+from mcc_core.methods.registry import experiment_of, random_network
 from mcc_core.training.engine import Outcome
 from orchestrator.records.checkpoints import CheckpointRecord
 from orchestrator.records.events import history
@@ -59,9 +61,18 @@ class Place:
         self.storage.upload(file, saved.key(identity))
         self.storage.write(f"{saved.key(identity)}.json", json.dumps(asdict(saved)).encode())
 
-    def make(self, identity: str, of: str, *, stop: bool = False, network: str | None = None, **refine: Any) -> Outcome:
+    def make(
+        self,
+        identity: str,
+        of: str | None,
+        *,
+        stop: bool = False,
+        network: str | None = None,
+        experiment: Experiment = EXPERIMENT,
+        **refine: Any,
+    ) -> Outcome:
         fields: dict[str, Any] = {"identity": identity, "name": "refine", "seed": 0, "metric": "", "mode": "max"}
-        fields |= {"experiment": EXPERIMENT.model_dump(mode="json"), "fingerprint": self.index.fingerprint}
+        fields |= {"experiment": experiment.model_dump(mode="json"), "fingerprint": self.index.fingerprint}
         fields |= {"storage": self.storage.url, "home": str(self.home), "stop_key": "s", "launch": "L"}
         fields |= {"cpus_per_worker": 1, "gpus_per_worker": 0, "input": of, "refine": refine, "network": network}
         task = Assignment(**fields)
@@ -69,7 +80,7 @@ class Place:
         work.mkdir(parents=True, exist_ok=True)
         outbox = Outbox(self.storage, self.folder / f"{identity}-outbox")
         try:
-            reporter = Reporter(task, EXPERIMENT, outbox, Resume(1, 0, None, []), [], to_ray=False)
+            reporter = Reporter(task, experiment, outbox, Resume(1, 0, None, []), [], to_ray=False)
             cpu = torch.device("cpu")
             outcome = make_labels(task, self.storage, self.index, reporter, work, cpu, lambda: stop)
             reporter.end(outcome)
@@ -124,6 +135,19 @@ def test_a_refinement_brings_the_network_of_another_trial_along(
     assert made is not None
     origin = read_label_set(made).origin
     assert origin["network"] == NETWORK and origin["refine"]["irn"]["network"] == file_digest(file)
+
+
+def test_labels_of_a_frozen_clip_need_no_input(place: Place) -> None:
+    clip = {"model_args": SIZES, "weights": "random", "attention_blocks": 2, "prompts": "default"}
+    experiment = experiment_of({"method": "clip_es", "data": EXPERIMENT.data.model_dump(), "clip": clip}, "test")
+    outcome = place.make(FIRST, None, experiment=experiment, kind="none", confidence=0.2)
+    made = fetched_labels(place.storage, FIRST, place.folder)
+    assert made is not None
+    labels = read_label_set(made)
+    assert (labels.identity, labels.supervision) == (FIRST, "weak") and labels.origin["clip"]["weights"] == "random"
+    assert {"val/cam/ms/miou", "train/pseudo_label/ms/miou"} <= outcome.metrics.keys()
+    place.make(SECOND, FIRST, kind="par", par={"iterations": 1})
+    assert fetched_labels(place.storage, SECOND, place.folder) is not None
 
 
 def test_the_same_maps_are_asked_of_the_network_once(place: Place) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from attempts import attempts
+from forks import forks
 from tiny import TINY
 
 from mcc_core.checkpoint import load
@@ -21,8 +23,6 @@ from orchestrator.records.checkpoints import newest_checkpoint
 from orchestrator.records.events import EventReader, history, trial_state
 from orchestrator.storage.store import Storage
 from orchestrator.worker.assignment import Assignment
-
-SCRIPT = Path(__file__).parents[2] / "support" / "attempts.py"
 
 
 def assignment(folder: Path, home: str, identity: str, seed: int = 0, **fields: Any) -> Assignment:
@@ -44,17 +44,27 @@ def assignment(folder: Path, home: str, identity: str, seed: int = 0, **fields: 
     )
 
 
-def begin(folder: Path, *tasks: Assignment) -> subprocess.Popen[bytes]:
+def begin(folder: Path, *tasks: Assignment) -> ForkServerProcess:
     """A worker process that runs these one after the other."""
-    file = folder / f"{tasks[0].identity}-{Path(tasks[0].home or '').name}.json"
-    file.write_text(json.dumps([asdict(task) for task in tasks]))
-    return subprocess.Popen([sys.executable, str(SCRIPT), str(file)], stdout=subprocess.PIPE)
+    process = forks().Process(target=attempts, args=([asdict(task) for task in tasks], folder / "after.jsonl"))
+    process.start()
+    return process
 
 
-def until(what: Callable[[], Any], process: subprocess.Popen[bytes], seconds: float = 60) -> None:
+def send(process: ForkServerProcess, what: signal.Signals) -> None:
+    assert process.pid is not None
+    os.kill(process.pid, what)
+
+
+def ended_well(process: ForkServerProcess, seconds: float) -> bool:
+    process.join(seconds)
+    return process.exitcode == 0
+
+
+def until(what: Callable[[], Any], process: ForkServerProcess, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not what():
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.02)
 
 
@@ -69,33 +79,33 @@ def kept(storage: Storage) -> dict[str, bytes]:
 
 def test_a_worker_that_comes_back_after_another_went_on_changes_nothing(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path / "storage"))
-    last = 60
-    long = {"train.iterations": last, "train.eval_every": 6, "train.panels": 0}
+    last = 40
+    long = {"train.iterations": last, "train.eval_every": 4, "train.panels": 0}
     frozen = begin(tmp_path, assignment(tmp_path, "one", "t", **long))
     try:
-        until(lambda: reached(storage, "t") >= 6, frozen)
-        frozen.send_signal(signal.SIGSTOP)
+        until(lambda: reached(storage, "t") >= 4, frozen)
+        send(frozen, signal.SIGSTOP)
         other = begin(tmp_path, assignment(tmp_path, "two", "t", **long))
-        until(lambda: reached(storage, "t") >= 24, other)
-        other.send_signal(signal.SIGSTOP)  # in the middle of its work
+        until(lambda: reached(storage, "t") >= 16, other)
+        send(other, signal.SIGSTOP)  # in the middle of its work
         time.sleep(0.5)
         before = kept(storage)
-        frozen.send_signal(signal.SIGCONT)
-        assert frozen.wait(60) == 0
+        send(frozen, signal.SIGCONT)
+        assert ended_well(frozen, 60)
         after = kept(storage)
         late = [key for key in after if after[key] != before.get(key)]
         assert before.keys() <= after.keys() and len(late) <= 1  # what was on its way when it was stopped
         assert all("/0001-" in key or "-0001.pt" in key for key in late)
         assert b"this one is over" in storage.read("trials/t/logs/0001-rank0.log")
-        other.send_signal(signal.SIGCONT)
-        assert other.wait(120) == 0
+        send(other, signal.SIGCONT)
+        assert ended_well(other, 120)
     finally:
         for process in (frozen, other):
             process.kill()
     assert trial_state(storage, "t").status == "finished"
     steps = [e["iteration"] for e in history(storage, "t") if e["kind"] == "metrics" and "loss/total" in e["metrics"]]
     assert steps == list(range(1, last + 1))
-    assert begin(tmp_path, assignment(tmp_path, "three", "alone", **long)).wait(120) == 0
+    assert ended_well(begin(tmp_path, assignment(tmp_path, "three", "alone", **long)), 120)
     assert weights(storage, "t", tmp_path) == weights(storage, "alone", tmp_path)
     assert list((tmp_path / "one").glob("outbox/*/*/*")) == []
 
@@ -123,10 +133,9 @@ def test_a_trial_in_a_process_that_ran_others_is_the_trial_in_a_fresh_one(tmp_pa
     last = {"train.iterations": 12, "train.eval_every": 4, "mask.ratio": 0.7}
     for name, tasks in (("used", others), ("fresh", [])):
         process = begin(tmp_path, *tasks, assignment(tmp_path, f"{name}-home", name, seed=3, **last))
-        out, _ = process.communicate(timeout=240)
-        assert process.returncode == 0
+        assert ended_well(process, 240)
         if tasks:
-            after = [json.loads(line) for line in out.splitlines()]
+            after = [json.loads(line) for line in (tmp_path / "after.jsonl").read_text().splitlines()]
     assert [one["fit"] for one in after] == [True] * 4
     assert curve(storage, "used") == curve(storage, "fresh") and len(curve(storage, "used")) > 12
     assert weights(storage, "used", tmp_path) == weights(storage, "fresh", tmp_path)

@@ -28,7 +28,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage with a finished sweep of one trial, which was trained without Ray."""
     folder = tmp_path_factory.mktemp("posthoc")
     content = {"name": "trained", "base": "tiny", "set": TINY, "points": [{"name": "one", "set": {}}]}
-    train_before(write(folder / "trained.yaml", content), Settings.at(folder / "home"))
+    train_before(write(folder / "trained.yaml", content), Settings.at(folder / "home"), estimate=True)
     done = mcc(folder, "sweep", "submit", "trained.yaml")
     assert done.returncode == 0, done.stderr
     return folder

@@ -29,7 +29,7 @@ from orchestrator.records import layout
 from orchestrator.settings import Settings
 from orchestrator.storage.store import Storage
 from orchestrator.workflows.label_exchange import export_labels, import_labels
-from orchestrator.workflows.refinement import find_labels, prepared, split_names
+from orchestrator.workflows.refinement import find_labels, make, prepared, split_names
 
 SHAPES = [f"--set=data.shapes_{name}" for name in ("train=8", "val=4", "size=48")]
 
@@ -68,6 +68,34 @@ def test_a_network_then_its_labels(work: Path, monkeypatch: pytest.MonkeyPatch) 
         and "3 label maps in third" in again
         and read_label_set(work / "second").origin["labels"] == first.identity
     )
+
+
+def test_a_run_that_was_cut_off_goes_on(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(work)
+    asked = prepared("net.pt", "none", {"threshold": 0.3}, Settings.at(work / "home"))
+
+    def cut_off(done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(asked, Path("cut"), on_image=cut_off)
+    assert not Path("cut").exists()
+    out = run(work, "refine", "net.pt", "--set", "threshold=0.3", "--out", "cut", monkeypatch=monkeypatch)
+    assert "3 of 8 images have labels from a run that was cut off" in out
+    whole = make(asked, Path("whole")).labels
+    assert read_label_set(Path("cut")).file == whole.file and {f.name for f in Path("cut").iterdir()} == {
+        f.name for f in Path("whole").iterdir()
+    }
+    assert not list(work.glob(".*.unfinished"))
+
+    def twice(done: int, total: int) -> None:
+        make(asked, Path("once"))
+
+    with pytest.raises(UsageError, match=r"^once: another run is making it"):
+        make(asked, Path("once"), on_image=twice)
+    with pytest.raises(UsageError, match=r"^whole: is there already"):
+        make(asked, Path("whole"))
 
 
 @pytest.mark.parametrize(
