@@ -4,13 +4,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TEST_PROCESSES ?= 2
 BEGAN := $(shell date +%s)
+# Modules are compiled when they are first imported, and kept: else every command would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-slow coverage lint lint-fast lint-slow docs rooms reference env clean
 
 env: $(VENV)/.ready
 
-# One call of pip each, so that versions are resolved once. Modules are compiled when they are first imported: most never
-# are. The stamp is written last, so that an interrupted installation starts over.
+# One call of pip each, so that versions are resolved once; most modules are never imported, so it compiles none. The
+# stamp is written last, so that an interrupted installation starts over.
 define install
 	@command -v $(PYTHON) > /dev/null || { echo "no $(PYTHON): on Debian and Ubuntu, apt install python3-venv"; exit 1; }
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mcc needs Python 3.11 or newer: make PYTHON=python3.11")'

@@ -33,7 +33,7 @@ def test_the_installed_ray_knows_the_options(command: str) -> None:
     known += subprocess.run([str(BIN / "ray"), command, "--help"], capture_output=True, text=True).stdout
     text = (docs.ROOT / "docs/cluster.md").read_text()
     used = re.findall(r"`(--[a-z-]+)`", text) + re.findall(r"^\$ ray .*$", text, re.M)
-    used = [option for part in used for option in re.findall(r"--[a-z-]+", part) if option != "--on"]
+    used = [option for part in used for option in re.findall(r"--[a-z-]+", part) if option not in ("--on", "--set")]
     if command == "symmetric-run":
         call = re.search(r"ray symmetric-run(.*?)\s--\s", (CLUSTER / "slurm.sbatch").read_text(), re.S)
         assert call

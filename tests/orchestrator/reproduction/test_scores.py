@@ -156,7 +156,9 @@ def test_rows_are_chosen_and_changed_alone(tmp_path: Path) -> None:
         assert [*made] == ["SLRNet", "ToCo"] and made["SLRNet"].model.weights == "random"
         assert {e.train.iterations for e in made.values()} == {10} and made["ToCo"].method == "toco"
     assert {target.point for target in table.targets} == {"SLRNet", "ToCo"}
-    with pytest.raises(UsageError, match=r"--only: 'x': no such row; expected some of ReCAM, AMN, MCTformer, AFA, "):
+    with pytest.raises(
+        UsageError, match=r"--only: 'x': no such row; expected some of ReCAM, AMN, MCTformer, CLIP-ES, AFA, "
+    ):
         with_rows(load_table("voc-table1"), ["x"])
     with pytest.raises(UsageError, match="has no rows but a grid"):
         with_rows(load_table("voc-fig4"), ["mcc"])
