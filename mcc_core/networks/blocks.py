@@ -160,8 +160,8 @@ class BlockRunner:
     def __call__(self, block: Any, tokens: Tensor, layout: Layout, lean: bool) -> Tensor:
         """A timm `Block` on tokens in a layout; only class tokens come out where it says so.
 
-        `lean` keeps no output of a normalisation or an activation for the backward pass, nor the tokens between
-        attention and hidden layer: each is computed again from what is kept anyway, at the cost of one projection.
+        `lean` keeps no output of a normalisation or an activation for the backward pass: each is computed again from
+        its input, which is kept anyway.
         """
         attn = block.attn
         if layout.class_only:
@@ -176,13 +176,11 @@ def _before(norm: nn.Module, linear: nn.Module, tokens: Tensor, lean: bool) -> T
 
 
 def _after(block: Any, tokens: Tensor, seen: Tensor, lean: bool) -> Tensor:
+    attn, mlp = block.attn, block.mlp
     run = again if lean else _call
-    if isinstance(block.drop_path1, nn.Identity):  # else a second call would draw anew
-        tokens, hidden = run(_joined, block, tokens, seen)
-    else:
-        tokens = _residual(block, tokens, seen)
-        hidden = run(_normed, block.norm2, block.mlp.fc1, tokens)
-    return tokens + block.drop_path2(block.ls2(run(_activated, block.mlp, hidden)))
+    tokens = tokens + block.drop_path1(block.ls1(attn.proj(attn.norm(seen))))
+    hidden = run(_normed, block.norm2, mlp.fc1, tokens)
+    return tokens + block.drop_path2(block.ls2(run(_activated, mlp, hidden)))
 
 
 def _heads(attn: Any, joined: Tensor) -> tuple[Tensor, ...]:
@@ -197,17 +195,6 @@ def _merged(seen: Tensor) -> Tensor:
 
 def _attended(attn: Any, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
     return F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v, attn_mask=key_mask)
-
-
-def _joined(block: Any, tokens: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens with what they saw, and the hidden layer's input to its activation. Again, it is a projection alone."""
-    tokens = _residual(block, tokens, seen)
-    return tokens, _normed(block.norm2, block.mlp.fc1, tokens)
-
-
-def _residual(block: Any, tokens: Tensor, seen: Tensor) -> Tensor:
-    attn = block.attn
-    return tokens + block.drop_path1(block.ls1(attn.proj(attn.norm(seen))))
 
 
 def _normed(norm: nn.Module, linear: nn.Module, tokens: Tensor) -> Tensor:
