@@ -27,6 +27,7 @@ from orchestrator.text import reason
 
 _BLOCK = 8 << 20  # bytes
 PATIENCE_S = 600.0
+_RACES = 100  # that a question to a folder may lose in a row
 _CONNECT_S, _ANSWER_S, _TRIES = 5, 20, 3  # then whoever asked decides whether to go on trying
 _AT_ONCE = 32  # requests to a bucket under way; each waits for the network, not for this machine
 S = TypeVar("S")
@@ -156,12 +157,12 @@ class Storage:
 
     def delete_folder(self, prefix: str) -> None:
         """Remove a folder and everything in it; one that does not exist is no error."""
-        while self._fs.get_file_info(self._path(prefix)).type == fs.FileType.Directory:
-            try:
+
+        def delete() -> None:
+            if self._fs.get_file_info(self._path(prefix)).type == fs.FileType.Directory:
                 self._fs.delete_dir(self._path(prefix))
-                return
-            except FileNotFoundError:  # somebody else removes it too
-                continue
+
+        _despite_others(delete)
 
     def each(self, work: Callable[[S], T], items: Iterable[S]) -> Sequence[T]:
         """Results of `work`, which asks this storage, on each item, in order. A bucket is asked many things at once."""
@@ -301,11 +302,15 @@ class Storage:
     def _infos(self, prefix: str, *, recursive: bool = False) -> Sequence[fs.FileInfo]:
         """What is in a folder, sorted; nothing where there is none."""
         selector = fs.FileSelector(self._path(prefix), allow_not_found=True, recursive=recursive)
-        while True:
-            try:
-                return sorted(self._fs.get_file_info(selector), key=lambda info: str(info.path))
-            except FileNotFoundError:  # not there when it was opened, there a moment later: somebody else made it
-                continue
+        return _despite_others(lambda: sorted(self._fs.get_file_info(selector), key=lambda info: str(info.path)))
+
+
+def _despite_others(action: Callable[[], T]) -> T:
+    """Result of `action`, done again where somebody else made or removed its folder meanwhile."""
+    for _ in range(_RACES):
+        with contextlib.suppress(FileNotFoundError):
+            return action()
+    return action()
 
 
 def retry(
