@@ -145,7 +145,7 @@ def test_another_sweep_that_is_fed_settles_and_so_do_the_pages(
     settings: Settings, storage: Storage, shown: Tracker
 ) -> None:
     def ended() -> bool:
-        return look(shown)[0].info.status == "KILLED"
+        return all(run.info.status == "KILLED" for run in look(shown))
 
     def until() -> None:
         deadline = time.monotonic() + 30
@@ -157,8 +157,7 @@ def test_another_sweep_that_is_fed_settles_and_so_do_the_pages(
     storage.write(layout.plan("t-2"), json.dumps(other).encode())
     with BackgroundSync(settings, other, every_s=0.1) as feeder:
         until()
-        (parent,) = [r for r in shown.runs("sweep")]
-        assert parent.info.status == "KILLED" and feeder.problem is None
+        assert feeder.problem is None
     shown.client.update_run(str(shown.children[TRIAL].run), status="RUNNING")
     with Watcher(settings, every_s=0.1):
         until()
