@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
+from mcc_core.clip.prompts import prompts_file
 from mcc_core.config import Strict
 
 
@@ -29,6 +30,12 @@ class ClipNetworkConfig(Strict):
         """The local file of weights, where it is one."""
         path = Path(self.weights)
         return path if path.suffix or path.parent != Path(".") else None
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Fields that name a file, as an experiment's `clip` section. Raises UsageError for prompts that are none."""
+        weights = {} if self.file is None else {"clip.weights": self.file}
+        return {"clip.prompts": prompts_file(self.prompts)} | weights
 
 
 class ClipConfig(ClipNetworkConfig):

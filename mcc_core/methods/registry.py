@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcc_core.config import ComputeConfig, Experiment
@@ -77,6 +78,16 @@ def method_of_fields(fields: Mapping[str, Any], source: str = "method") -> Metho
 def experiment_of(fields: Mapping[str, Any], source: str) -> Experiment:
     """Raw fields as an experiment of their method. Raises UsageError, one line per mistake."""
     return validate(method_of_fields(fields, source).experiment, fields, source)
+
+
+def files_of(experiment: Experiment) -> dict[str, Path]:
+    """Fields, as `section.field`, that name a file which decides a trial's numbers, beside a label set.
+
+    Raises UsageError for one that is none.
+    """
+    weights = experiment.model.weights
+    own = {"model.weights": weights} if isinstance(weights, Path) else {}
+    return own | method_of(experiment).files(experiment)
 
 
 def is_frozen(experiment: Experiment) -> bool:

@@ -104,11 +104,11 @@ def submit(
     from orchestrator.cluster.jobs import is_remote
 
     if is_remote(on):
-        named = {"--base": base, "--workers": workers, "--seeds": seeds, "--max-concurrent": max_concurrent}
+        named = {"--workers": workers, "--seeds": seeds, "--max-concurrent": max_concurrent}
         options = [text for name, value in named.items() if value is not None for text in (name, str(value))]
-        options += [text for value in _shipped(file, set_ or []) for text in ("--set", value)]
+        options += [text for value in _shipped(file, set_ or [], base) for text in ("--set", value)]
         options += [name for name, value in (("--dry-run", dry_run), ("--force", force), ("--resume", resume)) if value]
-        raise typer.Exit(submit_remote(on, file, options, detach=detach, python=remote_python))
+        raise typer.Exit(submit_remote(on, file, options, base, detach=detach, python=remote_python))
     if on == "local":
         os.environ["RAY_ADDRESS"] = "local"
     from orchestrator.cli.posthoc import show_posthoc
@@ -132,8 +132,8 @@ def submit(
         raise typer.Exit(run_and_track(made, console, force=force))
 
 
-def _shipped(file: Path, changes: list[str]) -> list[str]:
-    """The values of `--set` as a cluster can read them."""
+def _shipped(file: Path, changes: list[str], base: str | None) -> list[str]:
+    """The values of `--set` as a cluster can read them, with the files that the sweep on its base names."""
     from orchestrator.settings import Settings
     from orchestrator.storage.store import Storage
     from orchestrator.workflows.remote_files import with_sent_files
@@ -142,14 +142,16 @@ def _shipped(file: Path, changes: list[str]) -> list[str]:
     if not os.environ.get("MCC_STORAGE"):  # which the submission refuses
         return changes
     storage = Storage(Settings.from_environment().storage)
-    return with_sent_files(file, with_sent_labels(file, changes, storage), storage)
+    return with_sent_files(file, with_sent_labels(file, changes, storage, base), storage, base)
 
 
-def submit_remote(on: str, file: Path, options: list[str], *, detach: bool, python: str) -> int:
+def submit_remote(
+    on: str, file: Path, options: list[str], base: str | None = None, *, detach: bool, python: str
+) -> int:
     """Submit to a cluster's Jobs API and, unless detached, follow the job."""
     from orchestrator.cluster.jobs import submit_job
 
-    job = submit_job(on, file, options, python=python)
+    job = submit_job(on, file, options, python=python, base=base)
     print(f"job {job}; again later: mcc sweep attach {job} --on {on}", flush=True)
     return 0 if detach else _follow(on, job)
 

@@ -39,12 +39,18 @@ def is_remote(on: str) -> bool:
 
 
 def submit_job(
-    on: str, sweep: Path, options: Sequence[str], environ: Mapping[str, str] = os.environ, python: str = "python"
+    on: str,
+    sweep: Path,
+    options: Sequence[str],
+    environ: Mapping[str, str] = os.environ,
+    python: str = "python",
+    base: str | None = None,
 ) -> str:
     """Submit `mcc sweep submit` of a sweep file to a cluster; returns the job's id.
 
     Args:
-        options: further options of the command.
+        options: further options of the command, but for `--base`.
+        base: the preset or file of `--base`.
         python: the interpreter on the cluster's nodes that has the dependencies.
 
     Raises UsageError for a sweep that cannot be read or settings that cannot hold there, MCCError when the cluster
@@ -52,8 +58,9 @@ def submit_job(
     """
     passed = _environment(environ)
     with tempfile.TemporaryDirectory() as folder:
-        _pack(sweep, Path(folder))
+        _pack(sweep, Path(folder), base)
         name = sweep.name
+        options = [*(["--base", base] if base is not None else []), *options]
         command = [python, "-c", "from orchestrator.cli import main; main()", "sweep", "submit", name, *options]
         client = _client(on)
         try:
@@ -120,30 +127,34 @@ def _environment(environ: Mapping[str, str]) -> dict[str, str]:
     return passed
 
 
-def _pack(sweep: Path, folder: Path) -> None:
-    """The packages, the sweep file and the files that it names as bases."""
+def _pack(sweep: Path, folder: Path, base: str | None = None) -> None:
+    """The packages, the sweep file and the files that it, or `--base`, names as bases."""
     for source in (Path(str(mcc_core.__file__)).parent, Path(__file__).parents[1]):
         shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
     shutil.copyfile(sweep, folder / sweep.name)
-    for where, base in _bases(read_yaml(sweep)).items():
-        if not base or base in preset_names():
+    named = {f"{sweep}: {where}": name for where, name in _bases(read_yaml(sweep)).items()}
+    for where, name in (named | {"--base": base or ""}).items():
+        if not name or name in preset_names():
             continue
-        file = Path(base)
+        file = Path(name)
         if file.is_absolute() or ".." in file.parts:
-            raise UsageError(f"{sweep}: {where}: {base}: only a file below the current folder is shipped to a cluster")
+            raise UsageError(f"{where}: {name}: only a file below the current folder is shipped to a cluster")
         if not file.is_file():
             known = ", ".join(preset_names())
-            raise UsageError(f"{sweep}: {where}: {base}: neither a preset ({known}) nor a .yaml file")
+            raise UsageError(f"{where}: {name}: neither a preset ({known}) nor a .yaml file")
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, folder / file)
 
 
 def _bases(fields: Mapping[str, Any]) -> dict[str, str]:
-    """Where a file that is not checked yet, its stages and their points name a base, and what it is."""
-    stages = fields.get("stages")
+    """Where a file that is not checked yet, its stages and variants and their points name a base, and what it is."""
+    stages, variants = fields.get("stages"), fields.get("bases")
     parts: dict[str, Any] = {"": fields}
     parts |= {f"stages.{name}.": stage for name, stage in stages.items()} if isinstance(stages, Mapping) else {}
     named: dict[str, str] = {}
+    if isinstance(variants, Mapping):
+        parts |= {f"bases.{name}.": variant for name, variant in variants.items()}
+        named |= {f"bases.{name}": str(name) for name in variants}
     for where, part in parts.items():
         if not isinstance(part, Mapping):
             continue

@@ -243,6 +243,7 @@ def _assignment(plan: Plan, trial: Trial, settings: Settings, launch: str, room:
         input=trial.input,
         refine=trial.refine,
         network=trial.network,
+        files=trial.files,
     )
 
 

@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from mcc_core.errors import UsageError
 from mcc_core.experiment_files import merge
 from mcc_core.files import json_digest
 from mcc_core.methods.registry import experiment_of, method_of
-from orchestrator.planning.identity import trial_identity
+from orchestrator.planning.identity import file_contents, trial_identity
 from orchestrator.planning.label_sets import labelled, named
 from orchestrator.search.population import Drawn, first_values
 from orchestrator.search.tpe import Proposal, TpeSearch
@@ -44,6 +44,7 @@ class Trial:
     input: str | None = None  # identity of the trial whose product this one takes
     refine: dict[str, Any] | None = None  # fields of a refinement: labels are made, nothing is trained
     network: str | None = None  # identity of the trial whose network the refinement brings along
+    files: dict[str, str] = field(default_factory=dict)  # SHA-256 of each file of the experiment that it reads
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -180,7 +181,8 @@ class ConfigurationSet:
             else:
                 self._taken[name] += 1
                 name = name if self._taken[name] == 1 else f"{name} #{self._taken[name]}"
-                self.trials[identity] = Trial(identity, name, candidate.varied, experiment, seed, point, fingerprint)
+                trial = Trial(identity, name, candidate.varied, experiment, seed, point, fingerprint)
+                self.trials[identity] = replace(trial, files=file_contents(experiment))
             added.append(self.trials[identity])
         return added
 

@@ -20,7 +20,7 @@ from mcc_core.config import Experiment, ModelConfig
 from mcc_core.data.label_source import labels_identity
 from mcc_core.files import file_digest, json_digest
 from mcc_core.methods.base import Method
-from mcc_core.methods.registry import FROZEN, METHODS, method_named, method_of
+from mcc_core.methods.registry import FROZEN, METHODS, files_of, method_named, method_of
 
 # Fields whose value cannot change a recorded evaluation. The data's content is identified by its fingerprint.
 _WITHOUT: dict[str, tuple[str, ...]] = {
@@ -42,7 +42,6 @@ def trial_identity(experiment: Experiment, seed: int, fingerprint: str) -> str:
     fields: dict[str, Any] = experiment.model_dump(mode="json")
     fields.pop("description")
     fields.pop("compat")  # a name for values that are all there
-    fields["model"].pop("weights")
     for section, names in _WITHOUT.items():
         for name in names:
             fields[section].pop(name)
@@ -54,10 +53,10 @@ def trial_identity(experiment: Experiment, seed: int, fingerprint: str) -> str:
         "weights": weights_identity(experiment.model),
         "data": fingerprint,
     }
-    for name, file in method.files(experiment).items():
+    for name, content_hash in file_contents(experiment).items():
         section, field = name.split(".")
-        stat = file.stat()
-        fields[section][field] = _file_hash(file, stat.st_size, stat.st_mtime_ns)
+        fields[section][field] = content_hash
+    fields["model"].pop("weights")
     if (labels := method.labels(experiment)) is not None:
         fields["labels"].pop("source")
         content["labels"] = labels_identity(labels)
@@ -83,13 +82,19 @@ def frozen_identity(experiment: Experiment, fingerprint: str) -> str:
     """Identity of the class maps of a network that is not trained: 16 hexadecimal digits. No seed is part of it."""
     method = method_of(experiment)
     fields: dict[str, Any] = experiment.model_dump(mode="json", include={"method", "clip"})
-    for name, file in method.files(experiment).items():
+    for name, content_hash in file_contents(experiment).items():
         section, field = name.split(".")
-        stat = file.stat()
-        fields[section][field] = _file_hash(file, stat.st_size, stat.st_mtime_ns)
+        if section in fields:
+            fields[section][field] = content_hash
     package = Path(mcc_core.__file__).parent
     source = [source_hash(package / room) for room in method.rooms]
     return json_digest({"experiment": fields, "source": source, "data": fingerprint}, 16)
+
+
+def file_contents(experiment: Experiment) -> dict[str, str]:
+    """SHA-256 of each file that an experiment names, by field as `section.field`. Raises OSError, UsageError."""
+    stats = {name: (file, file.stat()) for name, file in files_of(experiment).items()}
+    return {name: _file_hash(file, stat.st_size, stat.st_mtime_ns) for name, (file, stat) in stats.items()}
 
 
 def weights_identity(model: ModelConfig) -> str:

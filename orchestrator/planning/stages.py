@@ -16,7 +16,7 @@ from mcc_core.errors import UsageError
 from mcc_core.experiment_files import load_base
 from mcc_core.methods.registry import FROZEN, method_of_fields, supervision_of
 from orchestrator.planning.configurations import MAX_TRIALS, Candidate, ConfigurationBuilder, Trial, text
-from orchestrator.planning.identity import frozen_identity, refined_identity, trial_identity
+from orchestrator.planning.identity import file_contents, frozen_identity, refined_identity, trial_identity
 from orchestrator.planning.label_sets import labelled, named
 from orchestrator.records import layout
 from orchestrator.records.label_sets import fetch_labels
@@ -101,7 +101,8 @@ class StageTrials:
             )
         identity = trial_identity(experiment, seed, fingerprint)
         varied = {key: value for key, value in candidate.varied.items() if key != LABELS}
-        return Trial(identity, "", varied, experiment, seed, "", fingerprint, name, of.identity if of else None)
+        trial = Trial(identity, "", varied, experiment, seed, "", fingerprint, name, of.identity if of else None)
+        return replace(trial, files=file_contents(experiment))
 
     def _supervision(self, of: Trial) -> str:
         """Of what the labels that a trial makes come from: its seeds and all networks that refined them."""
@@ -132,9 +133,9 @@ class StageTrials:
                 raise UsageError(f"{where}: {error}") from None
             identity = frozen_identity(candidate.experiment, index.fingerprint)
             self._any_seed.add(identity)
-            first = Trial(
-                identity, "", candidate.varied, candidate.experiment, self.file.seeds[0], "", index.fingerprint
-            )
+            experiment = candidate.experiment
+            first = Trial(identity, "", candidate.varied, experiment, self.file.seeds[0], "", index.fingerprint)
+            first = replace(first, files=file_contents(experiment))
             self._refine(name, stage, first, _named(sweep, candidate))
 
     def _refine(self, name: str, stage: Stage, of: Trial, frozen: tuple[str, ...] = ()) -> None:
@@ -170,7 +171,8 @@ class StageTrials:
                         seed = network.seed
                 own = (of.varied if stage.frozen else {}) | varied
                 made = Trial(identity, "", own, of.experiment, seed, "", of.fingerprint, name, before)
-                self._add(name, parts, replace(made, refine=refine, network=taken))
+                files = of.files if stage.frozen else {}
+                self._add(name, parts, replace(made, refine=refine, network=taken, files=files))
                 if taken is None:  # and so with every network
                     break
         if not needed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Assignment:
     input: str | None = None  # identity of the trial whose product this one takes
     refine: dict[str, Any] | None = None  # fields of a refinement: labels are made, nothing is trained
     network: str | None = None  # identity of the trial whose network the refinement brings along
+    files: dict[str, str] = field(default_factory=dict)  # SHA-256 of each file it reads, when planned
     fields: dict[str, float] | None = None  # changing hyper-parameters, for the log
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
+import platform
 import shutil
 import sys
 import threading
@@ -23,8 +24,9 @@ import torch
 from mcc_core.config import Experiment
 from mcc_core.data.index import DataIndex, build_index
 from mcc_core.data.label_source import with_labels
-from mcc_core.errors import DataError, MCCError
-from mcc_core.methods.registry import experiment_of, method_of
+from mcc_core.errors import DataError, MCCError, UsageError
+from mcc_core.files import file_digest
+from mcc_core.methods.registry import experiment_of, files_of, method_of
 from mcc_core.training.engine import Callbacks, train
 from orchestrator.records import layout
 from orchestrator.records.checkpoints import newest_checkpoint, saved_checkpoints
@@ -33,6 +35,7 @@ from orchestrator.records.label_sets import fetch_labels
 from orchestrator.records.status import TrialStatus
 from orchestrator.storage.outbox import Outbox, alone, send_leftovers
 from orchestrator.storage.store import Storage, retry
+from orchestrator.text import reason
 from orchestrator.worker.assignment import Assignment
 from orchestrator.worker.reporter import DRAIN_S, OtherRank, Reporter, Resume
 
@@ -139,6 +142,7 @@ def _attempt(
             callbacks = reporter = Reporter(task, experiment, outbox, resume, saved, to_ray=not by_itself)
         else:
             callbacks = OtherRank()
+        _require_same_files(experiment, task)
         index = _with_labels(_same_data(build_index(experiment.data, task.local_home()), task), experiment, task)
         device = _own_device(task) if by_itself else _device()
 
@@ -211,6 +215,21 @@ def _same_data(index: DataIndex, task: Assignment) -> DataIndex:
         root = task.experiment["data"]["root"] or "the generated data"
         raise DataError(f"data.root: {root}: differs from what was planned; plan the sweep again")
     return index
+
+
+def _require_same_files(experiment: Experiment, task: Assignment) -> None:
+    """Raise UsageError for a file that this machine lacks, or that is not what it was when the sweep was planned."""
+    files = files_of(experiment) if task.files else {}
+    for field, digest in task.files.items():
+        try:
+            same = file_digest(files[field]) == digest
+        except OSError as error:
+            raise UsageError(f"{field}: {files[field]}: cannot be read on {platform.node()}: {reason(error)}") from None
+        if not same:
+            raise UsageError(
+                f"{field}: {files[field]}: is another file on {platform.node()} than where the sweep was planned; "
+                "put the same file there, or plan the sweep again"
+            )
 
 
 def _with_labels(index: DataIndex, experiment: Experiment, task: Assignment) -> DataIndex:

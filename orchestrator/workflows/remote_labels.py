@@ -15,32 +15,36 @@ from orchestrator.records import layout
 from orchestrator.spec.stages_file import LABELS
 from orchestrator.storage.store import Storage
 from orchestrator.text import reason
+from orchestrator.workflows.remote_files import named, on_base
 
 
-def with_sent_labels(sweep: Path, changes: Sequence[str], storage: Storage) -> list[str]:
+def with_sent_labels(sweep: Path, changes: Sequence[str], storage: Storage, base: str | None = None) -> list[str]:
     """The KEY=VALUE of `--set` with keys of storage in place of label sets of this machine, which are sent there.
 
-    Those that the sweep file names in `set`, its own or a stage's, become further changes. A path that this machine
-    lacks stays, for the cluster to have it.
+    Those that the sweep file names in `set` or a base, its own or a stage's, become further changes. A path that this
+    machine lacks stays, for the cluster to have it.
+
+    Args:
+        base: what the sweep is on in place of its own base.
 
     Raises UsageError or DataError for a set that cannot be read, MCCError where storage does not take it.
     """
     given = dict(change.split("=", 1) for change in changes if "=" in change)
     sources = {key: value for key, value in given.items() if key == LABELS or key.endswith(f".{LABELS}")}
     if LABELS not in sources:
-        sources = {key: value for key, value in _named(read_yaml(sweep)).items() if key not in sources} | sources
+        fields = on_base(read_yaml(sweep), base)
+        made = _made(fields)
+        sources = {key: str(value) for key, value in named(fields, (LABELS,)) if key not in made} | sources
     sent = {key: _sent(Path(value), storage) for key, value in sources.items()}
     kept = [change for change in changes if sent.get(change.split("=", 1)[0]) is None]
     return [*kept, *(f"{key}={value}" for key, value in sent.items() if value is not None)]
 
 
-def _named(fields: Mapping[str, Any]) -> dict[str, str]:
-    """Field of `--set` to the label set that a sweep file, or a stage of it, names. Of a file not checked yet."""
+def _made(fields: Mapping[str, Any]) -> set[str]:
+    """Keys of `--set` of the label sets that the sweep itself makes, for stages that name another as `of`."""
     stages = fields.get("stages")
-    parts: dict[str, Any] = {LABELS: fields}
-    parts |= {f"{name}.{LABELS}": stage for name, stage in stages.items()} if isinstance(stages, Mapping) else {}
-    sets = {key: part.get("set") for key, part in parts.items() if isinstance(part, Mapping)}
-    return {key: str(fixed[LABELS]) for key, fixed in sets.items() if isinstance(fixed, Mapping) and LABELS in fixed}
+    known = stages.items() if isinstance(stages, Mapping) else ()
+    return {f"{name}.{LABELS}" for name, stage in known if isinstance(stage, Mapping) and stage.get("of") is not None}
 
 
 def _sent(source: Path, storage: Storage) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcc_core.clip.prompts import load_prompts, prompts_file
+from mcc_core.clip.prompts import load_prompts
 from mcc_core.config import CrfConfig, EvaluationConfig
 from mcc_core.methods.base import Augmentation, Method, cam_evaluation
 from mcc_core.methods.clims.config import Experiment
@@ -30,9 +30,7 @@ class CLIMS(Method):
     backbone = "backbone."
 
     def files(self, experiment: Experiment) -> dict[str, Path]:
-        clip = experiment.clip
-        weights = {} if clip.file is None else {"clip.weights": clip.file}
-        return {"clip.prompts": prompts_file(clip.prompts)} | weights
+        return experiment.clip.files
 
     def check_classes(self, experiment: Experiment, classes: Sequence[str]) -> None:
         load_prompts(experiment.clip.prompts, classes)

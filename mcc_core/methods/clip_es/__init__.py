@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mcc_core.clip.prompts import load_prompts, prompts_file
+from mcc_core.clip.prompts import load_prompts
 from mcc_core.errors import UsageError
 from mcc_core.methods.base import Method
 from mcc_core.methods.clip_es.config import Experiment
@@ -25,9 +25,7 @@ class ClipEs(Method):
     has_attention = False
 
     def files(self, experiment: Experiment) -> dict[str, Path]:
-        clip = experiment.clip
-        weights = {} if clip.file is None else {"clip.weights": clip.file}
-        return {"clip.prompts": prompts_file(clip.prompts)} | weights
+        return experiment.clip.files
 
     def check_classes(self, experiment: Experiment, classes: Sequence[str]) -> None:
         load_prompts(experiment.clip.prompts, classes)

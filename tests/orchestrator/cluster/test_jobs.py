@@ -63,6 +63,14 @@ def test_bases_of_stages_and_points_are_shipped(tmp_path: Path, monkeypatch: pyt
     _pack(tmp_path / "s.yaml", tmp_path / "out")
     shipped = {file.name for file in (tmp_path / "out").iterdir()}
     assert shipped == {"mcc_core", "orchestrator", "s.yaml", "own.yaml", "other.yaml", "point.yaml"}
+    variants = {"other.yaml": {"points": points}, "tiny": {"set": {"loss.mcc": 0}}}
+    (tmp_path / "v.yaml").write_text(yaml.safe_dump({"name": "v", "base": "tiny", "bases": variants}))
+    (tmp_path / "varied").mkdir()
+    _pack(tmp_path / "v.yaml", tmp_path / "varied", "own.yaml")
+    shipped = {file.name for file in (tmp_path / "varied").iterdir()}
+    assert shipped == {"mcc_core", "orchestrator", "v.yaml", "own.yaml", "other.yaml", "point.yaml"}
+    with pytest.raises(UsageError, match=r"^--base: gone\.yaml: neither a preset"):
+        _pack(tmp_path / "v.yaml", tmp_path / "out3", "gone.yaml")
     stages["seeds"]["points"] = [{"name": "p", "base": "gone.yaml"}]
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({"name": "s", "stages": stages}))
     with pytest.raises(UsageError, match=r"s\.yaml: stages\.seeds\.points\[0\]\.base: gone\.yaml: neither a preset"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 from attempts import attempts
 from forks import forks
 from tiny import TINY
@@ -19,10 +21,12 @@ from tiny import TINY
 from mcc_core.checkpoint import load
 from mcc_core.data.index import build_index
 from mcc_core.experiment_files import resolve
+from orchestrator.planning.identity import file_contents
 from orchestrator.records.checkpoints import newest_checkpoint
 from orchestrator.records.events import EventReader, history, trial_state
 from orchestrator.storage.store import Storage
 from orchestrator.worker.assignment import Assignment
+from orchestrator.worker.loop import train_loop
 
 
 def assignment(folder: Path, home: str, identity: str, seed: int = 0, **fields: Any) -> Assignment:
@@ -141,3 +145,23 @@ def test_a_trial_in_a_process_that_ran_others_is_the_trial_in_a_fresh_one(tmp_pa
     assert weights(storage, "used", tmp_path) == weights(storage, "fresh", tmp_path)
     for what in ("files", "threads", "tensors"):
         assert after[3][what] <= after[1][what], after
+
+
+@pytest.mark.parametrize("change", ["another", "gone"])
+def test_a_file_that_is_another_than_when_the_sweep_was_planned_ends_the_trial(tmp_path: Path, change: str) -> None:
+    """Such as on a node where an old copy lies under the same name; before anything is trained."""
+    file = tmp_path / "net.pt"
+    file.write_bytes(b"planned")
+    storage = Storage(str(tmp_path / "storage"))
+    planned = file_contents(resolve("tiny", TINY | {"model.weights": str(file)}))
+    fields: dict[str, Any] = {"model.weights": str(file)}
+    task = assignment(tmp_path, "home", "t", **fields)
+    if change == "another":
+        file.write_bytes(b"other content")
+    else:
+        file.unlink()
+    train_loop(asdict(replace(task, files=planned)), by_itself=True)
+    said = {"another": "is another file on .* than where the sweep was planned", "gone": "cannot be read on"}
+    state = trial_state(storage, "t")
+    assert state.status == "failed" and re.match(rf"model.weights: {file}: {said[change]}", state.message)
+    assert reached(storage, "t") == 0

@@ -80,14 +80,45 @@ def test_what_the_cluster_could_not_read_is_one_line(
         assert "\n" not in str(error.value)
         own = f"model.weights={here / 'w.safetensors'}"  # perhaps the cluster has it too
         assert with_sent_files(sweep(base="tiny"), [own], storage) == [own]
+    Path("of_a_point.yaml").write_text("model: {weights: net.pt}\n")
     for fields, where in (
         ({"points": [{"name": "p", "set": {"model.weights": "net.pt"}}]}, r"points\[0\].set.model.weights"),
+        ({"points": [{"name": "p", "set": {"labels.source": "net.pt"}}]}, r"points\[0\].set.labels.source"),
+        ({"points": [{"name": "p", "base": "of_a_point.yaml"}]}, r"points\[0\].base: model.weights"),
         ({"parameters": {"model.weights": ["random", "net.pt"]}}, "parameters.model.weights"),
     ):
         with pytest.raises(UsageError, match=rf"s.yaml: {where}: net.pt: a file of this machine"):
             with_sent_files(sweep(base="tiny", **fields), [], storage)
         with pytest.raises(UsageError, match=rf"s.yaml: stages.a.{where}: net.pt: a file of this machine"):
             with_sent_files(staged(a={"base": "tiny"} | fields), [], storage)
+
+
+def test_a_whole_path_that_varies_must_lie_where_the_nodes_look(
+    settings_of_each_kind: Settings, here: Path, tmp_path: Path
+) -> None:
+    storage = Storage(settings_of_each_kind.storage)
+    own = sweep(base="tiny", parameters={"model.weights": ["random", str(here / "net.pt")]})
+    if storage.local("") is None:  # perhaps the cluster has it too
+        assert with_sent_files(own, [], storage) == []
+        return
+    with pytest.raises(UsageError, match=r"s.yaml: parameters.model.weights: /.*net.pt: .* shared storage"):
+        with_sent_files(own, [], storage)
+    storage.write("nets/net.pt", b"net.pt")
+    kept = str(Path(settings_of_each_kind.storage) / "nets/net.pt")
+    assert with_sent_files(sweep(base="tiny", parameters={"model.weights": ["random", kept]}), [], storage) == []
+
+
+def test_files_of_the_base_that_is_asked_for_are_sent(settings: Settings, here: Path) -> None:
+    """And not those of the sweep's own base."""
+    storage = Storage(settings.storage)
+    Path("own.yaml").write_text("model: {weights: other.pt}\n")
+    Path("asked.yaml").write_text("model: {weights: net.pt}\n")
+    file = sweep(base="own.yaml", bases={"asked.yaml": {"set": {"clip.weights": "w.safetensors"}, "points": None}})
+
+    def sent(base: str | None) -> set[str]:
+        return {Path(change.split("=")[1]).name for change in with_sent_files(file, [], storage, base)}
+
+    assert sent(None) == {"other.pt"} and sent("tiny") == set() and sent("asked.yaml") == {"net.pt", "w.safetensors"}
 
 
 def paths(model: type[BaseModel], before: str = "") -> set[str]:

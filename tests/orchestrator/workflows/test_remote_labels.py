@@ -31,8 +31,11 @@ def sweep(folder: Path, **stages: object) -> Path:
 def test_sets_of_options_and_stages_are_sent_once(settings_of_each_kind: Settings, tmp_path: Path) -> None:
     storage = Storage(settings_of_each_kind.storage)
     one, two = label_set(tmp_path / "one", 1), label_set(tmp_path / "two", 2)
+    (tmp_path / "own.yaml").write_text(f"labels: {{source: {tmp_path / 'one'}}}\n")
     file = sweep(
         tmp_path,
+        d={"base": str(tmp_path / "own.yaml")},
+        e={"base": str(tmp_path / "own.yaml"), "of": "a"},  # which makes the labels that it trains on
         a={"base": "x", "set": {"labels.source": str(tmp_path / "two")}},
         b={"base": "x", "set": {"labels.source": str(tmp_path / "nowhere")}},
         c={"base": "x", "set": {"labels.source": f"labels/{one.identity}"}},
@@ -44,6 +47,7 @@ def test_sets_of_options_and_stages_are_sent_once(settings_of_each_kind: Setting
             "loss.mcc=0",
             f"a.labels.source=labels/{two.identity}",
             f"c.labels.source=labels/{one.identity}",
+            f"d.labels.source=labels/{one.identity}",
         ]
     storage.download(layout.label_set(two.identity), tmp_path / "got.zip")
     assert read_label_set(tmp_path / "got.zip").file == two.file

@@ -45,8 +45,12 @@ def batch_of() -> dict[str, Tensor]:
     return {"view1": views[0], "view2": views[1], "local": views[2], "labels": torch.eye(2, 3), "box": box}
 
 
-def stepped(iteration: int = 5, **fields: Any) -> tuple[MCCStep, Any, Any]:
+def stepped(iteration: int = 5, *, moved: float = 1.0, **fields: Any) -> tuple[MCCStep, Any, Any]:
+    """A step; `moved` times are the weights of the whole teacher, which otherwise begins as a copy."""
     experiment, network, objective = made(**fields)
+    with torch.no_grad():
+        for parameter in network.momentum_encoder.parameters() if moved != 1.0 else ():
+            parameter.mul_(moved)
     generator = torch.Generator().manual_seed(4)
     draws = method_of(experiment).draws(experiment, network, 2, (32, 32), iteration, generator)
     step = objective(batch_of(), draws, iteration)
@@ -79,7 +83,7 @@ def test_nothing_of_it_is_there_by_default() -> None:
 @pytest.mark.parametrize("name", SWITCHES)
 def test_each_switch_changes_its_own_part(name: str) -> None:
     base, _, _ = stepped()
-    step, network, _ = stepped(**SWITCHES[name])
+    step, network, _ = stepped(moved=1.1 if name == "teacher" else 1.0, **SWITCHES[name])
     assert base.contrast is not None and step.contrast is not None
     assert ("fsr_patch" in step.terms) == (name == "patches")
     for term in ("cls", "cls_aux", "aff", "seg", "reg"):
