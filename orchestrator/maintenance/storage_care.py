@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.records import layout
+from orchestrator.records import layout, local_places
 from orchestrator.records import sweeps as catalog
 from orchestrator.records.checkpoints import KEPT, best_saved, saved_checkpoints
 from orchestrator.records.leases import claimed, deleting
@@ -24,7 +24,6 @@ from orchestrator.text import reason, size_text
 YOUNG_S = 3600.0  # what is younger may belong to a process that just begins
 _LITTLE = 5 << 30  # bytes; less free disk than that is said
 _TOPS = ("trials", "labels", "sweeps", "leases", "ray", layout.FILES)
-_WORK = "work"  # below home, a folder for each trial that has begun
 _IDENTITY = re.compile(r"\b(?:[0-9a-f]{16}|[0-9a-f]{64})\b")  # of a trial or a label set; of a file that was sent
 _PROBE = os.urandom(1 << 20)
 
@@ -131,9 +130,11 @@ def garbage(
     for what, top in (("packed label set of no sweep", "label-sets"), ("fetched checkpoint of no sweep", "fetched")):
         copies = {path: path.name.partition(".")[0] for path in (home / top).glob("*")}
         unused += _local(what, copies, trials | modes.keys(), limit)
-    unfinished = {path: path.parent.name for path in (home / _WORK).glob("*/labels")}
+    begun = [path.name for path in (home / local_places.WORK).glob("*")]
+    there = {local_places.unfinished_labels(home, identity, storage): identity for identity in begun}
+    unfinished = {path: identity for path, identity in there.items() if path.is_dir()}
     unused += _local("unfinished label set", unfinished, trials | (modes.keys() - labels.keys()), limit)
-    return unused, _unsent(home, trials)
+    return unused, _unsent(storage, home, trials)
 
 
 def remove(storage: Storage, unused: Sequence[Garbage]) -> list[Garbage]:
@@ -147,7 +148,7 @@ def remove(storage: Storage, unused: Sequence[Garbage]) -> list[Garbage]:
         if item.folder and item.key.startswith((f"{layout.TRIALS}/", f"{layout.LABELS}/", f"{layout.FILES}/"))
     }
     local = [item.local for item in unused if item.local is not None]
-    attempts = {path.parent.name for path in local if path.parent.parent.name == _WORK}
+    attempts = {path.parent.name for path in local if path.parent.parent.name == local_places.WORK}
     with deleting(storage, "", attempts | {identity for identity, _ in trials}) as lease:
         referred = _referred(storage)
         kept = [item for (identity, _), item in trials.items() if identity in referred]
@@ -263,16 +264,19 @@ def _delete_local(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _unsent(home: Path, trials: set[str]) -> list[str]:
+def _unsent(storage: Storage, home: Path, trials: set[str]) -> list[str]:
     """What waits in outboxes of this machine for trials that nobody runs: measured, so never garbage."""
     notes = []
-    outbox = home / "outbox"
-    for folder in sorted(outbox.iterdir()) if outbox.is_dir() else ():
+    every = home / local_places.OUTBOX
+    for folder in sorted(every.iterdir()) if every.is_dir() else ():
+        identity = local_places.outbox_trial(folder)
         with contextlib.suppress(OSError):
             waiting = [file for file in folder.rglob("*") if file.is_file()]
-            if waiting and folder.name not in trials:
+            own = folder.name == identity or folder == local_places.outbox(home, identity, storage)
+            to = "" if own else ", with the storage that it ran with,"
+            if waiting and identity not in trials:
                 size = size_text(sum(file.stat().st_size for file in waiting))
-                notes.append(f"{size} of trial {folder.name} wait in {folder}: submit its sweep again to send them")
+                notes.append(f"{size} of trial {identity} wait in {folder}: submit its sweep again{to} to send them")
     return notes
 
 

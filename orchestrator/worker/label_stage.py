@@ -26,6 +26,7 @@ from mcc_core.validation import validate
 from orchestrator.evaluation.map_cache import MapCache
 from orchestrator.records import layout
 from orchestrator.records.checkpoints import newest_checkpoint
+from orchestrator.records.local_places import unfinished_labels
 from orchestrator.records.speeds import Speed, refinement_profile, speed_record
 from orchestrator.storage.store import Storage, retry
 from orchestrator.worker.assignment import Assignment
@@ -48,8 +49,8 @@ def make_labels(
     """Make the label set of a trial and put it on its way to storage.
 
     The images of both splits get labels where val has masks: those of val are for the score alone. What an attempt has
-    made when it is stopped or killed stays on this machine, beside `work`, and the next goes on with the other images;
-    what networks said of images stays too, for other refinements of the same.
+    made when it is stopped or killed stays on this machine, and the next goes on with the other images; what networks
+    said of images stays too, for other refinements of the same.
 
     Raises MCCError when the input's product cannot be had; UsageError or DataError as the refinement does.
     """
@@ -59,7 +60,7 @@ def make_labels(
     images = len(index.train) + (len(index.val) if index.has_masks else 0)
     reporter.on_start(0, {"device": str(device), "world_size": 1, "images": images, "input": task.input})
     meter = _Meter(reporter, should_stop)
-    unfinished = work.parent / "labels"
+    unfinished = unfinished_labels(task.local_home(), task.identity, storage)
     try:
         made = refine(
             seeds,

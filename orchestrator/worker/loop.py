@@ -28,7 +28,7 @@ from mcc_core.errors import DataError, MCCError, UsageError
 from mcc_core.files import file_digest
 from mcc_core.methods.registry import experiment_of, files_of, method_of
 from mcc_core.training.engine import Callbacks, train
-from orchestrator.records import layout
+from orchestrator.records import layout, local_places
 from orchestrator.records.checkpoints import newest_checkpoint, saved_checkpoints
 from orchestrator.records.events import claim_attempt, newest_attempt, trial_state, write_end
 from orchestrator.records.label_sets import fetch_labels
@@ -60,7 +60,8 @@ def train_loop(config: dict[str, Any], *, by_itself: bool = False) -> None:
         return
     torch.set_num_threads(max(1, round(task.threads)))
     home = task.local_home()
-    work = home / "work" / task.identity / f"rank{rank}"
+    work = home / local_places.WORK / task.identity / f"rank{rank}"
+    sending = local_places.outbox(home, task.identity, storage)
     outbox: Outbox | None = None
     # A worker whose driver was killed may live for some seconds beside its successor.
     with alone(home / "locks" / f"{task.identity}-rank{rank}"):
@@ -69,14 +70,14 @@ def train_loop(config: dict[str, Any], *, by_itself: bool = False) -> None:
         try:
             resume = _chosen(storage, task, work, rank, world)
             if rank == 0:
-                outbox = Outbox(storage, _outbox_folder(task) / f"{resume.attempt:04d}", _newest(storage, task, resume))
+                outbox = Outbox(storage, sending / f"{resume.attempt:04d}", _newest(storage, task, resume))
             with _output_in(storage, task.identity, f"{resume.attempt:04d}-rank{rank}.log", work):
                 _attempt(task, storage, outbox, resume, work, rank, world, by_itself=by_itself)
         finally:
             if outbox is not None:
                 outbox.close(timeout=10)
             shutil.rmtree(work, ignore_errors=True)
-            for folder in (_outbox_folder(task), work.parent):  # stays when something is left in it
+            for folder in (sending, work.parent):  # stays when something is left in it
                 with contextlib.suppress(OSError):
                     folder.rmdir()
 
@@ -86,10 +87,6 @@ def _ranks() -> tuple[int, int]:
 
     context = ray.train.get_context()
     return context.get_world_rank(), context.get_world_size()
-
-
-def _outbox_folder(task: Assignment) -> Path:
-    return task.local_home() / "outbox" / task.identity
 
 
 def _newest(storage: Storage, task: Assignment, resume: Resume) -> Callable[[], bool]:
@@ -104,7 +101,10 @@ def _chosen(storage: Storage, task: Assignment, work: Path, rank: int, world: in
 
     if rank == 0:
         newest = retry(lambda: newest_attempt(storage, task.identity))
-        send_leftovers(storage, _outbox_folder(task), newest, DRAIN_S)
+        home = task.local_home()
+        # The second is where versions before kept it, for whichever storage.
+        for left in (local_places.outbox(home, task.identity, storage), home / local_places.OUTBOX / task.identity):
+            send_leftovers(storage, left, newest, DRAIN_S)
         attempt = retry(lambda: claim_attempt(storage, task.identity))
         record, file, complaints = retry(lambda: newest_checkpoint(storage, task.identity, work))
         choice = (attempt, record.iteration if record else 0, complaints)

@@ -21,6 +21,7 @@ from orchestrator.analysis.ladder import ladder
 from orchestrator.analysis.leaderboard import CAM, SEG, all_background, leaderboard, table, unscored
 from orchestrator.planning.configurations import Trial
 from orchestrator.planning.plan import Plan
+from orchestrator.planning.remaining import Going, remaining_s
 from orchestrator.records import layout
 from orchestrator.records.events import EventReader
 from orchestrator.records.results import Result
@@ -56,10 +57,13 @@ _LOSS = 8  # width of one of those
 class _Watched:
     trial: Trial
     reader: EventReader
+    since: float  # unix seconds: what was stopped or failed before waits for its next attempt
     status: TrialStatus = TrialStatus.WAITING
     iteration: int = 0
     attempt: int = 1
     images: int = 0  # that a stage labels
+    began: float = 0.0  # this attempt, and its last event; unix seconds
+    told: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
 
     def update(self) -> None:
@@ -70,11 +74,14 @@ class _Watched:
                 )
                 if event["kind"] == "start":
                     self.status, self.attempt = TrialStatus.RUNNING, event["attempt"]
+                    self.began = event["t"]
                     self.images = (event.get("info") or {}).get("images", self.images)
                 elif event["kind"] == "metrics":
                     self.metrics |= event["metrics"]
                 elif event["kind"] == "end":
-                    self.status = event["status"]
+                    again = event["t"] < self.since and event["status"] in (TrialStatus.STOPPED, TrialStatus.FAILED)
+                    self.status = TrialStatus.WAITING if again else event["status"]
+                self.told = event["t"]
 
     @property
     def total(self) -> int:
@@ -91,6 +98,12 @@ class _Watched:
         return (self.total - self.iteration) / self.speed if self.speed and self.total else None
 
     @property
+    def going(self) -> Going:
+        """How far it is, in seconds."""
+        loop_s = self.total / self.speed if self.speed and self.total else None
+        return Going(self.status, max(0.0, self.told - self.began), loop_s, self.seconds_left)
+
+    @property
     def speed(self) -> float | None:
         """Iterations, or images labelled, per second."""
         rate = self.metrics.get("images_per_second")
@@ -103,10 +116,10 @@ class SweepProgress:
 
     def __init__(self, plan: Plan, storage: Storage, console: Console) -> None:
         self.plan, self.console = plan, console
-        self.began = time.monotonic()
+        self.began, self.since = time.monotonic(), time.time()
         self.note: str | None = None  # shown below the table, such as why MLflow waits
         self._storage = storage
-        self._watched = [_Watched(t, EventReader(storage, t.identity)) for t in plan.trials]
+        self._watched = [_Watched(t, EventReader(storage, t.identity), self.since) for t in plan.trials]
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._next = 0.0
         self._losses = shared_terms(t.experiment for t in plan.trials)  # beside the total
@@ -124,7 +137,7 @@ class SweepProgress:
 
     def add(self, trial: Trial) -> None:
         """Show one more trial, which a search proposed."""
-        self._watched.append(_Watched(trial, EventReader(self._storage, trial.identity)))
+        self._watched.append(_Watched(trial, EventReader(self._storage, trial.identity), self.since))
 
     def tick(self) -> None:
         """Read new events and show them, at most once a second."""
@@ -177,24 +190,10 @@ class SweepProgress:
     def _foot(self) -> str:
         done = sum(w.status in ENDED for w in self._watched)
         text = f"{done} of {len(self._watched)} trials done, {duration(time.monotonic() - self.began)} so far"
-        left = self._left()
+        going = {w.trial.identity: w.going for w in self._watched}
+        left = remaining_s([w.trial for w in self._watched], going, self.plan.seconds, self.plan.concurrent)
         text += f", about {duration(left)} to go" if left is not None else ""
         return text + (f"\n{self.note}" if self.note else "")
-
-    def _left(self) -> float | None:
-        """Seconds until all trials are done, at the pace of those that run."""
-        known = [w for w in self._watched if w.seconds_left is not None and w.status == TrialStatus.RUNNING]
-        if not known:
-            return None
-        full = [
-            w.seconds_left * w.total / (w.total - w.iteration)
-            for w in known
-            if w.seconds_left and w.iteration < w.total
-        ]
-        waiting = sum(w.status == TrialStatus.WAITING for w in self._watched)
-        mean = sum(full) / len(full) if full else 0.0
-        work = sum(w.seconds_left or 0.0 for w in known) + waiting * mean
-        return work / max(1, min(self.plan.concurrent, len(known) + waiting))
 
     def _line(self) -> str:
         running = [

@@ -16,12 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from s3_server import free_port
 from staged import SEEDS
 from tiny import TINY
 
 from mcc_core.errors import UsageError
+from mcc_core.experiment_files import resolve
+from mcc_core.files import file_digest
+from mcc_core.methods.registry import network_of
 from orchestrator.cluster.jobs import _pack, is_remote, submit_job
 
 PRESETS = Path(__file__).parents[3] / "mcc_core" / "presets"
@@ -180,6 +184,10 @@ def test_stages_on_a_cluster(running_cluster: tuple[str, dict[str, str]], tmp_pa
     laptop.mkdir()
     (laptop / "far.yaml").write_text(yaml.safe_dump({"name": "far", "stages": stages}))
     (laptop / "own.yaml").write_text((PRESETS / "tiny.yaml").read_text())
+    network_state = network_of(resolve("tiny", SEEDS), 3).state_dict()
+    start = "encoder.vit."
+    backbone = {name.removeprefix(start): value for name, value in network_state.items() if name.startswith(start)}
+    torch.save(backbone, laptop / "net.pth")
 
     def mcc(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", "from orchestrator.cli import main; main()", *arguments]
@@ -189,7 +197,8 @@ def test_stages_on_a_cluster(running_cluster: tuple[str, dict[str, str]], tmp_pa
     made = mcc("data", "labels", "segmentation-tiny", "--out", "full-labels", "--supervision", "full", *images)
     assert made.returncode == 0, made.stderr
     environment["MCC_HOME"] = str(tmp_path / "other-home")  # as another machine's
-    where = ("--on", address, "--detach", "--remote-python", sys.executable, "--set", "full.labels.source=full-labels")
+    where = ["--on", address, "--detach", "--remote-python", sys.executable]
+    where += ["--set", "full.labels.source=full-labels", "--set", "seeds.model.weights=net.pth"]
     sent, deadline = mcc("sweep", "submit", "far.yaml", *where), time.monotonic() + 120
     while sent.returncode == 1 and time.monotonic() < deadline:  # the head is still starting
         sent = mcc("sweep", "submit", "far.yaml", *where)
@@ -201,3 +210,6 @@ def test_stages_on_a_cluster(running_cluster: tuple[str, dict[str, str]], tmp_pa
     record = json.loads(mcc("sweep", "status", "far", "--json").stdout)
     assert record["states"] == {"finished": 6}
     assert {trial["stage"] for trial in record["trials"]} == set(stages)
+    (seeds,) = (trial["identity"] for trial in record["trials"] if trial["stage"] == "seeds")
+    ran = yaml.safe_load((tmp_path / "storage" / "trials" / seeds / "experiment.yaml").read_text())
+    assert ran["model"]["weights"] == f"{tmp_path}/storage/files/{file_digest(laptop / 'net.pth')}/net.pth"

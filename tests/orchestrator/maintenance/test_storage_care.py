@@ -16,6 +16,7 @@ from orchestrator.maintenance.storage_care import check, garbage, remove
 from orchestrator.records import layout
 from orchestrator.records.checkpoints import CheckpointStore
 from orchestrator.records.leases import Lease
+from orchestrator.records.local_places import outbox, unfinished_labels
 from orchestrator.settings import Settings
 from orchestrator.storage.outbox import Outbox
 from orchestrator.storage.store import Storage
@@ -110,13 +111,22 @@ def test_parts_of_killed_processes_go_and_unsent_measurements_stay(tmp_path: Pat
     waiting = home / "outbox" / KNOWN / "0001" / "00000001-put-x"
     waiting.parent.mkdir(parents=True)
     waiting.write_bytes(b"measured")
+    elsewhere = outbox(home, KNOWN, Storage(str(tmp_path / "other")))
+    for folder in (outbox(home, KNOWN, storage), elsewhere):
+        (folder / "0001").mkdir(parents=True)
+        (folder / "0001" / "00000001-put-x").write_bytes(b"more")
     found, notes = garbage(storage, home, older_s=0)
     assert [one.size for one in found] == [3]
     remove(storage, found[:1])
     assert not part.exists() and waiting.exists()
-    assert notes == [
-        f"8 bytes of trial {KNOWN} wait in {home}/outbox/{KNOWN}: submit its sweep again to send them",
-    ]
+    assert sorted(notes) == sorted(
+        f"{size} bytes of trial {KNOWN} wait in {folder}: submit its sweep again{to} to send them"
+        for size, folder, to in (
+            (8, home / "outbox" / KNOWN, ""),  # of a version before
+            (4, outbox(home, KNOWN, storage), ""),
+            (4, elsewhere, ", with the storage that it ran with,"),
+        )
+    )
 
 
 def test_copies_of_this_machine_that_no_sweep_names_go(tmp_path: Path) -> None:
@@ -145,13 +155,15 @@ def test_what_killed_attempts_left_goes_unless_a_sweep_can_go_on_with_it(tmp_pat
     sweep(storage, "s", KNOWN, RUNNING, done)
     storage.write(f"labels/{done}/labels.zip", b"packed")
     for identity in (KNOWN, STRAY, RUNNING, done):
-        file = home / "work" / identity / "labels" / "maps" / "a.png"
+        file = unfinished_labels(home, identity, storage) / "maps" / "a.png"
         file.parent.mkdir(parents=True)
         file.write_bytes(b"map")
+    others = unfinished_labels(home, STRAY, Storage(str(tmp_path / "other")))  # whose sweeps are not on record here
+    others.mkdir()
     assert garbage(storage, home) == ([], [])  # all of it is younger than an hour
     found, _ = garbage(storage, home, older_s=0)
     assert [(one.what, one.key, one.size) for one in found] == [
-        ("unfinished label set", str(home / "work" / identity / "labels"), 3) for identity in (STRAY, done)
+        ("unfinished label set", str(unfinished_labels(home, identity, storage)), 3) for identity in (STRAY, done)
     ]
     lease = Lease(storage, "launch", "s", [STRAY])
     lease.take()
@@ -159,7 +171,8 @@ def test_what_killed_attempts_left_goes_unless_a_sweep_can_go_on_with_it(tmp_pat
         remove(storage, found)
     lease.release()
     assert remove(storage, found) == found
-    assert sorted(path.parent.name for path in (home / "work").glob("*/labels")) == [KNOWN, RUNNING]
+    kept = {unfinished_labels(home, identity, storage) for identity in (KNOWN, RUNNING)}
+    assert set((home / "work").glob("*/*")) == kept | {others}
 
 
 def test_check_finds_storage_in_order(settings: Settings, storage: Storage) -> None:

@@ -26,6 +26,7 @@ from mcc_core.methods.registry import random_network
 from orchestrator.records import layout
 from orchestrator.records.checkpoints import CheckpointRecord
 from orchestrator.records.events import history, trial_state
+from orchestrator.records.local_places import unfinished_labels
 from orchestrator.records.status import TrialStatus
 from orchestrator.settings import Settings
 from orchestrator.storage.store import Storage
@@ -56,7 +57,8 @@ def run(task: dict[str, Any], kill_at: int | None = None) -> None:
     """One attempt in a process of its own, killed once so many images have a map."""
     process = multiprocessing.get_context("fork").Process(target=train_loop, args=(task,), kwargs={"by_itself": True})
     process.start()
-    journal, deadline = Path(task["home"]) / "work" / LABELS / "labels" / "progress.jsonl", time.monotonic() + 120
+    made = unfinished_labels(Path(task["home"]), LABELS, Storage(task["storage"]))
+    journal, deadline = made / "progress.jsonl", time.monotonic() + 120
     while kill_at is not None and process.is_alive() and time.monotonic() < deadline:
         if journal.exists() and journal.read_bytes().count(b"\n") > kill_at:  # the first line is a header
             os.kill(process.pid or 0, signal.SIGKILL)
@@ -73,7 +75,8 @@ def test_a_killed_trial_goes_on_with_the_images_that_lack_a_map(
     torch.set_num_threads(1)  # a forked process must not find a pool of threads half there
     try:
         task = prepare(settings_in(tmp_path / "killed"), tmp_path)
-        storage, kept = Storage(task["storage"]), Path(task["home"]) / "work" / LABELS / "labels"
+        storage = Storage(task["storage"])
+        kept = unfinished_labels(Path(task["home"]), LABELS, storage)
         run(task, kill_at=4)
         assert not storage.exists(layout.label_set(LABELS)) and not (kept / "labels.json").exists()
         assert trial_state(storage, LABELS).status == TrialStatus.RUNNING  # it had no time to say anything

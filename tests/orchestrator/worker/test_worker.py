@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from attempts import attempts
@@ -24,6 +25,7 @@ from mcc_core.experiment_files import resolve
 from orchestrator.planning.identity import file_contents
 from orchestrator.records.checkpoints import newest_checkpoint
 from orchestrator.records.events import EventReader, history, trial_state
+from orchestrator.records.local_places import outbox
 from orchestrator.storage.store import Storage
 from orchestrator.worker.assignment import Assignment
 from orchestrator.worker.loop import train_loop
@@ -165,3 +167,20 @@ def test_a_file_that_is_another_than_when_the_sweep_was_planned_ends_the_trial(t
     state = trial_state(storage, "t")
     assert state.status == "failed" and re.match(rf"model.weights: {file}: {said[change]}", state.message)
     assert reached(storage, "t") == 0
+
+
+def test_what_waits_for_one_storage_is_not_sent_to_another(tmp_path: Path) -> None:
+    """One home may serve both; a trial has the same identity in each."""
+    short = {"train.iterations": 2, "train.eval_every": 2, "train.panels": 0}
+    task = assignment(tmp_path, "home", "t", **short)
+    one, other = Storage(task.storage), Storage(str(tmp_path / "other"))
+    key = "trials/t/logs/0007-rank0.log"
+    left = outbox(tmp_path / "home", "t", other) / "0007" / f"00000001-put-{quote(key, safe='')}"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"measured")
+    train_loop(asdict(task), by_itself=True)
+    assert trial_state(one, "t").status == "finished" and not one.exists(key)
+    assert left.read_bytes() == b"measured" and not outbox(tmp_path / "home", "t", one).exists()
+    train_loop(asdict(replace(task, storage=other.url)), by_itself=True)
+    assert trial_state(other, "t").status == "finished" and other.read(key) == b"measured"
+    assert not outbox(tmp_path / "home", "t", other).exists()
