@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -251,27 +251,42 @@ def _through_encoder(model: Any, images: torch.Tensor) -> object:
 
 def _peak(out: Any, size: Size, compute: Mapping[str, Any], plainly: bool, threads: int) -> None:
     torch.set_num_threads(threads)
+    imported = _status_gib("VmRSS")
     case = Case(size, compute, plainly)
     case.run()
     case.run()
-    status = Path("/proc/self/status").read_text().split("VmHWM:")[1]
-    out.put(int(status.split()[0]) / 2**20)
+    out.put(Peak(_status_gib("VmHWM"), imported))
 
 
-def peak_gib(size: Size, compute: Mapping[str, Any] | None = None, plainly: bool = False) -> float:
-    """Most memory of two steps: resident size of a fresh process on the CPU, the allocator's on a GPU."""
+def _status_gib(name: str) -> float:
+    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) / 2**20
+
+
+class Peak(NamedTuple):
+    """Most memory of two steps, GiB: resident size of a fresh process on the CPU, the allocator's on a GPU."""
+
+    whole: float
+    imported: float = 0.0  # held before the first tensor: code, most of it libraries, which differs by machine
+
+    @property
+    def own(self) -> float:
+        return self.whole - self.imported
+
+
+def peak_gib(size: Size, compute: Mapping[str, Any] | None = None, plainly: bool = False) -> Peak:
+    """Most memory of two steps."""
     if size.device != "cpu":
         case = Case(size, compute, plainly)
         torch.cuda.reset_peak_memory_stats()
         case.run()
         case.run()
-        return torch.cuda.max_memory_allocated() / 2**30
+        return Peak(torch.cuda.max_memory_allocated() / 2**30)
     context = multiprocessing.get_context("spawn")
     out = context.SimpleQueue()
     process = context.Process(target=_peak, args=(out, size, compute, plainly, torch.get_num_threads()))
     process.start()
     process.join()
-    return out.get()
+    return Peak(*out.get())
 
 
 def against_plain(size: Size, rounds: int, flops_only: bool, console: Console) -> None:
@@ -307,7 +322,10 @@ def against_plain(size: Size, rounds: int, flops_only: bool, console: Console) -
         if any(seconds := [medians[name][stage] for name in cases]):  # not every method has every stage
             add(stage, seconds, 3)
     add("images per second", [size.batch / medians[name]["step"] for name in cases], rate=True)
-    add("peak GiB", [peak_gib(size, plainly=case.plainly) for case in cases.values()])
+    peaks = [peak_gib(size, plainly=case.plainly) for case in cases.values()]
+    add("peak GiB", [peak.whole for peak in peaks])
+    if any(peak.imported for peak in peaks):
+        add("  of it not imports", [peak.own for peak in peaks])
     console.print(table)
 
 
@@ -353,7 +371,7 @@ def options(size: Size, rounds: int, console: Console) -> None:
         change = max(abs(losses_[name][k] - v) / max(abs(v), 1e-8) for k, v in losses_["default"].items())
         gain = medians["default"]["step"] / seconds
         table.add_row(
-            name, f"{seconds:.3f}", f"{gain:.2f}", f"{peak_gib(size, defaults | setting):.2f}", f"{change:.1e}"
+            name, f"{seconds:.3f}", f"{gain:.2f}", f"{peak_gib(size, defaults | setting).whole:.2f}", f"{change:.1e}"
         )
     console.print(table)
 
@@ -384,7 +402,9 @@ def main() -> None:
             peaks = {"ours": peak_gib(size)}
             if form.plain:
                 peaks["plain"] = peak_gib(size, plainly=True)
-            console.print(size, {name: round(gib, 2) for name, gib in peaks.items()})
+            console.print(size)
+            for name, peak in peaks.items():
+                console.print(f"{name}: peak {peak.whole:.2f} GiB, of it {peak.own:.2f} not imports")
         elif given.operations:
             operations(size, console)
         elif given.options:

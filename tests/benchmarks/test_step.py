@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from unittest import mock
 
 import pytest
@@ -43,12 +44,13 @@ WITHOUT_PLAIN = [name for name, form in step.METHODS.items() if form.plain is No
     "method", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in WITHOUT_PLAIN]
 )
 def test_steps_without_a_plain_form_are_measured(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "peak_gib", lambda size, **options: 1.25)  # takes a process of its own
+    monkeypatch.setattr(step, "peak_gib", lambda size, **options: step.Peak(1.25, 0.5))  # takes a process of its own
     out = io.StringIO()
     console = Console(file=out, width=110)
     step.against_plain(step.Size(method, SMALL.get(method, "resnet10t"), 96, 1, 0, "cpu"), 1, False, console)
     text = out.getvalue()
     assert "GFLOP each): ours" in text and "no plain form" in text and "ratio" not in text
+    assert re.search(r"of it not imports +0\.75", text)
     assert {"backward", "step", "peak"} <= {line.split()[0] for line in text.splitlines() if line}
 
 

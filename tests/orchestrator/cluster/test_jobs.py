@@ -103,7 +103,7 @@ def test_a_wrong_token_is_one_line(tmp_path: Path) -> None:
 def running_cluster() -> Iterator[tuple[str, dict[str, str]]]:
     """A cluster that somebody else started: (address of its Jobs API, environment)."""
     folder = Path(tempfile.mkdtemp(prefix="mcc"))
-    gcs, dashboard = free_port(), free_port()
+    gcs, dashboard, agent = free_port(), free_port(), free_port()
     environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE": "1"}
     environment |= {"OMP_NUM_THREADS": "1", "RAY_TRAIN_V2_ENABLED": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     ray = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--num-cpus", "4"]
@@ -119,6 +119,8 @@ def running_cluster() -> Iterator[tuple[str, dict[str, str]]]:
         str(gcs),
         "--dashboard-port",
         str(dashboard),
+        "--dashboard-agent-listen-port",  # another Ray here may have the default: then no job is taken
+        str(agent),
     ]
     with (folder / "node.log").open("w") as log:
         node = subprocess.Popen(head, env=environment, stdout=log, stderr=log, start_new_session=True)
