@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -29,7 +30,14 @@ def load_base(base: str | Path) -> dict[str, Any]:
         return read_yaml(shipped)
     if Path(base).suffix in {".yaml", ".yml"}:
         return read_yaml(Path(base))
-    raise UsageError(f"{base}: neither a preset ({', '.join(preset_names())}) nor a .yaml file")
+    raise UsageError(no_base(str(base)))
+
+
+def no_base(base: str) -> str:
+    """What is wrong with a base that is neither a preset nor an experiment file, in one line."""
+    if close := difflib.get_close_matches(base, preset_names(), n=1):
+        return f"{base}: neither a preset nor a .yaml file; did you mean {close[0]}?"
+    return f"{base}: neither a preset ({', '.join(preset_names())}) nor a .yaml file"
 
 
 def merge(base: Mapping[str, Any], overrides: Mapping[str, Any], source: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import mcc_core
 from mcc_core.errors import MCCError, UsageError
-from mcc_core.experiment_files import preset_names
+from mcc_core.experiment_files import no_base, preset_names
 from mcc_core.structured_files import read_yaml
 from orchestrator.redaction import redact
 from orchestrator.text import reason
@@ -140,8 +140,7 @@ def _pack(sweep: Path, folder: Path, base: str | None = None) -> None:
         if file.is_absolute() or ".." in file.parts:
             raise UsageError(f"{where}: {name}: only a file below the current folder is shipped to a cluster")
         if not file.is_file():
-            known = ", ".join(preset_names())
-            raise UsageError(f"{where}: {name}: neither a preset ({known}) nor a .yaml file")
+            raise UsageError(f"{where}: {no_base(name)}")
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, folder / file)
 

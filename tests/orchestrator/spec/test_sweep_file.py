@@ -66,7 +66,7 @@ def test_shipped_sweeps_are_valid_on_every_base(file: Path) -> None:
     [
         ("name: s", "nmae: s", "s.yaml: nmae: unknown field, did you mean name?"),
         ("name: s", "name: ../s", "s.yaml: name: '../s'"),
-        ("base: tiny", "base: tinny", "tinny: neither a preset ("),
+        ("base: tiny", "base: tinny", "tinny: neither a preset nor a .yaml file; did you mean tiny?"),
         ("mask.ratio", "mask.ration", "s.yaml: parameters: mask.ration: unknown field, did you mean mask.ratio?"),
         ("mask.ratio", "ratio", "s.yaml: parameters: ratio: unknown field, did you mean mask.ratio?"),
         ("mask.ratio", "mask", "s.yaml: parameters: mask: is a section; name one of its fields, such as mask.ratio"),
