@@ -56,6 +56,7 @@ SMALLER = {
     "mcc train recam-tiny": (*_RESNET, *SHAPES, "loss.recam_start=2", "optim.restart=2"),
     "mcc train irn-tiny": (*_RESNET, *SHAPES, "relations.radius=3"),
     "mcc train psa-tiny": (*_RESNET, *SHAPES, "model.channels=[4,4,4]"),
+    "mcc train segmentation-tiny": (*TRAINING, *SHAPES),
     "mcc train tiny": (*SMALLEST, *SHAPES),
     "mcc train toco-tiny": (*SMALLEST, *SHAPES, "crops.size=16", "crops.views=2"),
     "mcc data labels segmentation-tiny": SHAPES,
