@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from mcc_core.errors import UsageError
 from mcc_core.methods.registry import experiment_of
 from orchestrator.planning.configurations import Trial
+from orchestrator.records.events import TrialState
+from orchestrator.records.status import TrialStatus
 from orchestrator.records.sweeps import Sweep
 
 _NAMED = 3  # trials in a message
+
+
+def not_begun(trials: Iterable[Trial], states: Mapping[str, TrialState]) -> list[Trial]:
+    """Those that no sweep has begun: others are there, or go on, whatever other code has made of them."""
+    return [trial for trial in trials if states[trial.identity].status == TrialStatus.NEW]
 
 
 def earlier_notes(earlier: Iterable[Sweep], sweep: str, trials: Iterable[Trial]) -> list[str]:

@@ -16,7 +16,7 @@ from mcc_core.files import json_digest
 from orchestrator.cluster.session import local_capacity
 from orchestrator.planning.configurations import ConfigurationBuilder, ConfigurationSet, OpenSearch, Trial
 from orchestrator.planning.disk import predicted_bytes
-from orchestrator.planning.earlier import earlier_notes
+from orchestrator.planning.earlier import earlier_notes, not_begun
 from orchestrator.planning.estimate import Estimate, estimate_sweep
 from orchestrator.planning.label_sets import FULL
 from orchestrator.planning.places import places
@@ -120,7 +120,7 @@ def plan_sweep(
     notes += [f"{len(left_out)} drawn points are not valid and left out, such as {left_out[0]}"] if left_out else []
     sweep_id = sweep_id or f"{chosen.name}-{_short_hash([t.identity for t in trials])}"
     if not storage.exists(layout.plan(sweep_id)):  # what was submitted before has said so
-        notes += earlier_notes(sweeps(storage, chosen.name), sweep_id, trials)
+        notes += earlier_notes(sweeps(storage, chosen.name), sweep_id, not_begun(trials, states))
     plan = Plan(
         sweep=sweep_id,
         file=chosen,

@@ -12,7 +12,7 @@ from mcc_core.files import json_digest
 from orchestrator.cluster.session import local_capacity
 from orchestrator.planning.configurations import Trial
 from orchestrator.planning.disk import predicted_bytes
-from orchestrator.planning.earlier import earlier_notes
+from orchestrator.planning.earlier import earlier_notes, not_begun
 from orchestrator.planning.frozen import check_frozen
 from orchestrator.planning.places import places
 from orchestrator.planning.plan import CLASS_SCORE, Plan, check_metric, check_models, is_done, precision_notes
@@ -60,9 +60,9 @@ def plan_stages(
     room = places(chosen, source, trials, capacity)
     sweep = f"{chosen.name}-{json_digest(sorted(made.trials), 8)}"
     notes = [*room.notes, *(precision_notes(trained) if room.gpus else ()), *unscored, *_without_train(chosen, trained)]
-    if not storage.exists(layout.plan(sweep)):
-        notes += earlier_notes(sweeps(storage, chosen.name), sweep, trials)
     states = trial_states(storage, made.trials)
+    if not storage.exists(layout.plan(sweep)):
+        notes += earlier_notes(sweeps(storage, chosen.name), sweep, not_begun(trials, states))
     first = {trial.stage: trial for trial in reversed(trained)}
     alike = {name for name, trial in first.items() if _problem(chosen.metric, source, trial, made) is None}
     plan = Plan(

@@ -13,6 +13,7 @@ from mcc_core.checkpoint import load
 from mcc_core.data.index import build_index
 from mcc_core.evaluation.in_training import evaluate
 from orchestrator.planning.plan import plan_sweep
+from orchestrator.records import layout
 from orchestrator.records.checkpoints import best_saved, saved_checkpoints
 from orchestrator.records.events import history
 from orchestrator.records.lookup import find_checkpoint
@@ -76,3 +77,9 @@ def test_its_sweep_file_plans_the_same_trials_and_says_that_they_start_anew(
     assert not {t.identity for t in plan.trials} & {FINISHED, CUT_OFF} and not plan.finished
     (note,) = [note for note in plan.notes if "before-3f238c7e" in note]
     assert "ratio=0.3, ratio=0.5" in note and "start anew" in note
+    first, second = plan.trials
+    log = f"{layout.trial(first.identity)}/events/0001-000001.jsonl"  # in another sweep since
+    storage.write(log, b'{"t": 1, "kind": "end", "iteration": 4, "status": "finished", "message": "", "metrics": {}}\n')
+    plan = plan_sweep(load_sweep(file), str(file), settings=settings, estimate=False)
+    (note,) = [note for note in plan.notes if "before-3f238c7e" in note]
+    assert plan.finished == {first.identity} and first.name not in note and second.name in note
