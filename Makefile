@@ -48,18 +48,19 @@ lint-slow: $(VENV)/.ready-dev
 	$(BIN)/codespell mcc_core orchestrator tests docs benchmarks sweeps docker README.md CONTRIBUTING.md CHANGELOG.md
 
 # Types are checked beside the tests, which wait now and then. What the check says comes at the end; either may fail.
+# The floor of the coverage is in pyproject.toml.
 test: lint-fast
 	@log=$$(mktemp); $(MAKE) --no-print-directory lint-slow > $$log 2>&1 & lint=$$!; \
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --no-loadscope-reorder; tests=$$?; \
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --no-loadscope-reorder --cov --cov-report=; tests=$$?; \
 	wait $$lint; linted=$$?; cat $$log; rm -f $$log; \
 	test $$tests = 0 && test $$linted = 0
 
 test-slow: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest --slow -m "slow or before_slow or hypothesis"
 
-# The floor is in pyproject.toml. Not in `make test`: counting lines doubles the time of most tests.
+# File by file, of the last `make test`.
 coverage: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --no-loadscope-reorder --cov
+	$(BIN)/coverage report
 
 docs: $(VENV)/.ready-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -98,6 +98,8 @@ class Window:
     ) -> tuple[Tensor, Box]:
         """Bytes D,crop,crop of D,H,W and the box that is image; `padding` fills the rest, of 1."""
         (height, width), crop = self.size, self.crop
+        if max(height, width) == 1:  # torch fails on bytes that are to become a single pixel
+            interpolation = TF.InterpolationMode.NEAREST
         # torch fails on bytes of a strip one pixel wide with antialiasing.
         smooth = interpolation == TF.InterpolationMode.BILINEAR and min(image.shape[-2:]) > 1
         image = TF.resize(image, [height, width], interpolation, antialias=smooth)
