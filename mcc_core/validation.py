@@ -62,6 +62,9 @@ def _explain(model: type[BaseModel], error: ValidationError, source: str) -> lis
     for problem in error.errors(include_url=False):
         where = _location(problem["loc"])
         message = _plain(problem)
+        if problem["loc"][-1:] == ("[key]",):  # of a mapping, where the location has its place in place of its name
+            where = _location(problem["loc"][:-2])
+            message = "expected a name; put it in quotes, or YAML reads it as something else"
         if problem["type"] == "extra_forbidden":
             siblings = [k for k in known if k.rpartition(".")[0] == where.rpartition(".")[0]]
             close = difflib.get_close_matches(where, siblings, n=1) or difflib.get_close_matches(where, known, n=1)

@@ -132,7 +132,8 @@ def _prepared(config: DataConfig, root: Path, home: Path, *, blind: bool) -> Dat
     file = read_index(root)
     for split in (config.train_split, config.val_split):
         if split not in file.splits:
-            raise DataError(f"{root / INDEX}: has no split {split!r} (splits there: {', '.join(file.splits)})")
+            there = ", ".join(file.splits)
+            raise DataError(f"{root / INDEX}: has no split {split!r}: data.train_split, data.val_split: one of {there}")
     if config.classes is not None and _classes(config) != file.classes:
         raise DataError(f"data.classes: not the classes of {root / INDEX}; leave it out")
     names = {split: file.splits[split] for split in (config.train_split, config.val_split)}

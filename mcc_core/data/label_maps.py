@@ -37,6 +37,7 @@ from mcc_core.validation import validate
 Supervision = Literal["weak", "full"]
 
 LABELS = "labels.json"
+DATASET = "dataset"  # in the origin of a set: the data section of its images
 FORMAT = 1
 _MAPS, _CONFIDENCE = "maps", "confidence"
 _DIGEST = "^[0-9a-f]{64}$"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from mcc_core.config import DataConfig
 from mcc_core.data.index import DataIndex, Item
-from mcc_core.data.label_maps import LabelSet, LabelSetWriter, Supervision
+from mcc_core.data.label_maps import DATASET, LabelSet, LabelSetWriter, Supervision
 from mcc_core.data.pixels import decode_bytes, read_mask, stored_size
 from mcc_core.errors import DataError
 
@@ -16,16 +18,21 @@ Progress = Callable[[str, int, int], None]
 
 
 def label_set_of_masks(
-    index: DataIndex, out: Path, *, progress: Progress = lambda what, done, total: None
+    index: DataIndex,
+    out: Path,
+    *,
+    dataset: DataConfig | None = None,
+    progress: Progress = lambda what, done, total: None,
 ) -> tuple[LabelSet, tuple[str, ...]]:
     """A label set of the dataset's masks of its training images, and the names of those that have none.
 
-    Its supervision is full: what it trains is an upper bound. Raises DataError where no training image has a mask.
+    The set's origin says which `dataset` that is. Its supervision is full: what it trains is an upper bound. Raises
+    DataError where no training image has a mask.
     """
     masked = [item for item in index.train if item.name in index.masks]
     if not masked:
         raise DataError("data: no training image has a mask; a folder of label maps is given as FOLDER")
-    origin = {"masks": index.fingerprint}
+    origin = {"masks": index.fingerprint} | _recorded(dataset)
     with LabelSetWriter(out, index.classes, supervision="full", origin=origin) as writer:
         for number, item in enumerate(masked):
             progress("masks", number, len(masked))
@@ -40,10 +47,11 @@ def label_set_of_folder(
     *,
     confidence: Path | None = None,
     supervision: Supervision = "weak",
+    dataset: DataConfig | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> tuple[LabelSet, tuple[str, ...]]:
     """A label set of `maps/<image>.png` (0..C, 255 ignored) and `confidence/<image>.png` (grey, 255 for 1.0), and the
-    names of the training images that have no map.
+    names of the training images that have no map. Its origin says of which `dataset` they are.
 
     Raises DataError for a file that is no map of a training image, or of another size or range than may be.
     """
@@ -57,13 +65,21 @@ def label_set_of_folder(
         raise DataError(f"{sure[strange]}: confidence of an image without a label map in {maps}")
     if not found:
         raise DataError(f"{maps}: no label maps here; expected PNG files such as {next(iter(items))}.png")
-    with LabelSetWriter(out, index.classes, supervision=supervision, origin={"folder": maps.name}) as writer:
+    origin = {"folder": maps.name} | _recorded(dataset)
+    with LabelSetWriter(out, index.classes, supervision=supervision, origin=origin) as writer:
         for number, (name, file) in enumerate(found.items()):
             progress("label maps", number, len(found))
             label = _sized(read_mask(file, len(index.classes)), file, items[name])
             known = _sized(decode_bytes(sure[name], sure[name]), sure[name], items[name]) if name in sure else None
             writer.add(name, label, None if known is None else known.astype(np.float32) / 255)
         return writer.close(), tuple(name for name in items if name not in found)
+
+
+def _recorded(dataset: DataConfig | None) -> dict[str, Any]:
+    if dataset is None:
+        return {}
+    root = None if dataset.root is None else dataset.root.expanduser().resolve()
+    return {DATASET: dataset.model_copy(update={"root": root}).model_dump(mode="json")}
 
 
 def _maps(folder: Path | None, items: dict[str, Item]) -> dict[str, Path]:

@@ -133,7 +133,10 @@ def ensure(config: DataConfig, home: Path) -> Path:
             _generate(config, root, made)
         record = json.loads((root / _RECORD).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"data.root: {root}: is in use and holds no generated shapes; give an empty folder") from None
+        raise DataError(
+            f"data.root: {root}: is in use and holds no generated shapes; give an empty folder, or with images of your "
+            "own data.name=voc too"
+        ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{root}: the generated shapes cannot be written or read: {reason}") from None

@@ -116,13 +116,14 @@ def labels(
     if maps is None and confidence is not None:
         raise UsageError(f"--confidence {confidence}: goes with --maps FOLDER")
     kind = cast("Literal['weak', 'full']", supervision)
-    index = build_index(resolve(experiment, overrides(set_), source="--set").data, Settings.from_environment().home)
+    dataset = resolve(experiment, overrides(set_), source="--set").data
+    index = build_index(dataset, Settings.from_environment().home)
     with _bar() as progress:
         if maps is None:
-            made, without = label_set_of_masks(index, out, progress=progress)
+            made, without = label_set_of_masks(index, out, dataset=dataset, progress=progress)
         else:
             made, without = label_set_of_folder(
-                index, maps, out, confidence=confidence, supervision=kind, progress=progress
+                index, maps, out, confidence=confidence, supervision=kind, dataset=dataset, progress=progress
             )
     if without:
         print(f"without a map: {len(without)} of {len(index.train)} training images, such as {without[0]}")

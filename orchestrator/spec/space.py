@@ -186,6 +186,8 @@ def _template(key: str, value: Any) -> Any:
 def _space(key: str, value: Any) -> Space:
     if isinstance(value, Space):
         return value
+    if isinstance(value, Mapping) and isinstance(value.get("choice"), list | tuple) and not value["choice"]:
+        raise UsageError(f"{key}: needs at least 1 of them")
     if not isinstance(value, Mapping):
         raise UsageError(f"{key}: {value!r}: expected a list of values or a range such as {{uniform: [0.1, 1]}}")
     try:

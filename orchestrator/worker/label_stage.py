@@ -13,7 +13,7 @@ import torch
 
 from mcc_core import checkpoint as checkpoints
 from mcc_core.data.index import DataIndex
-from mcc_core.data.label_maps import pack_label_set, read_label_set
+from mcc_core.data.label_maps import DATASET, pack_label_set, read_label_set
 from mcc_core.errors import MCCError
 from mcc_core.methods.clip_es.config import Experiment as ClipExperiment
 from mcc_core.methods.registry import experiment_of
@@ -56,6 +56,7 @@ def make_labels(
     """
     refinement = brought(validate(Refinement, task.refine or {}, f"{task.name}: refine"), task, storage, work)
     seeds = _seeds(task, refinement, storage, index, work, device)
+    seeds.origin = {**seeds.origin, DATASET: reporter.experiment.data.model_dump(mode="json")}
     splits: tuple[Literal["train", "val"], ...] = ("train", "val") if index.has_masks else ("train",)
     images = len(index.train) + (len(index.val) if index.has_masks else 0)
     reporter.on_start(0, {"device": str(device), "world_size": 1, "images": images, "input": task.input})

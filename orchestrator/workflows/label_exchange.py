@@ -52,8 +52,15 @@ def export_labels(
     labels = find_labels(source, settings)
     broken: tuple[str, ...] = ()
     if labels is None:
+        place = out if out.name else out.resolve()
+        beside = place.with_name(f"{place.name}-labels")
+        if beside.exists() and (not beside.is_dir() or any(beside.iterdir())):
+            raise UsageError(
+                f"--out {out}: {beside}, where the label maps go, is there already, perhaps of an export that was cut "
+                f"off: mcc export labels {beside} --format {format} --out {out} writes what it has; or remove it"
+            )
         asked = prepared(source, kind, changes, settings, data=data)
-        made = make(asked, out.with_name(f"{out.name}-labels"), splits=[chosen])
+        made = make(asked, beside, splits=[chosen])
         labels, broken, index = made.labels, made.broken, asked.index
     else:
         if wrong := [key for key in changes if not key.startswith("data.")] or (["kind"] if kind != "none" else []):

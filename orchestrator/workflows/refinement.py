@@ -13,7 +13,7 @@ from mcc_core import checkpoint as checkpoints
 from mcc_core.clip.config import ClipConfig
 from mcc_core.config import DataConfig
 from mcc_core.data.index import DataIndex, build_index
-from mcc_core.data.label_maps import LABELS, LabelSet, read_label_set
+from mcc_core.data.label_maps import DATASET, LABELS, LabelSet, read_label_set
 from mcc_core.data.label_source import local_zip, refuse_copies, stored_identity
 from mcc_core.device import chosen_device
 from mcc_core.errors import MCCError, UsageError
@@ -38,7 +38,6 @@ _CACHE = 4 * 10**9  # bytes of disk for what networks said, as `mcc sweep` of ev
 _DATA = "data."
 _NETWORKS = tuple(f"{kind}.network" for kind in LEARNED)  # fields that name a second network
 CLIP = "clip"  # names no file and no trial: seeds of a frozen CLIP, and its section of fields
-DATASET = "dataset"  # in the origin of a label set
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,25 @@ class Reading:
         if where:
             self.notes.append(f"{len(where)} {what}, such as {where[0]}")
 
+    def once(self, named: Sequence[tuple[str, Picture | None]]) -> set[str]:
+        """Places whose image no other place has too; which of several counts, nobody can say.
+
+        Args:
+            named: where something is said of an image, and of which; None is a place that is read all the same.
+        """
+        by_name: dict[str, list[str]] = {}
+        for where, picture in named:
+            if picture is not None:
+                by_name.setdefault(picture.name, []).append(where)
+        several = {name: places for name, places in by_name.items() if len(places) > 1}
+        for name, (first, *others) in several.items():
+            self.problems += [f"{other}: of the image {name}, as {first} is: neither is read" for other in others]
+        doubtful = {where for places in several.values() for where in places}
+        return {where for where, _ in named if where not in doubtful}
+
+
+COVERS_NOTHING = "shapes left out, which cover no pixel of their image"
+
 
 class LabelFormat:
     """A format of label maps."""
@@ -77,7 +96,7 @@ class LabelFormat:
     def read(
         self, source: Path, pictures: Pictures, classes: Sequence[str], reading: Reading
     ) -> Iterator[tuple[Picture, np.ndarray]]:
-        """Label maps in files of the format. Raises DataError where the source is none of it.
+        """Label maps in files of the format, one of an image. Raises DataError where the source is none of it.
 
         What is wrong with single images is among the problems of `reading`; such images are not given.
         """

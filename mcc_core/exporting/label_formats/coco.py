@@ -18,6 +18,7 @@ from mcc_core.data.coco_instances import Instances, read_instances
 from mcc_core.data.coco_outlines import EXPECTED, OutlineError, label_map, read_outline
 from mcc_core.errors import DataError, UsageError
 from mcc_core.exporting.label_formats.base import (
+    COVERS_NOTHING,
     LabelFormat,
     Picture,
     Pictures,
@@ -73,21 +74,22 @@ class Coco(LabelFormat):
         numbers = _numbers(made, classes)
         reading.problems += made.problems
         reading.notes += made.notes
-        seen: dict[str, int] = {}
-        for image in made.images:
-            where = f"{file}: image {image.id}"
+        empty: list[str] = []
+        images = [(f"{file}: image {image.id}", image) for image in made.images]
+        once = reading.once([(where, pictures.find(image.file_name)) for where, image in images])
+        for where, image in images:
+            if where not in once:
+                continue
             picture = pictures.find(image.file_name)
             if picture is None:
                 reading.problems.append(no_image(where, image.file_name))
-            elif picture.name in seen:
-                reading.problems.append(f"{where}: of the image {picture.name}, as image {seen[picture.name]} is")
             elif (image.width, image.height) != (picture.width, picture.height):
                 reading.problems.append(other_size(where, image.width, image.height, picture))
             else:
-                seen[picture.name] = image.id
-                label = _drawn(made, image.id, numbers, picture, reading)
+                label = _drawn(made, image.id, numbers, picture, reading, empty)
                 if label is not None:
                     yield picture, label
+        reading.note(empty, COVERS_NOTHING)
 
 
 def _annotation(region: Region, picture: Picture) -> dict[str, Any]:
@@ -123,9 +125,12 @@ def _numbers(made: Instances, classes: Sequence[str]) -> dict[int, int]:
 
 
 def _drawn(
-    made: Instances, image: int, numbers: dict[int, int], picture: Picture, reading: Reading
+    made: Instances, image: int, numbers: dict[int, int], picture: Picture, reading: Reading, empty: list[str]
 ) -> np.ndarray | None:
-    """The label map of an image; None where an outline is none, which is among the problems."""
+    """The label map of an image; None where an outline is none, which is among the problems.
+
+    Those that cover no pixel come to the `empty` ones.
+    """
     outlines = []
     for annotation in sorted(made.objects.get(image, ()), key=lambda annotation: (-annotation.area, annotation.id)):
         try:
@@ -134,6 +139,8 @@ def _drawn(
             where = f"{made.file}: annotation {annotation.id}: segmentation"
             reading.problems.append(f"{where}: {error}; expected {EXPECTED}")
             return None
+        if not label_map([(1, found)], picture.height, picture.width).any():
+            empty.append(f"{made.file}: annotation {annotation.id}")
         outlines.append((numbers[annotation.category_id], found))
     return label_map(outlines, picture.height, picture.width)
 

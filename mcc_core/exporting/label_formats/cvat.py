@@ -17,6 +17,7 @@ from mcc_core.data.voc import palette
 from mcc_core.errors import DataError
 from mcc_core.exporting.label_formats.base import (
     BACKGROUND,
+    COVERS_NOTHING,
     LabelFormat,
     Picture,
     Pictures,
@@ -77,16 +78,16 @@ class Cvat(LabelFormat):
         file = source / FILE if source.is_dir() else source
         root = _parsed(file)
         left_out: list[str] = []
-        seen: set[str] = set()
-        for image in root.findall("image"):
+        images = [(f"{file}: image {image.get('id', '?')}", image) for image in root.findall("image")]
+        once = reading.once([(where, pictures.find(image.get("name", ""))) for where, image in images])
+        for where, image in images:
+            if where not in once:
+                continue
             called = image.get("name", "")
-            where = f"{file}: image {image.get('id', '?')}"
             picture = pictures.find(called)
             try:
                 if picture is None:
                     raise DataError(no_image(where, called))
-                if picture.name in seen:
-                    raise DataError(f"{where}: the image {picture.name} is there twice")
                 size = (image.get("width", str(picture.width)), image.get("height", str(picture.height)))
                 if size != (str(picture.width), str(picture.height)):
                     raise DataError(other_size(where, *size, picture))
@@ -94,10 +95,11 @@ class Cvat(LabelFormat):
             except DataError as error:
                 reading.problems.append(str(error))
                 continue
-            seen.add(picture.name)
             left_out += skipped
             yield picture, label
-        reading.note(left_out, "shapes left out, which have no area")
+        reading.note(left_out, COVERS_NOTHING)
+        others = [f"{file}: <{part.tag}>" for part in root if part.tag not in ("image", "version", "meta")]
+        reading.note(others, "parts left out, which are no <image>")
 
 
 def _parsed(file: Path) -> Tree.Element:
@@ -122,7 +124,7 @@ def _parsed(file: Path) -> Tree.Element:
 
 
 def _label(image: Tree.Element, where: str, picture: Picture, classes: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """The label map of an <image>, and its shapes without an area. Raises DataError."""
+    """The label map of an <image>, and its shapes that cover no pixel. Raises DataError."""
     numbers = {**class_numbers(classes), "background": 0, BACKGROUND: 0}
     shapes: list[tuple[int, int, np.ndarray]] = []
     left_out = []
@@ -141,7 +143,10 @@ def _label(image: Tree.Element, where: str, picture: Picture, classes: Sequence[
         except (ValueError, KeyError) as error:
             said = f"lacks {error.args[0]!r}" if isinstance(error, KeyError) else str(error)
             raise DataError(f"{here}: {said}; not as CVAT writes it") from None
-        shapes.append((order, numbers[name], area))
+        if area.any():
+            shapes.append((order, numbers[name], area))
+        else:
+            left_out.append(here)
     shapes.sort(key=lambda shape: shape[0])  # keeps the order of equals
     return painted(((number, area) for _, number, area in shapes), picture.height, picture.width), left_out
 

@@ -114,9 +114,6 @@ def corrected_labels(
     with LabelSetWriter(out, classes, supervision=supervision, origin=origin) as writer:
         for picture, label in form.read(source, Pictures(_pictures(base, items)), classes, reading):
             name = picture.name
-            if name in done:
-                reading.problems.append(f"{source}: the image {name} is there twice")
-                continue
             sure = base.confidence(name) if base is not None and name in before else None
             if base is None or name not in before:
                 counts["new"] += 1

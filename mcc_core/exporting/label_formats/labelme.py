@@ -24,6 +24,7 @@ from pydantic import BaseModel, FiniteFloat, PositiveInt
 from mcc_core.data.pixels import IMAGE_ERRORS
 from mcc_core.errors import DataError, UsageError
 from mcc_core.exporting.label_formats.base import (
+    COVERS_NOTHING,
     LabelFormat,
     Picture,
     Pictures,
@@ -106,34 +107,42 @@ class LabelMe(LabelFormat):
     def read(
         self, source: Path, pictures: Pictures, classes: Sequence[str], reading: Reading
     ) -> Iterator[tuple[Picture, np.ndarray]]:
-        files = [source] if source.is_file() else sorted(source.rglob("*.json"))
+        files = [source] if source.is_file() else [f for f in sorted(source.rglob("*")) if f.suffix.lower() == ".json"]
         if not files:
             raise DataError(f"{source}: no .json in it; expected a file of LabelMe for each image")
-        lines: list[str] = []
-        seen: dict[str, Path] = {}
+        named: list[tuple[str, Picture]] = []
         for file in files:
             try:
-                picture, label, skipped = _read(file, source, pictures, classes)
-                if picture.name in seen:
-                    raise DataError(f"{file}: of the image {picture.name}, as {seen[picture.name]} is")
+                named.append((str(file), _picture(_checked(file), file, source, pictures)))
+            except DataError as error:
+                reading.problems.append(str(error))
+        once = reading.once(named)
+        left_out: list[str] = []
+        for name, picture in named:
+            if name not in once:
+                continue
+            try:
+                label, skipped = _read(Path(name), picture, classes)
             except DataError as error:
                 reading.problems.append(str(error))
                 continue
-            seen[picture.name] = file
-            lines += skipped
+            left_out += skipped
             yield picture, label
-        reading.note(lines, "lines and points left out, which have no area")
+        reading.note(left_out, COVERS_NOTHING)
 
 
-def _read(
-    file: Path, source: Path, pictures: Pictures, classes: Sequence[str]
-) -> tuple[Picture, np.ndarray, list[str]]:
-    """A file's image, label map, and shapes that were left out. Raises DataError."""
-    content = _checked(file)
+def _picture(content: _File, file: Path, source: Path, pictures: Pictures) -> Picture:
+    """The image of a file. Raises DataError."""
     named = file.relative_to(source).with_suffix("").as_posix() if source.is_dir() else file.stem
     picture = pictures.by_name.get(named) or pictures.find(content.imagePath) or pictures.find(named)
     if picture is None:
         raise DataError(no_image(str(file), content.imagePath))
+    return picture
+
+
+def _read(file: Path, picture: Picture, classes: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """A file's label map, and shapes that cover no pixel. Raises DataError."""
+    content = _checked(file)
     height, width = picture.height, picture.width
     if (content.imageWidth or width, content.imageHeight or height) != (width, height):
         raise DataError(other_size(str(file), content.imageWidth, content.imageHeight, picture))
@@ -146,10 +155,14 @@ def _read(
             left_out.append(f"{where} ({shape.shape_type})")
             continue
         try:
-            shapes.append((numbers[shape.label], _area(shape, where, height, width)))
+            area = _area(shape, where, height, width)
         except ValueError as error:
             raise DataError(f"{where}: {error}") from None
-    return picture, painted(shapes, height, width), left_out
+        if area.any():
+            shapes.append((numbers[shape.label], area))
+        else:
+            left_out.append(f"{where} ({shape.shape_type})")
+    return painted(shapes, height, width), left_out
 
 
 def _checked(file: Path) -> _File:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mcc_core.data.pixels import IMAGE_ERRORS, IMAGE_SUFFIXES, read_mask
+from mcc_core.data.pixels import IMAGE_ERRORS, read_mask
 from mcc_core.data.voc import palette, palette_png
 from mcc_core.errors import DataError
 from mcc_core.exporting.label_formats.base import (
@@ -65,8 +65,13 @@ class Voc(LabelFormat):
         files = {file.relative_to(folder).with_suffix("").as_posix(): file for file in maps}
         if twice := set(maps) - set(files.values()):
             raise DataError(f"{min(twice)}: a second map of one image; expected one PNG of each")
-        others = [str(file) for file in there if file.suffix.lower() in set(IMAGE_SUFFIXES) - {".png"}]
-        reading.note(others, "images left out, which are no PNG")
+        own = {
+            *maps,
+            *(folder / "ImageSets").rglob("*.txt"),
+            *(folder / name for name in ("labelmap.txt", "classes.txt")),
+        }
+        others = [str(file) for file in there if file not in own]
+        reading.note(others, "files left out, which are no PNG")
         if not files:
             raise DataError(f"{folder}: no PNG in it; expected label maps, as SegmentationClass/<image>.png")
         colours = _colours(source / "labelmap.txt", classes)
@@ -76,8 +81,9 @@ class Voc(LabelFormat):
                 reading.problems.append(f"{folder / name}.png: no such file; ImageSets lists it")
         spare = set(files) - set(listed) if listed else set[str]()
         reading.note(sorted(spare), "files left out, which no list of ImageSets/Segmentation has")
+        once = reading.once([(str(file), pictures.find(name)) for name, file in files.items() if name not in spare])
         for name, file in files.items():
-            if name in spare:
+            if name in spare or str(file) not in once:
                 continue
             picture = pictures.find(name)
             if picture is None:
@@ -130,12 +136,13 @@ def _colours(file: Path, classes: Sequence[str]) -> dict[tuple[int, ...], int]:
 
 
 def _label(file: Path, colours: dict[tuple[int, ...], int], classes: Sequence[str]) -> np.ndarray:
-    """A label map by numbers, or by colours. Raises DataError."""
+    """A label map by colours, or by the numbers of a palette whose colours are no classes'. Raises DataError."""
     if file.stat().st_size == 0:
         raise DataError(f"{file}: it is empty (0 bytes); expected a PNG")
     try:
         with Image.open(file) as image:
-            coloured = np.array(image.convert("RGB")) if image.mode in ("RGB", "RGBA") else None
+            by_colour = image.mode in ("RGB", "RGBA") or _coloured(image, file, colours)
+            coloured = np.array(image.convert("RGB")) if by_colour else None
     except IMAGE_ERRORS:
         raise DataError(f"{file}: cannot be read as a mask: it is no image, or a damaged one") from None
     if coloured is None:
@@ -148,3 +155,24 @@ def _label(file: Path, colours: dict[tuple[int, ...], int], classes: Sequence[st
             raise DataError(f"{file}: colour {rgb} is of no class; labelmap.txt, or VOC's palette, says which are")
         label[packed == shade] = colours[rgb]
     return label
+
+
+def _coloured(image: Image.Image, file: Path, colours: dict[tuple[int, ...], int]) -> bool:
+    """Whether the colours of a palette say what its pixels are: tools may number the colours that they use anew.
+
+    Raises DataError where some say that a number is another class, and others are no class's.
+    """
+    if image.mode != "P":
+        return False
+    shades = np.array(image.getpalette("RGB"), int).reshape(-1, 3).tolist()
+    numbers = np.unique(np.array(image)).tolist()
+    used = {number: tuple(shades[number]) if number < len(shades) else () for number in numbers}
+    strange = [shade for shade in used.values() if shade not in colours]
+    if not strange:
+        return True
+    if other := [number for number, shade in used.items() if colours.get(shade, number) != number]:
+        raise DataError(
+            f"{file}: number {other[0]} has the colour of class {colours[used[other[0]]]}, and colour {strange[0]} is "
+            "of no class; labelmap.txt, or VOC's palette, says which are"
+        )
+    return False

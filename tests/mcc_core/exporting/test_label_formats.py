@@ -226,9 +226,9 @@ def test_what_people_draw_is_read(items: list[Item], labels: LabelSet, tmp_path:
     made = back("labelme", tmp_path / "tool", labels, items, tmp_path / "new")
     label = made.labels.label("a0")
     assert (label == 2).sum() == 45 and (label[:2, :2] == 3).all() and label[11, 16] == 3 and not (label == 1).any()
-    assert made.notes == (
-        f"1 lines and points left out, which have no area, such as {tmp_path / 'tool/some.json'}: shapes[3] (line)",
-    )
+    (note,) = made.notes
+    assert note.startswith("1 shapes left out, which cover no pixel of their image, such as ")
+    assert note.endswith(f"{tmp_path / 'tool/some.json'}: shapes[3] (line)")
     xml = (
         "<annotations><image id='0' name='y/p0.jpg' width='18' height='14'>"
         "<box label='tree' xtl='0' ytl='0' xbr='6' ybr='4' z_order='1'/>"
@@ -239,12 +239,79 @@ def test_what_people_draw_is_read(items: list[Item], labels: LabelSet, tmp_path:
     made = back("cvat", tmp_path / "drawn.xml", labels, items, tmp_path / "cvat")
     label = made.labels.label("a0")
     assert (label[:4, :6] == 3).all() and (label == 2).sum() == 81 - 24
-    assert made.notes[0].startswith("1 shapes left out, which have no area")
+    assert made.notes[0].startswith("1 shapes left out, which cover no pixel")
     for folder in ("one", "two"):
         (tmp_path / "twice" / folder).mkdir(parents=True)
         Image.fromarray(ring()).save(tmp_path / "twice" / folder / "a0.png")
-    with pytest.raises(DataError, match="the image a0 is there twice"):
+    with pytest.raises(DataError, match=r"two/a0.png: of the image a0, as .*/one/a0.png is: neither is read"):
         back("voc", tmp_path / "twice", labels, items, tmp_path / "newer")
+
+
+def test_of_two_files_of_an_image_none_is_taken(items: list[Item], labels: LabelSet, tmp_path: Path) -> None:
+    """Nobody can say which: a copy with an old state may come first."""
+    write_labels(labels, items, label_format("labelme"), tmp_path / "tool")
+    content = json.loads((tmp_path / "tool" / "a0.json").read_text())
+    (tmp_path / "tool" / "a0 (copy).json").write_text(json.dumps(content | {"shapes": []}))
+    made = back("labelme", tmp_path / "tool", labels, items, tmp_path / "new", skip_broken=True)
+    assert len(made.problems) == 1 and made.kept == 1 and made.changed == {}
+    assert (made.labels.label("a0") == labels.label("a0")).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("labelme", {"label": "cat", "points": [[100, 100], [120, 100], [120, 120]]}),
+        ("cvat", "<polygon label='cat' points='100,100;120,100;120,120'/>"),
+        ("cvat", "<box label='cat' xtl='50' ytl='60' xbr='70' ybr='80'/>"),
+        ("cvat", "<ellipse label='cat' cx='3' cy='3' rx='0' ry='0'/>"),
+        ("coco", [[3, 3, 3, 3, 3, 3]]),
+    ],
+)
+def test_a_shape_that_covers_no_pixel_is_counted(
+    name: str, shape: Any, items: list[Item], labels: LabelSet, tmp_path: Path
+) -> None:
+    pytest.importorskip("pycocotools")
+    if name == "cvat":
+        (file := tmp_path / "drawn.xml").write_text(
+            f"<annotations><image id='0' name='y/p0.jpg'>{shape}</image><track/></annotations>"
+        )
+    elif name == "labelme":
+        (tmp_path / "tool").mkdir()
+        (file := tmp_path / "tool" / "a0.JSON").write_text(json.dumps({"shapes": [shape], "imagePath": "y/p0.jpg"}))
+    else:
+        image = {"id": 1, "file_name": "y/p0.jpg", "width": 18, "height": 14}
+        drawn = {"id": 7, "image_id": 1, "category_id": 1, "segmentation": shape, "bbox": [0, 0, 1, 1], "area": 1}
+        content = {"images": [image], "annotations": [drawn | {"iscrowd": 0}], "categories": [{"id": 1, "name": "cat"}]}
+        (file := tmp_path / "drawn.json").write_text(json.dumps(content))
+    made = back(name, file.parent if name == "labelme" else file, labels, items, tmp_path / "new")
+    assert not made.labels.label("a0").any()
+    assert any(note.startswith("1 shapes left out, which cover no pixel of their image") for note in made.notes)
+    assert name != "cvat" or made.notes[-1] == f"1 parts left out, which are no <image>, such as {file}: <track>"
+
+
+def test_a_palette_that_is_numbered_anew_is_read_by_its_colours(
+    items: list[Item], labels: LabelSet, tmp_path: Path
+) -> None:
+    write_labels(labels, items, label_format("voc"), tmp_path / "tool")
+    file = tmp_path / "tool" / "SegmentationClass" / "a0.png"
+    with Image.open(file) as image:
+        numbers, shades = np.array(image), np.array(image.getpalette("RGB")).reshape(-1, 3)
+    used = np.unique(numbers)[::-1]
+    again = Image.fromarray(np.searchsorted(-used.astype(int), -numbers.astype(int)).astype(np.uint8), mode="P")
+    again.putpalette(shades[used].ravel().tolist())
+    again.save(file)
+    made = back("voc", tmp_path / "tool", labels, items, tmp_path / "new")
+    assert made.changed == {} and made.same == 3
+    again.putpalette([*shades[used].ravel().tolist()[:-3], 1, 2, 3])  # one colour is of no class
+    again.save(file)
+    with pytest.raises(
+        DataError, match=r"a0\.png: number \d+ has the colour of class \d+, and colour \(1, 2, 3\) is of"
+    ):
+        back("voc", tmp_path / "tool", labels, items, tmp_path / "newer")
+    again.putpalette([value for value in range(256) for _ in range(3)])  # a grey ramp: by number
+    again.save(file)
+    if used.max() <= len(CLASSES):
+        assert "a0" in back("voc", tmp_path / "tool", labels, items, tmp_path / "grey").changed
 
 
 ODD_SHAPES: dict[str, tuple[dict[str, Any], str]] = {  # of LabelMe, and the line on it
@@ -318,7 +385,7 @@ def test_no_file_of_a_folder_is_dropped_in_silence(items: list[Item], labels: La
         Image.fromarray(np.zeros((14, 18), np.uint8)).save(folder / name)
     made = back("voc", folder, labels, items, tmp_path / "new")
     assert set(made.changed) == {"a0", "a1"} and made.kept == 1
-    assert made.notes == (f"1 images left out, which are no PNG, such as {folder / 'a2.jpg'}",)
+    assert made.notes == (f"1 files left out, which are no PNG, such as {folder / 'a2.jpg'}",)
     Image.fromarray(np.zeros((14, 18), np.uint8)).save(folder / "a1.png")
     with pytest.raises(DataError, match=r"a1\.PNG: a second map of one image"):
         back("voc", folder, labels, items, tmp_path / "newer")

@@ -71,6 +71,11 @@ def mistakes(folder: Path, stages: str) -> list[str]:
             SEEDS + "  x: {of: seeds, refine: {kind: none}, parameters: {refine.threshold: 0.4}}\n",
             "stages.x.parameters: refine.threshold: 0.4: expected a list of values",
         ),
+        (
+            SEEDS + "  x: {of: seeds, refine: {kind: none}, parameters: {refine.threshold: []}}\n",
+            "stages.x.parameters: refine.threshold: needs at least 1 of them",
+        ),
+        (SEEDS + "  on: {of: seeds, refine: {}}\n", "stages: True: expected a name; put it in quotes, or YAML reads"),
         (SEEDS + "  x: {of: seeds, refines: {kind: none}}\n", "stages.x.refines: unknown field"),
         (SEEDS + "metrics: x\n", "metrics: unknown field, did you mean metric?"),
         (SEEDS + "search: {kind: random, points: 3}\n", "search: unknown field"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,33 @@ def test_labels_go_to_a_tool_and_come_back(work: Path, monkeypatch: pytest.Monke
     after = read_label_set(work / "new")
     assert (after.label(name) == changed).all() and "train with --set labels.source=new\n" in out
     assert all((after.label(other) == before.label(other)).all() for other in before.names[1:])
+
+
+def test_an_export_of_a_network_into_this_folder_and_one_that_was_cut_off(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings.at(work / "home")
+    (work / "here").mkdir()
+    monkeypatch.chdir(work / "here")
+    export_labels(str(work / "net.pt"), "voc", Path(), settings)
+    made = read_label_set(work / "here-labels")
+    assert len(list((work / "here" / "SegmentationClass").iterdir())) == len(made.names) == 8
+    monkeypatch.chdir(work)
+    shutil.rmtree("here")
+    with pytest.raises(UsageError, match="mcc export labels here-labels --format voc --out here writes what it has"):
+        export_labels("net.pt", "voc", Path("here"), settings)
+    assert export_labels("here-labels", "voc", Path("here"), settings).written.images == 8
+
+
+def test_a_set_of_a_folder_of_maps_says_whose_they_are(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that it is exported without a word on its images."""
+    folder = ("--set", f"data.root={work / 'prepared'}", *SHAPES)
+    run(work, "data", "labels", "tiny", "--supervision", "full", *folder, "--out", "masks", monkeypatch=monkeypatch)
+    maps = ("--maps", "masks/maps", *folder, "--out", "set")
+    run(work, "data", "labels", "tiny", *maps, monkeypatch=monkeypatch)
+    for name in ("masks", "set"):
+        out = run(work, "export", "labels", name, "--format", "voc", "--out", f"voc-{name}", monkeypatch=monkeypatch)
+        assert "8 label maps as PASCAL VOC" in out
 
 
 def test_what_was_corrected_changes_what_is_trained(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
