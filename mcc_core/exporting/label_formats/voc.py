@@ -81,6 +81,7 @@ class Voc(LabelFormat):
                 reading.problems.append(f"{folder / name}.png: no such file; ImageSets lists it")
         spare = set(files) - set(listed) if listed else set[str]()
         reading.note(sorted(spare), "files left out, which no list of ImageSets/Segmentation has")
+        renumbered: list[str] = []
         once = reading.once([(str(file), pictures.find(name)) for name, file in files.items() if name not in spare])
         for name, file in files.items():
             if name in spare or str(file) not in once:
@@ -90,7 +91,7 @@ class Voc(LabelFormat):
                 reading.problems.append(no_image(str(file), name))
                 continue
             try:
-                label = _label(file, colours, classes)
+                label = _label(file, colours, classes, renumbered)
             except DataError as error:
                 reading.problems.append(str(error))
                 continue
@@ -98,6 +99,7 @@ class Voc(LabelFormat):
                 reading.problems.append(other_size(str(file), label.shape[1], label.shape[0], picture))
                 continue
             yield picture, label
+        reading.note(renumbered, "palettes read by their colours, whose numbers are others")
 
 
 def _listed(source: Path) -> list[str]:
@@ -135,13 +137,18 @@ def _colours(file: Path, classes: Sequence[str]) -> dict[tuple[int, ...], int]:
     return known
 
 
-def _label(file: Path, colours: dict[tuple[int, ...], int], classes: Sequence[str]) -> np.ndarray:
-    """A label map by colours, or by the numbers of a palette whose colours are no classes'. Raises DataError."""
+def _label(
+    file: Path, colours: dict[tuple[int, ...], int], classes: Sequence[str], renumbered: list[str]
+) -> np.ndarray:
+    """A label map by colours, or by the numbers of a palette whose colours are no classes'. Raises DataError.
+
+    A file where both say something, and not the same, comes to the `renumbered` ones.
+    """
     if file.stat().st_size == 0:
         raise DataError(f"{file}: it is empty (0 bytes); expected a PNG")
     try:
         with Image.open(file) as image:
-            by_colour = image.mode in ("RGB", "RGBA") or _coloured(image, file, colours)
+            by_colour = image.mode in ("RGB", "RGBA") or _coloured(image, file, colours, renumbered)
             coloured = np.array(image.convert("RGB")) if by_colour else None
     except IMAGE_ERRORS:
         raise DataError(f"{file}: cannot be read as a mask: it is no image, or a damaged one") from None
@@ -157,7 +164,7 @@ def _label(file: Path, colours: dict[tuple[int, ...], int], classes: Sequence[st
     return label
 
 
-def _coloured(image: Image.Image, file: Path, colours: dict[tuple[int, ...], int]) -> bool:
+def _coloured(image: Image.Image, file: Path, colours: dict[tuple[int, ...], int], renumbered: list[str]) -> bool:
     """Whether the colours of a palette say what its pixels are: tools may number the colours that they use anew.
 
     Raises DataError where some say that a number is another class, and others are no class's.
@@ -168,9 +175,11 @@ def _coloured(image: Image.Image, file: Path, colours: dict[tuple[int, ...], int
     numbers = np.unique(np.array(image)).tolist()
     used = {number: tuple(shades[number]) if number < len(shades) else () for number in numbers}
     strange = [shade for shade in used.values() if shade not in colours]
+    other = [number for number, shade in used.items() if colours.get(shade, number) != number]
     if not strange:
+        renumbered += [str(file)] if other else []
         return True
-    if other := [number for number, shade in used.items() if colours.get(shade, number) != number]:
+    if other:
         raise DataError(
             f"{file}: number {other[0]} has the colour of class {colours[used[other[0]]]}, and colour {strange[0]} is "
             "of no class; labelmap.txt, or VOC's palette, says which are"

@@ -302,6 +302,7 @@ def test_a_palette_that_is_numbered_anew_is_read_by_its_colours(
     again.save(file)
     made = back("voc", tmp_path / "tool", labels, items, tmp_path / "new")
     assert made.changed == {} and made.same == 3
+    assert made.notes == (f"1 palettes read by their colours, whose numbers are others, such as {file}",)
     again.putpalette([*shades[used].ravel().tolist()[:-3], 1, 2, 3])  # one colour is of no class
     again.save(file)
     with pytest.raises(
