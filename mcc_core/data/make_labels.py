@@ -78,8 +78,9 @@ def label_set_of_folder(
 def _recorded(dataset: DataConfig | None) -> dict[str, Any]:
     if dataset is None:
         return {}
-    root = None if dataset.root is None else dataset.root.expanduser().resolve()
-    return {DATASET: dataset.model_copy(update={"root": root}).model_dump(mode="json")}
+    paths = {name: getattr(dataset, name) for name in ("root", "classes")}
+    whole = {name: path.expanduser().resolve() for name, path in paths.items() if isinstance(path, Path)}
+    return {DATASET: dataset.model_copy(update=whole).model_dump(mode="json")}
 
 
 def _maps(folder: Path | None, items: dict[str, Item]) -> dict[str, Path]:

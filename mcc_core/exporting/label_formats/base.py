@@ -61,8 +61,8 @@ class Reading:
         if where:
             self.notes.append(f"{len(where)} {what}, such as {where[0]}")
 
-    def once(self, named: Sequence[tuple[str, Picture | None]]) -> set[str]:
-        """Places whose image no other place has too; which of several counts, nobody can say.
+    def once(self, named: Sequence[tuple[str, Picture | None]]) -> list[bool]:
+        """Whether no other place has the same image, of each place; which of several counts, nobody can say.
 
         Args:
             named: where something is said of an image, and of which; None is a place that is read all the same.
@@ -71,11 +71,9 @@ class Reading:
         for where, picture in named:
             if picture is not None:
                 by_name.setdefault(picture.name, []).append(where)
-        several = {name: places for name, places in by_name.items() if len(places) > 1}
-        for name, (first, *others) in several.items():
+        for name, (first, *others) in by_name.items():
             self.problems += [f"{other}: of the image {name}, as {first} is: neither is read" for other in others]
-        doubtful = {where for places in several.values() for where in places}
-        return {where for where, _ in named if where not in doubtful}
+        return [picture is None or len(by_name[picture.name]) == 1 for _, picture in named]
 
 
 COVERS_NOTHING = "shapes left out, which cover no pixel of their image"

@@ -77,8 +77,8 @@ class Coco(LabelFormat):
         empty: list[str] = []
         images = [(f"{file}: image {image.id}", image) for image in made.images]
         once = reading.once([(where, pictures.find(image.file_name)) for where, image in images])
-        for where, image in images:
-            if where not in once:
+        for (where, image), alone in zip(images, once, strict=True):
+            if not alone:
                 continue
             picture = pictures.find(image.file_name)
             if picture is None:

@@ -80,8 +80,8 @@ class Cvat(LabelFormat):
         left_out: list[str] = []
         images = [(f"{file}: image {image.get('id', '?')}", image) for image in root.findall("image")]
         once = reading.once([(where, pictures.find(image.get("name", ""))) for where, image in images])
-        for where, image in images:
-            if where not in once:
+        for (where, image), alone in zip(images, once, strict=True):
+            if not alone:
                 continue
             called = image.get("name", "")
             picture = pictures.find(called)

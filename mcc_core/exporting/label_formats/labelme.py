@@ -116,10 +116,9 @@ class LabelMe(LabelFormat):
                 named.append((str(file), _picture(_checked(file), file, source, pictures)))
             except DataError as error:
                 reading.problems.append(str(error))
-        once = reading.once(named)
         left_out: list[str] = []
-        for name, picture in named:
-            if name not in once:
+        for (name, picture), alone in zip(named, reading.once(named), strict=True):
+            if not alone:
                 continue
             try:
                 label, skipped = _read(Path(name), picture, classes)

@@ -82,9 +82,10 @@ class Voc(LabelFormat):
         spare = set(files) - set(listed) if listed else set[str]()
         reading.note(sorted(spare), "files left out, which no list of ImageSets/Segmentation has")
         renumbered: list[str] = []
-        once = reading.once([(str(file), pictures.find(name)) for name, file in files.items() if name not in spare])
-        for name, file in files.items():
-            if name in spare or str(file) not in once:
+        chosen = [(name, file) for name, file in files.items() if name not in spare]
+        once = reading.once([(str(file), pictures.find(name)) for name, file in chosen])
+        for (name, file), alone in zip(chosen, once, strict=True):
+            if not alone:
                 continue
             picture = pictures.find(name)
             if picture is None:

@@ -257,6 +257,18 @@ def test_of_two_files_of_an_image_none_is_taken(items: list[Item], labels: Label
     assert (made.labels.label("a0") == labels.label("a0")).all()
 
 
+def test_images_of_one_number_are_told_apart_by_their_names(
+    items: list[Item], labels: LabelSet, tmp_path: Path
+) -> None:
+    """As where files of several tasks of CVAT are put together."""
+    image = "<image id='0' name='{}' width='18' height='14'><box label='cat' xtl='0' ytl='0' xbr='2' ybr='2'/></image>"
+    names = [item.image.name for item in items]
+    text = "".join(image.format(name) for name in (names[0], names[1], names[0]))
+    (tmp_path / "drawn.xml").write_text(f"<annotations>{text}</annotations>")
+    made = back("cvat", tmp_path / "drawn.xml", labels, items, tmp_path / "new", skip_broken=True)
+    assert set(made.changed) == {items[1].name} and len(made.problems) == 1 and made.kept == 2
+
+
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
